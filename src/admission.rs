@@ -1,0 +1,59 @@
+//! What the API server asks: may this pod come up, and in which shape.
+//!
+//! The pure half is one function, [`inject()`]: the pod, its namespace, the settings, what is known
+//! of its images and its policy go in, JSON Patch operations, warnings or a refusal come out. The
+//! webhook, `ringfence inject` and verification all call it, so they cannot disagree. The other
+//! half serves it: HTTP, look-ups, certificates.
+//!
+//! | file | what it is for |
+//! |---|---|
+//! | `inject` | the function itself, what has to be looked up before it, verification |
+//! | `restore` | UPDATE: a re-applied manifest gets its injection back from the old object |
+//! | `verdict` | every class of pod that gets another answer than "fenced", as one enum |
+//! | `namespace` | labels and annotations of Ringfence, read strictly |
+//! | `notes` | warnings, and the classes of the pod as a whole |
+//! | `settings` | what the chart decides |
+//! | `source` | from a policy ConfigMap's data to what a pod needs of it |
+//! | `patch` | the difference of two documents as operations, arrays never written as a whole |
+//! | `json` | reading and editing `Value`s where null means absent |
+//! | `command`, `user` | the supervisor's argv, and the original recovered from it |
+//! | `mounts`, `install` | volumes and mounts of ours, the init container |
+//! | `security`, `env`, `probes` | the remaining parts of a container |
+//! | `review` | the AdmissionReview envelope |
+//! | `server`, `lookup`, `exec` | the serving half |
+#![forbid(unsafe_code)]
+
+mod command;
+mod env;
+pub mod exec;
+mod inject;
+mod install;
+mod json;
+pub mod lookup;
+mod mounts;
+mod namespace;
+mod notes;
+mod patch;
+mod probes;
+mod restore;
+pub mod review;
+mod security;
+pub mod server;
+mod settings;
+mod source;
+#[cfg(test)]
+mod tests;
+mod user;
+mod verdict;
+
+pub use crate::image::Config as ImageConfig;
+pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
+pub use inject::{
+    ImageNeed, Injection, Needs, Outcome, PolicyRef, ephemeral, fenced_containers, inject, needs,
+    policy_name, verify,
+};
+pub use namespace::{Mode, Namespace};
+pub use restore::restore;
+pub use settings::{Delivery, IpFamily, LogLevel, Profile, Settings};
+pub use source::{COPY_PREFIX, POLICY_KEYS, PolicySource};
+pub use verdict::{Class, Refusal, Verdict, table};

@@ -1,0 +1,117 @@
+//! `kubectl exec` into a fenced container enters the fence: its command is run by the
+//! supervisor's `enter`.
+//!
+//! The review carries only the options (container and command), so the pod is read live by the
+//! caller. `kubectl cp` is an exec too; `attach` reaches the agent itself and needs nothing.
+
+use json_patch::{Patch, PatchOperation, ReplaceOperation};
+use serde_json::{Value, json};
+
+use super::command::entered;
+use super::json::{field, list, text};
+use super::{Class, Namespace, Refusal, enter_prefix};
+
+const EXEC: &str = "ringfence.dev/exec";
+
+/// Whether the namespace lets `kubectl exec` into the bare container.
+#[must_use]
+pub fn is_outside(ns: &Namespace) -> bool {
+    ns.annotations.get(EXEC).is_some_and(|value| value == "outside")
+}
+
+/// What to change in the options (a `PodExecOptions`) of an exec into `pod`. Nothing where the
+/// container is not fenced or the command enters already.
+///
+/// # Errors
+/// Options whose command is not a list of words.
+pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let containers = list(spec, "containers");
+    let named = text(options, "container").filter(|name| !name.is_empty());
+    let container = match (named, containers) {
+        (Some(name), all) => all.iter().find(|c| text(c, "name") == Some(name)),
+        // The API server takes the only container, and refuses where there are several.
+        (None, [only]) => Some(only),
+        (None, _) => None,
+    };
+    let Some(prefix) = container.and_then(enter_prefix) else { return Ok(Patch(Vec::new())) };
+    let malformed =
+        || Refusal::new(Class::Malformed, "the command of the exec is not a list of words");
+    let command: Vec<String> = list(options, "command")
+        .iter()
+        .map(|word| word.as_str().map(str::to_owned).ok_or_else(malformed))
+        .collect::<Result<_, _>>()?;
+    if entered(&command).is_some() && command.starts_with(&prefix) {
+        return Ok(Patch(Vec::new()));
+    }
+    let wrapped: Vec<String> = prefix.into_iter().chain(command).collect();
+    let path = json_patch::jsonptr::PointerBuf::from_tokens(["command"]);
+    Ok(Patch(vec![PatchOperation::Replace(ReplaceOperation { path, value: json!(wrapped) })]))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::{Outcome, PolicyRef, Settings, inject};
+    use super::*;
+
+    fn bare(names: &[&str]) -> Value {
+        let containers: Vec<Value> =
+            names.iter().map(|name| json!({ "name": name, "command": ["sh"] })).collect();
+        json!({ "spec": { "containers": containers } })
+    }
+
+    #[test]
+    fn a_container_that_is_not_fenced_is_left_alone() {
+        let options = json!({ "command": ["ls"], "container": "a" });
+        for pod in [bare(&["a"]), bare(&["b"]), bare(&[]), json!({})] {
+            assert_eq!(wrap(&options, &pod).expect("an answer").0, []);
+        }
+        let options = json!({ "command": ["ls"] });
+        assert_eq!(wrap(&options, &bare(&["a", "b"])).expect("an answer").0, []);
+    }
+
+    fn fenced() -> Value {
+        let mut pod = json!({ "metadata": { "name": "p" }, "spec": { "containers": [
+            { "name": "a", "image": "i", "command": ["agent"], "securityContext": { "runAsUser": 1000 } },
+        ] } });
+        let mut ns = Namespace { name: "n".into(), ..Namespace::default() };
+        ns.labels.insert("ringfence.dev/inject".into(), "enabled".into());
+        let policy = PolicyRef {
+            configmap: "ringfence-policy-0".into(),
+            digest: format!("sha256:{}", "0".repeat(64)),
+            keys: vec!["policy.yaml".into()],
+            ..PolicyRef::default()
+        };
+        match inject(None, &pod, &ns, &Settings::default(), &BTreeMap::new(), &policy) {
+            Outcome::Inject(injection) => json_patch::patch(&mut pod, &injection.ops).expect("applies"),
+            other => panic!("{other:?}"),
+        }
+        pod
+    }
+
+    #[test]
+    fn an_exec_into_a_fenced_container_enters_it_once() {
+        let pod = fenced();
+        for container in [json!("a"), json!(""), json!(null)] {
+            let mut options = json!({ "container": container, "command": ["sh", "-c", "id"] });
+            let patch = wrap(&options, &pod).expect("an answer");
+            json_patch::patch(&mut options, &patch).expect("applies");
+            let command: Vec<&str> =
+                list(&options, "command").iter().filter_map(Value::as_str).collect();
+            assert!(command[0].ends_with("/ringfence-supervisor") && command[1] == "enter");
+            assert!(command.ends_with(&["--", "sh", "-c", "id"]), "{command:?}");
+            assert_eq!(wrap(&options, &pod).expect("an answer").0, [], "a second round");
+        }
+        assert!(wrap(&json!({ "container": "a", "command": [1] }), &pod).is_err());
+    }
+
+    #[test]
+    fn only_the_namespace_lets_exec_out() {
+        let mut ns = Namespace::default();
+        assert!(!is_outside(&ns));
+        ns.annotations.insert(EXEC.into(), "outside".into());
+        assert!(is_outside(&ns));
+    }
+}

@@ -1,0 +1,479 @@
+//! The function itself: pod in, operations out.
+
+use std::collections::BTreeMap;
+
+use json_patch::Patch;
+use serde_json::{Value, json};
+
+use super::command::{self, Argv, Original};
+use super::json::{at, field, list, list_in, object, object_in, set, text, word, yes};
+use super::namespace::{Inbound, STATUS, Wishes};
+use super::notes::{self, Notes};
+use super::{Class, ImageConfig, Mode, Namespace, Refusal, Settings};
+use super::{env, install, mounts, patch, probes, restore, security, supervisor_path, user};
+
+/// What has to be known of the images before [`inject`] can run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// One entry a container whose image has to be read.
+    pub images: Vec<ImageNeed>,
+    /// Names of the pod's own pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// The pod's service account, `default` where it names none.
+    pub service_account: String,
+    /// Values of `kubernetes.io/arch` (Go's names) that the pod allows; empty: any.
+    pub architectures: Vec<String>,
+}
+
+/// One image to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageNeed {
+    /// The container's name: the key of the map given to [`inject`].
+    pub container: String,
+    /// Its image reference, as the pod has it.
+    pub image: String,
+    /// ENTRYPOINT or CMD is needed: without it there is nothing to run.
+    pub command: bool,
+    /// USER is needed.
+    pub user: bool,
+}
+
+/// The policy copy that this pod mounts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyRef {
+    /// Name of the immutable copy, `ringfence-policy-<hash>`.
+    pub configmap: String,
+    /// `policy::digest::digest` of its data, `sha256:<hex>`.
+    pub digest: String,
+    /// Keys of the data: `policy.yaml`, `policy.rego`, `upstream-ca.crt`.
+    pub keys: Vec<String>,
+    /// `process.run_as_user`.
+    pub run_as_user: Option<String>,
+    /// `process.run_as_group`.
+    pub run_as_group: Option<String>,
+}
+
+impl PolicyRef {
+    /// Whether the policy has this key.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|have| have == key)
+    }
+}
+
+/// A pod as it is to be admitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Injection {
+    /// What to change; empty where the pod already is as it should be.
+    pub ops: Patch,
+    /// For the person who created the pod, one a cause.
+    pub warnings: Vec<String>,
+    /// Audit annotations: key without prefix, value.
+    pub audit: BTreeMap<String, String>,
+    /// The classes that warned, for metrics and Events.
+    pub classes: Vec<Class>,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not ours: the namespace has no label, or the pod was created before it had one.
+    Untouched,
+    /// Admitted.
+    Inject(Injection),
+    /// Not admitted.
+    Refuse(Refusal),
+}
+
+/// The name of the policy `ConfigMap` (in the release namespace) that applies to this pod.
+///
+/// # Errors
+/// A pod that asks for a policy its namespace does not offer, or a bad annotation.
+pub fn policy_name(pod: &Value, ns: &Namespace, settings: &Settings) -> Result<String, Refusal> {
+    Ok(Wishes::read(pod, ns)?
+        .policy
+        .unwrap_or_else(|| settings.default_policy.clone()))
+}
+
+/// What was understood of a pod before anything is changed.
+struct Plan<'a> {
+    wishes: Wishes,
+    /// Indices into `spec.containers`.
+    fenced: Vec<usize>,
+    containers: &'a [Value],
+    notes: Notes,
+    mode: Mode,
+}
+
+/// Decides what is fenced. `None` where the namespace has no label.
+fn plan<'a>(pod: &'a Value, ns: &Namespace) -> Result<Option<Plan<'a>>, Refusal> {
+    let mode = Mode::of(ns)?;
+    if mode == Mode::Off {
+        return Ok(None);
+    }
+    let wishes = Wishes::read(pod, ns)?;
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let containers = list(spec, "containers");
+    let mut notes = Notes::default();
+    let done = notes::whole_pod(&mut notes, pod, ns, mode)?;
+    let mut plan = Plan {
+        wishes,
+        fenced: Vec::new(),
+        containers,
+        notes,
+        mode,
+    };
+    // A pod without containers gets a better answer from the API server than from here.
+    if done || containers.is_empty() {
+        return Ok(Some(plan));
+    }
+    let init: Vec<&Value> = list(spec, "initContainers")
+        .iter()
+        .filter(|container| text(container, "name") != Some(install::NAME))
+        .collect();
+    init.iter()
+        .try_for_each(|container| mounts::unfenced(container))?;
+    notes::init_containers(&mut plan.notes, &init, mode)?;
+    plan.sort_out()?;
+    Ok(Some(plan))
+}
+
+impl Plan<'_> {
+    /// Tells the fenced regular containers from the exempted ones.
+    fn sort_out(&mut self) -> Result<(), Refusal> {
+        let mut exempt = Vec::new();
+        for (index, container) in self.containers.iter().enumerate() {
+            let name = text(container, "name").unwrap_or_default();
+            if name == install::NAME {
+                return Err(Refusal::new(
+                    Class::ForeignUse,
+                    format!("a container is named {name}"),
+                ));
+            }
+            if self.wishes.exempts(container) {
+                mounts::unfenced(container)?;
+                exempt.push(container);
+                continue;
+            }
+            if yes(container, &["securityContext", "privileged"]) {
+                let what = format!("container {name} is privileged");
+                self.notes.meet(Class::Privileged, self.mode, what)?;
+            }
+            self.fenced.push(index);
+        }
+        if !exempt.is_empty() {
+            let names: Vec<_> = exempt.iter().filter_map(|c| text(c, "name")).collect();
+            let what = format!("container {}", names.join(", "));
+            self.notes.meet(Class::Unfenced, self.mode, what)?;
+            notes::privileged(&mut self.notes, &exempt, self.mode)?;
+        }
+        if self.fenced.is_empty() {
+            self.notes
+                .meet(Class::NothingToFence, self.mode, "no container is left")?;
+        }
+        Ok(())
+    }
+}
+
+/// What has to be looked up before [`inject`] can answer. Empty for a namespace without the label.
+///
+/// # Errors
+/// Pods that are refused whatever the look-ups say.
+pub fn needs(
+    pod: &Value,
+    ns: &Namespace,
+    settings: &Settings,
+    policy: &PolicyRef,
+) -> Result<Needs, Refusal> {
+    let _ = settings;
+    let Some(plan) = plan(pod, ns)? else {
+        return Ok(Needs::default());
+    };
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let mut needs = Needs {
+        pull_secrets: list(spec, "imagePullSecrets")
+            .iter()
+            .filter_map(|secret| word(secret, "name").map(str::to_owned))
+            .collect(),
+        service_account: word(spec, "serviceAccountName")
+            .unwrap_or("default")
+            .to_owned(),
+        architectures: architectures(spec),
+        images: Vec::new(),
+    };
+    for container in plan.fenced.iter().map(|&index| &plan.containers[index]) {
+        let original = Original::of(container)?;
+        let command = original.command.is_none();
+        let user = !user::is_known(pod, container, &original, policy)?;
+        if command || user {
+            needs.images.push(ImageNeed {
+                container: text(container, "name").unwrap_or_default().to_owned(),
+                image: text(container, "image").unwrap_or_default().to_owned(),
+                command,
+                user,
+            });
+        }
+    }
+    Ok(needs)
+}
+
+/// The architectures that the node selector and the required node affinity leave.
+fn architectures(spec: &Value) -> Vec<String> {
+    const KEY: &str = "kubernetes.io/arch";
+    if let Some(arch) = at(spec, &["nodeSelector", KEY]).and_then(Value::as_str) {
+        return vec![arch.to_owned()];
+    }
+    let required = [
+        "affinity",
+        "nodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+    ];
+    let terms = at(spec, &required).map_or(&[][..], |required| list(required, "nodeSelectorTerms"));
+    let mut found: Vec<String> = Vec::new();
+    for term in terms {
+        let named = list(term, "matchExpressions")
+            .iter()
+            .find(|e| text(e, "key") == Some(KEY) && text(e, "operator") == Some("In"));
+        // Terms are alternatives: one that says nothing allows every architecture.
+        let Some(named) = named else {
+            return Vec::new();
+        };
+        for arch in list(named, "values").iter().filter_map(Value::as_str) {
+            if !found.iter().any(|have| have == arch) {
+                found.push(arch.to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// What has to change so that this pod comes up fenced.
+///
+/// With `old` (UPDATE) nothing is computed anew: what is ours is taken from the old object, see
+/// [`restore()`]; `images` and `policy` are not looked at.
+#[must_use]
+pub fn inject(
+    old: Option<&Value>,
+    pod: &Value,
+    ns: &Namespace,
+    settings: &Settings,
+    images: &BTreeMap<String, ImageConfig>,
+    policy: &PolicyRef,
+) -> Outcome {
+    if let Some(old) = old {
+        return restore(old, pod, ns, settings);
+    }
+    match build(pod, ns, settings, images, policy) {
+        Ok(None) => Outcome::Untouched,
+        Ok(Some((target, notes))) => finish(pod, &target, notes),
+        Err(refusal) => Outcome::Refuse(refusal),
+    }
+}
+
+/// The pod as it is to be: the same document with what is ours put right.
+fn build(
+    pod: &Value,
+    ns: &Namespace,
+    settings: &Settings,
+    images: &BTreeMap<String, ImageConfig>,
+    policy: &PolicyRef,
+) -> Result<Option<(Value, Notes)>, Refusal> {
+    let Some(mut plan) = plan(pod, ns)? else {
+        return Ok(None);
+    };
+    let mut target = pod.clone();
+    plan.notes
+        .audit
+        .insert("mode".into(), plan.mode.as_str().into());
+    if plan.fenced.is_empty() {
+        return Ok(Some((target, plan.notes)));
+    }
+    let spec = object_in(object(&mut target, "pod")?, "spec")?;
+    let containers = list_in(spec, "containers")?;
+    let mut names = Vec::new();
+    for index in plan.fenced.clone() {
+        let name = text(&containers[index], "name")
+            .unwrap_or_default()
+            .to_owned();
+        let fence = Fence {
+            pod,
+            settings,
+            policy,
+            image: images.get(&name),
+        };
+        fence.apply(&mut containers[index], &name, &mut plan)?;
+        names.push(name);
+    }
+    security::pod(spec, settings.profile)?;
+    mounts::volumes(spec, &names, policy, settings)?;
+    install::apply(spec, ns, settings)?;
+    annotate(&mut target, &names, &mut plan, policy)?;
+    Ok(Some((target, plan.notes)))
+}
+
+/// What one container is fenced with.
+struct Fence<'a> {
+    pod: &'a Value,
+    settings: &'a Settings,
+    policy: &'a PolicyRef,
+    image: Option<&'a ImageConfig>,
+}
+
+impl Fence<'_> {
+    fn apply(&self, container: &mut Value, name: &str, plan: &mut Plan<'_>) -> Result<(), Refusal> {
+        let original = Original::of(container)?;
+        let bin_dir = mounts::bin_dir(container)?;
+        let child = command::child(container, &original, self.image)?;
+        let run_as = user::run_as(self.pod, container, &original, self.image, self.policy)?;
+        if run_as.was_root {
+            let what = format!("container {name} would run as root");
+            plan.notes.meet(Class::RootUser, plan.mode, what)?;
+        }
+        let inbound = match plan.wishes.inbound {
+            Inbound::Mirror => "mirror".to_owned(),
+            Inbound::None => "none".to_owned(),
+            Inbound::Declared => {
+                let ports = probes::declared_ports(container);
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                if ports.is_empty() {
+                    "none".to_owned()
+                } else {
+                    ports.join(",")
+                }
+            }
+        };
+        let argv = Argv {
+            bin_dir: &bin_dir,
+            policy: self.policy,
+            workdir: command::workdir(container, &original, self.image).as_deref(),
+            run_as: &run_as.flag,
+            groups: &user::groups(self.pod)?,
+            log_level: self.settings.log_level.as_str(),
+            inbound: &inbound,
+            child: &child,
+        }
+        .build();
+        let map = object(container, "containers")?;
+        set(map, "command", argv);
+        security::container(map, self.settings.profile)?;
+        let entries = list_in(map, "env")?;
+        let unread = env::apply(entries, name, original.injected, self.policy, self.settings)?;
+        for variable in unread {
+            let what = format!("container {name}, variable {variable}");
+            plan.notes.meet(Class::LocalhostUrl, plan.mode, what)?;
+        }
+        mounts::apply(map, name, &bin_dir)?;
+        probes::wrap(map, &format!("{bin_dir}/{}", command::SUPERVISOR))
+    }
+}
+
+/// Writes down, for people, what was done.
+fn annotate(
+    target: &mut Value,
+    names: &[String],
+    plan: &mut Plan<'_>,
+    policy: &PolicyRef,
+) -> Result<(), Refusal> {
+    let status = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "mode": plan.mode.as_str(),
+        "containers": names,
+        "policy": policy.digest,
+    });
+    let metadata = object_in(object(target, "pod")?, "metadata")?;
+    set(
+        object_in(metadata, "annotations")?,
+        STATUS,
+        json!(status.to_string()),
+    );
+    plan.notes
+        .audit
+        .insert("containers".into(), names.join(","));
+    plan.notes
+        .audit
+        .insert("policy".into(), policy.digest.clone());
+    Ok(())
+}
+
+/// Turns a target into operations and applies them to the input before anybody else does.
+pub(super) fn finish(pod: &Value, target: &Value, notes: Notes) -> Outcome {
+    let ops = patch::diff(pod, target);
+    let mut applied = pod.clone();
+    let done = json_patch::patch(&mut applied, &ops);
+    if done.is_err() || applied != *target {
+        let what = done
+            .err()
+            .map_or_else(|| "the result differs".to_owned(), |e| e.to_string());
+        return Outcome::Refuse(Refusal::new(Class::SelfCheck, what));
+    }
+    let mut audit = notes.audit;
+    if !notes.classes.is_empty() {
+        let slugs: Vec<&str> = notes.classes.iter().map(|class| class.slug()).collect();
+        audit.insert("classes".into(), slugs.join(","));
+    }
+    Outcome::Inject(Injection {
+        ops,
+        warnings: notes.warnings,
+        audit,
+        classes: notes.classes,
+    })
+}
+
+/// Whether the final pod is what [`inject`] makes of it: a second pass has nothing to change.
+///
+/// # Errors
+/// The refusal of [`inject`], or one that names the first path that differs.
+pub fn verify(
+    old: Option<&Value>,
+    pod: &Value,
+    ns: &Namespace,
+    settings: &Settings,
+    images: &BTreeMap<String, ImageConfig>,
+    policy: &PolicyRef,
+) -> Result<(), Refusal> {
+    match inject(old, pod, ns, settings, images, policy) {
+        Outcome::Untouched => Ok(()),
+        Outcome::Refuse(refusal) => Err(refusal),
+        Outcome::Inject(injection) => match injection.ops.first() {
+            None => Ok(()),
+            Some(op) => Err(Refusal::new(
+                Class::Unfixed,
+                format!("{} is not as injected", op.path()),
+            )),
+        },
+    }
+}
+
+/// Names of the containers of a (live) pod whose command is ours: what `kubectl exec` has to enter.
+#[must_use]
+pub fn fenced_containers(pod: &Value) -> Vec<String> {
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let fenced = list(spec, "containers")
+        .iter()
+        .filter(|c| supervisor_path(c).is_some());
+    fenced
+        .filter_map(|container| text(container, "name").map(str::to_owned))
+        .collect()
+}
+
+/// UPDATE of `pods/ephemeralcontainers`: never fenced, so warned about or refused.
+#[must_use]
+pub fn ephemeral(pod: &Value, ns: &Namespace) -> Outcome {
+    let mode = match Mode::of(ns) {
+        Ok(Mode::Off) => return Outcome::Untouched,
+        Ok(mode) => mode,
+        Err(refusal) => return Outcome::Refuse(refusal),
+    };
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let mut notes = Notes::default();
+    let checked = list(spec, "ephemeralContainers")
+        .iter()
+        .try_for_each(|container| {
+            mounts::unfenced(container)?;
+            let name = text(container, "name").unwrap_or_default();
+            notes.meet(Class::EphemeralContainer, mode, format!("container {name}"))
+        });
+    match checked {
+        Ok(()) => finish(pod, pod, notes),
+        Err(refusal) => Outcome::Refuse(refusal),
+    }
+}

@@ -1,0 +1,375 @@
+//! What an answer depends on beside the pod: its namespace, the policy, LimitRanges, its images.
+//!
+//! Namespaces come from a watch, everything else is read live; nothing that could not be read is
+//! taken as missing, and nothing missing is taken as permission.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures_util::StreamExt as _;
+use k8s_openapi::api::core::v1::{
+    ConfigMap, LimitRange, Namespace as ApiNamespace, Pod, Secret,
+};
+use kube::api::{ApiResource, DynamicObject, ListParams};
+use kube::runtime::reflector::{self, ObjectRef, Store};
+use kube::runtime::watcher::{self, watcher};
+use kube::runtime::{WatchStreamExt as _, reflector::store::Writer};
+use kube::{Api, Client};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+
+use super::server::{Deadline, TimeIsUp};
+use super::{Class, ImageConfig, Namespace, Needs, POLICY_KEYS, PolicySource, Refusal};
+use crate::api_text::api_text;
+use crate::image::{Images, credentials};
+
+/// The label that switches Ringfence on; only namespaces that have it are watched.
+pub const INJECT_LABEL: &str = "ringfence.dev/inject";
+/// The key with CAs for upstreams.
+const UPSTREAM_CA: &str = "upstream-ca.crt";
+/// Policies kept parsed.
+const CACHED_POLICIES: usize = 256;
+
+/// What tells one version of a source ConfigMap from another.
+type Version = (Option<String>, Option<String>);
+
+/// Reads what the answer depends on.
+pub struct Lookups {
+    client: Client,
+    release_namespace: String,
+    images: Images,
+    namespaces: Store<ApiNamespace>,
+    watch_is_whole: Arc<AtomicBool>,
+    policies: Mutex<HashMap<String, (Version, Arc<PolicySource>)>>,
+}
+
+impl Lookups {
+    /// The look-ups, and the watch of namespaces that the caller has to run beside them.
+    #[must_use]
+    pub fn new(
+        client: Client,
+        release_namespace: String,
+        images: Images,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static) {
+        let (namespaces, writer) = reflector::store();
+        let watch_is_whole = Arc::new(AtomicBool::new(false));
+        let watch = watch_namespaces(client.clone(), writer, Arc::clone(&watch_is_whole));
+        let lookups = Self {
+            client,
+            release_namespace,
+            images,
+            namespaces,
+            watch_is_whole,
+            policies: Mutex::default(),
+        };
+        (lookups, watch)
+    }
+
+    /// For writes that belong to an answer.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Whether the watch has seen all labelled namespaces and is connected.
+    #[must_use]
+    pub fn watch_is_whole(&self) -> bool {
+        self.watch_is_whole.load(Ordering::Acquire)
+    }
+
+    /// The namespace: from the watch, or live where the watch has it not or is broken.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn namespace(&self, name: &str, deadline: Deadline) -> Result<Namespace, Refusal> {
+        if self.watch_is_whole()
+            && let Some(found) = self.namespaces.get(&ObjectRef::new(name))
+        {
+            return Ok(of_api(name, &found));
+        }
+        let what = format!("namespace {name}");
+        let api: Api<ApiNamespace> = Api::all(self.client.clone());
+        let found = read(&what, deadline, api.get(name)).await?;
+        Ok(of_api(name, &found))
+    }
+
+    /// A pod, live: `kubectl exec` is about the pod as it runs. As JSON, so that nothing is lost.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn pod(
+        &self,
+        namespace: &str,
+        name: &str,
+        deadline: Deadline,
+    ) -> Result<serde_json::Value, Refusal> {
+        let what = format!("pod {namespace}/{name}");
+        let kind = ApiResource::erase::<Pod>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind);
+        let found = read(&what, deadline, api.get(name)).await?;
+        serde_json::to_value(found)
+            .map_err(|error| Refusal::new(Class::Lookup, format!("{what}: {error}")))
+    }
+
+    /// The LimitRanges of a namespace, as JSON.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub async fn limit_ranges(
+        &self,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Result<Vec<serde_json::Value>, Refusal> {
+        let what = format!("the LimitRanges of namespace {namespace}");
+        let api: Api<LimitRange> = Api::namespaced(self.client.clone(), namespace);
+        let found = read(&what, deadline, api.list(&ListParams::default())).await?;
+        let values: Result<Vec<_>, _> = found.items.iter().map(serde_json::to_value).collect();
+        values.map_err(|error| Refusal::new(Class::Lookup, format!("{what}: {error}")))
+    }
+
+    /// The policy of that name in the release namespace, read and checked.
+    ///
+    /// # Errors
+    /// When it is missing, cannot be read, or does not load; the refusal says what to do.
+    pub async fn policy(
+        &self,
+        name: &str,
+        deadline: Deadline,
+    ) -> Result<Arc<PolicySource>, Refusal> {
+        let place = format!("{}/{name}", self.release_namespace);
+        let what = format!("policy ConfigMap {place}");
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.release_namespace);
+        let Some(source) = read(&what, deadline, api.get_opt(name)).await? else {
+            let fix = format!(
+                "create it: kubectl -n {} create configmap {name} --from-file=policy.yaml",
+                self.release_namespace
+            );
+            return Err(Refusal::with_fix(Class::Policy, format!("{what} does not exist"), &fix));
+        };
+        let version = (source.metadata.uid.clone(), source.metadata.resource_version.clone());
+        if let Some((known, loaded)) = self.known_policies().get(name)
+            && *known == version
+        {
+            return Ok(Arc::clone(loaded));
+        }
+        let loaded = Arc::new(load(&what, &place, source)?);
+        let mut policies = self.known_policies();
+        if policies.len() >= CACHED_POLICIES {
+            policies.clear();
+        }
+        policies.insert(name.to_owned(), (version, Arc::clone(&loaded)));
+        Ok(loaded)
+    }
+
+    fn known_policies(
+        &self,
+    ) -> std::sync::MutexGuard<'_, HashMap<String, (Version, Arc<PolicySource>)>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The configurations of the images that `needs` names, by container.
+    ///
+    /// # Errors
+    /// When one of them cannot be read; the refusal names image, registry and what was tried.
+    pub async fn images(
+        &self,
+        namespace: &str,
+        needs: &Needs,
+        node_architectures: &[String],
+        deadline: Deadline,
+    ) -> Result<BTreeMap<String, ImageConfig>, Refusal> {
+        if needs.images.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let (credentials, notes) =
+            self.credentials(namespace, &needs.pull_secrets, deadline).await?;
+        let architectures = match needs.architectures.as_slice() {
+            [] => node_architectures,
+            allowed => allowed,
+        };
+        let reads = needs.images.iter().map(|need| {
+            let (credentials, notes) = (&credentials, &notes);
+            async move {
+                let reading = self.images.config(&need.image, architectures, credentials);
+                let config = deadline
+                    .run(reading)
+                    .await
+                    .map_err(|_| {
+                        Refusal::new(
+                            Class::Lookup,
+                            format!(
+                                "container {}: the registry of image {} did not answer in time{notes}",
+                                need.container, need.image
+                            ),
+                        )
+                    })?
+                    .map_err(|error| {
+                        let class =
+                            if error.is_retryable() { Class::Lookup } else { Class::Entrypoint };
+                        let what = format!("container {}: {error}{notes}", need.container);
+                        Refusal::with_fix(class, what, error.fix())
+                    })?;
+                Ok((need.container.clone(), (*config).clone()))
+            }
+        });
+        futures_util::future::try_join_all(reads).await.map(|list| list.into_iter().collect())
+    }
+
+    /// The entries of the pod's pull secrets, and what to add to an error about those that could
+    /// not be used. The API server has already put the service account's secrets into a pod that
+    /// names none.
+    async fn credentials(
+        &self,
+        namespace: &str,
+        names: &[String],
+        deadline: Deadline,
+    ) -> Result<(Vec<credentials::Credential>, String), Refusal> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
+        let (mut found, mut notes) = (Vec::new(), String::new());
+        for name in names {
+            let reading = deadline.run(api.get_opt(name)).await;
+            let secret = match reading.map_err(|_| late(&format!("secret {name}")))? {
+                Ok(Some(secret)) => secret,
+                Ok(None) => {
+                    let _ = write!(notes, "; secret `{name}` does not exist");
+                    continue;
+                }
+                Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                    let _ = write!(
+                        notes,
+                        "; ringfence may not read secret `{name}` (bind ClusterRole ringfence-pull-secrets in namespace {namespace})"
+                    );
+                    continue;
+                }
+                Err(error) => return Err(unread(&format!("secret {namespace}/{name}"), &error)),
+            };
+            let data = secret.data.unwrap_or_default();
+            match credentials::parse(name, |key| data.get(key).map(|value| value.0.as_slice())) {
+                Ok(mut entries) => found.append(&mut entries),
+                Err(error) => {
+                    let _ = write!(notes, "; {error}");
+                }
+            }
+        }
+        Ok((found, notes))
+    }
+}
+
+async fn watch_namespaces(client: Client, writer: Writer<ApiNamespace>, whole: Arc<AtomicBool>) {
+    let api: Api<ApiNamespace> = Api::all(client);
+    let config = watcher::Config::default().labels(INJECT_LABEL);
+    let events = watcher(api, config).default_backoff().reflect(writer);
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            // While a list arrives the store holds what was there before it.
+            Ok(watcher::Event::Init | watcher::Event::InitApply(_)) => {}
+            Ok(_) => whole.store(true, Ordering::Release),
+            Err(error) => {
+                whole.store(false, Ordering::Release);
+                tracing::warn!(%error, "the watch of namespaces broke; they are read live until it is back");
+            }
+        }
+    }
+}
+
+fn of_api(name: &str, found: &ApiNamespace) -> Namespace {
+    Namespace {
+        name: name.to_owned(),
+        labels: found.metadata.labels.clone().unwrap_or_default(),
+        annotations: found.metadata.annotations.clone().unwrap_or_default(),
+        limit_ranges: Vec::new(),
+    }
+}
+
+/// Checks a source ConfigMap and prepares its copy.
+fn load(what: &str, place: &str, source: ConfigMap) -> Result<PolicySource, Refusal> {
+    let refused = |problem: &str, fix: &str| {
+        Refusal::with_fix(Class::Policy, format!("{what} {problem}"), fix)
+    };
+    let known = |key: &str| POLICY_KEYS.contains(&key);
+    if let Some(key) = source.binary_data.unwrap_or_default().keys().find(|key| known(key)) {
+        let problem = format!("has {key} as binary data");
+        return Err(refused(&problem, "create the ConfigMap from a UTF-8 text file"));
+    }
+    let data = source.data.unwrap_or_default();
+    for key in data.keys().filter(|key| !known(key)) {
+        tracing::info!(policy = place, key, "a key of the policy ConfigMap is not used");
+    }
+    if let Some(bundle) = data.get(UPSTREAM_CA) {
+        let certificates: Result<Vec<_>, _> =
+            CertificateDer::pem_slice_iter(bundle.as_bytes()).collect();
+        if certificates.map_or(true, |list| list.is_empty()) {
+            return Err(refused(
+                "has an upstream-ca.crt that holds no certificate",
+                "put PEM certificates there, or remove the key",
+            ));
+        }
+    }
+    let loaded = PolicySource::read(place, &data)?;
+    for warning in &loaded.warnings {
+        tracing::warn!(policy = place, "{warning}");
+    }
+    Ok(loaded)
+}
+
+async fn read<T>(
+    what: &str,
+    deadline: Deadline,
+    reading: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, Refusal> {
+    match deadline.run(reading).await {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(error)) => Err(unread(what, &error)),
+        Err(TimeIsUp { .. }) => Err(late(what)),
+    }
+}
+
+fn unread(what: &str, error: &kube::Error) -> Refusal {
+    Refusal::new(Class::Lookup, format!("cannot read {what}: {}", api_text(error)))
+}
+
+fn late(what: &str) -> Refusal {
+    Refusal::new(Class::Lookup, format!("{what} could not be read in time"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = "version: 1\nnetwork_policies: {}\n";
+
+    fn source(data: &[(&str, &str)]) -> ConfigMap {
+        let data = data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        ConfigMap { data: Some(data), ..ConfigMap::default() }
+    }
+
+    fn loaded(data: &[(&str, &str)]) -> Result<PolicySource, Refusal> {
+        load("policy ConfigMap ns/p", "ns/p", source(data))
+    }
+
+    #[test]
+    fn only_what_reaches_the_pod_counts_and_the_copy_has_the_collectors_prefix() {
+        let one = loaded(&[("policy.yaml", POLICY)]).expect("loads");
+        let same = loaded(&[("policy.yaml", POLICY), ("notes.txt", "x")]).expect("loads");
+        assert_eq!(one.reference, same.reference);
+        assert_eq!(one.data.keys().collect::<Vec<_>>(), ["policy.yaml"]);
+        assert!(one.reference.configmap.starts_with(crate::propagate::COPY_PREFIX));
+    }
+
+    #[test]
+    fn a_policy_that_does_not_load_is_refused_and_named() {
+        for data in [
+            &[("policy.yaml", "version: [")][..],
+            &[("other.yaml", POLICY)],
+            &[("policy.yaml", POLICY), ("policy.rego", "package mine\nallow := true\n")],
+            &[("policy.yaml", POLICY), ("upstream-ca.crt", "nonsense")],
+        ] {
+            let refusal = loaded(data).expect_err("does not load");
+            assert_eq!(refusal.class, Class::Policy);
+            assert!(refusal.message.contains("ns/p"), "{}", refusal.message);
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Volumes and mounts of ours, and who may not come near them.
+//!
+//! A container runtime sorts mounts by the number of components in their path and mounts the
+//! shallow ones first. Under a shallow mount of ours an author can put another program in the
+//! supervisor's place (a spelling that the API server does not compare, a symlink of the image),
+//! which then runs as root with eight capabilities. So the binary's directory is deeper than any
+//! other path of the container, which makes it the last one mounted, and whatever names our paths
+//! in any spelling is refused.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+
+use super::command::{PAD, POLICY_DIR, ROOT, RUN_DIR, is_bin_dir};
+use super::json::{at, list, list_in, text, upsert, word};
+use super::{Class, Delivery, PolicyRef, Refusal, Settings};
+
+/// Names that start so are ours.
+const PREFIX: &str = "ringfence-";
+/// Volume of the supervisor's binary.
+pub(super) const BIN: &str = "ringfence-bin";
+/// Volume of the policy; the name is the reference deployment's.
+const POLICY: &str = "openshell-policy";
+/// Volumes of the run directories, one a container.
+const RUN: &str = "ringfence-run-";
+
+/// The least depth. Deep enough for what the cluster mounts by itself (the service account's token
+/// has five components), so that mounts of later webhooks rarely change ours.
+const MIN_DEPTH: usize = 8;
+
+/// A path as the kubelet and the runtime understand it: absolute, without `.`, `..` and empty
+/// components. `/var/run` is `/run` in every image that has either.
+fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    if parts.starts_with(&["var", "run"]) {
+        parts.remove(0);
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// Components of a path, counted generously: `..` is not taken off.
+fn depth(path: &str) -> usize {
+    path.split('/')
+        .filter(|part| !matches!(*part, "" | "."))
+        .count()
+}
+
+/// Whether one path is the other, lies in it or holds it.
+fn overlap(a: &str, b: &str) -> bool {
+    let within = |inner: &str, outer: &str| {
+        outer == "/"
+            || inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    within(a, b) || within(b, a)
+}
+
+/// Whether a path would cover something of ours.
+fn is_near(path: &str) -> bool {
+    [ROOT, RUN_DIR, POLICY_DIR]
+        .iter()
+        .any(|ours| overlap(path, ours))
+}
+
+/// Name of the volume of a container's run directory, within Kubernetes' 63 characters.
+fn run_volume(container: &str) -> String {
+    let name = format!("{RUN}{container}");
+    if name.len() <= 63 && name.is_ascii() {
+        return name;
+    }
+    let hash = Sha256::digest(container);
+    let short: String = name.chars().filter(char::is_ascii).take(46).collect();
+    let short = format!("{}-", short.trim_end_matches('-'));
+    hash.iter().take(8).fold(short, |mut name, byte| {
+        let _ = write!(name, "{byte:02x}");
+        name
+    })
+}
+
+/// Whether a mount of a fenced container is one that the injector made, in this or an earlier pass.
+pub(super) fn is_ours(mount: &Value) -> bool {
+    let (name, path) = (
+        text(mount, "name").unwrap_or_default(),
+        clean(mount_path(mount)),
+    );
+    match name {
+        BIN => is_bin_dir(&path),
+        POLICY => path == POLICY_DIR,
+        name => name.starts_with(RUN) && path == RUN_DIR,
+    }
+}
+
+fn mount_path(mount: &Value) -> &str {
+    text(mount, "mountPath").unwrap_or_default()
+}
+
+/// Refuses everything that a fenced container has near our paths, and finds the directory of the
+/// binary: deeper than whatever else there is.
+///
+/// # Errors
+/// A foreign mount, device or message path over ours, a foreign use of a volume of ours.
+pub(super) fn bin_dir(container: &Value) -> Result<String, Refusal> {
+    let name = text(container, "name").unwrap_or_default();
+    let mut deepest = 0;
+    let mut look = |what: &str, path: &str| {
+        if is_near(&clean(path)) {
+            return Err(Refusal::new(
+                Class::Overlap,
+                format!("container {name}: {what} {path:?} is the fence's, lies in it or holds it"),
+            ));
+        }
+        deepest = deepest.max(depth(path));
+        Ok(())
+    };
+    for mount in list(container, "volumeMounts")
+        .iter()
+        .filter(|mount| !is_ours(mount))
+    {
+        foreign_use(name, mount)?;
+        look("mountPath", mount_path(mount))?;
+    }
+    for device in list(container, "volumeDevices") {
+        foreign_use(name, device)?;
+        look("devicePath", text(device, "devicePath").unwrap_or_default())?;
+    }
+    look(
+        "terminationMessagePath",
+        word(container, "terminationMessagePath").unwrap_or("/dev/termination-log"),
+    )?;
+    let pads = MIN_DEPTH.max(deepest + 1) - 2;
+    Ok(format!("{ROOT}/{}bin", format!("{PAD}/").repeat(pads)))
+}
+
+/// Refuses a container outside the fence that mounts what belongs to it.
+///
+/// # Errors
+/// It does.
+pub(super) fn unfenced(container: &Value) -> Result<(), Refusal> {
+    let name = text(container, "name").unwrap_or_default();
+    let used = ["volumeMounts", "volumeDevices"];
+    used.iter()
+        .flat_map(|key| list(container, key))
+        .try_for_each(|mount| foreign_use(name, mount))
+}
+
+fn foreign_use(container: &str, mount: &Value) -> Result<(), Refusal> {
+    let volume = text(mount, "name").unwrap_or_default();
+    if volume.starts_with(PREFIX) {
+        let what = format!("container {container} mounts volume {volume}");
+        return Err(Refusal::new(Class::ForeignUse, what));
+    }
+    Ok(())
+}
+
+/// Sets the mounts of a fenced container.
+///
+/// # Errors
+/// `volumeMounts` is not a list.
+pub(super) fn apply(
+    container: &mut Map<String, Value>,
+    name: &str,
+    bin_dir: &str,
+) -> Result<(), Refusal> {
+    let wanted = vec![
+        json!({"name": BIN, "mountPath": bin_dir, "readOnly": true}),
+        json!({"name": run_volume(name), "mountPath": RUN_DIR}),
+        json!({"name": POLICY, "mountPath": POLICY_DIR, "readOnly": true}),
+    ];
+    let same = |a: &Value, b: &Value| {
+        let kind = |mount: &Value| {
+            let name = text(mount, "name").unwrap_or_default();
+            if name.starts_with(RUN) {
+                RUN.to_owned()
+            } else {
+                name.to_owned()
+            }
+        };
+        kind(a) == kind(b)
+    };
+    upsert(list_in(container, "volumeMounts")?, wanted, is_ours, same);
+    Ok(())
+}
+
+/// Sets the pod's volumes for the containers that are fenced.
+///
+/// # Errors
+/// A volume of our name that is something else.
+pub(super) fn volumes(
+    spec: &mut Map<String, Value>,
+    fenced: &[String],
+    policy: &PolicyRef,
+    settings: &Settings,
+) -> Result<(), Refusal> {
+    // Written with every default of the API server, so that a second pass finds nothing to do.
+    let mut wanted = vec![match settings.delivery {
+        Delivery::Image => json!({"name": BIN, "image": {
+            "reference": settings.image, "pullPolicy": settings.image_pull_policy}}),
+        Delivery::Init => json!({"name": BIN, "emptyDir": {"sizeLimit": "64Mi"}}),
+    }];
+    wanted.extend(fenced.iter().map(|container| {
+        json!({"name": run_volume(container), "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}})
+    }));
+    wanted.push(json!({"name": POLICY, "configMap": {
+        "name": policy.configmap, "defaultMode": 0o444}}));
+    let volumes = list_in(spec, "volumes")?;
+    for volume in volumes.iter() {
+        let name = text(volume, "name").unwrap_or_default();
+        let foreign = match name {
+            BIN => false,
+            POLICY => at(volume, &["configMap"]).is_none(),
+            name => name.starts_with(PREFIX) && !name.starts_with(RUN),
+        };
+        if foreign {
+            return Err(Refusal::new(
+                Class::ForeignUse,
+                format!("the pod has a volume {name}"),
+            ));
+        }
+    }
+    upsert(volumes, wanted, is_our_volume, |a, b| {
+        text(a, "name") == text(b, "name")
+    });
+    Ok(())
+}
+
+/// Whether a volume's name is ours.
+pub(super) fn is_our_volume(volume: &Value) -> bool {
+    text(volume, "name").is_some_and(|name| name == POLICY || name.starts_with(PREFIX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn container(mount: &Value) -> Value {
+        json!({"name": "agent", "volumeMounts": [mount]})
+    }
+
+    fn class(container: &Value) -> Option<Class> {
+        bin_dir(container).err().map(|refusal| refusal.class)
+    }
+
+    /// Each of these made the author's script run in the supervisor's place under a mount at
+    /// `/ringfence/bin`.
+    #[test]
+    fn five_spellings_are_refused() {
+        for path in [
+            "/ringfence/bin/ringfence-supervisor",
+            "/ringfence//bin/",
+            "ringfence/bin",
+            "/x/../ringfence/bin",
+            "/./ringfence/d/../d/bin",
+        ] {
+            let mount = json!({"name": "scripts", "mountPath": path, "subPath": "evil.sh"});
+            assert_eq!(class(&container(&mount)), Some(Class::Overlap), "{path}");
+        }
+    }
+
+    /// The sixth: `/link` of the image points to where the binary is, or to a parent of it. The
+    /// text says nothing, so the order of mounting has to: ours comes last.
+    #[test]
+    fn a_symlink_of_the_image_does_not_help() {
+        for path in [
+            "/link",
+            "/link/d/bin",
+            "/a/b/c/d/e/f/g/h/i/j/bin",
+            "/a/./b//c/../d/e/f/g/h/bin",
+        ] {
+            let dir = bin_dir(&container(&json!({"name": "scripts", "mountPath": path}))).unwrap();
+            assert!(depth(&dir) > depth(path), "{dir} is not deeper than {path}");
+        }
+        let device = json!({"volumeDevices": [{"name": "x", "devicePath": "/1/2/3/4/5/6/7/8/9"}]});
+        assert!(depth(&bin_dir(&device).unwrap()) > 9);
+        let message = json!({"terminationMessagePath": "/1/2/3/4/5/6/7/8/9/10"});
+        assert!(depth(&bin_dir(&message).unwrap()) > 10);
+        assert_eq!(bin_dir(&json!({})).unwrap(), "/ringfence/d/d/d/d/d/d/bin");
+    }
+
+    #[test]
+    fn what_holds_or_equals_ours_is_refused() {
+        for path in [
+            "/",
+            "",
+            "/ringfence",
+            "/run",
+            "/run/ringfence",
+            "/run/ringfence/x",
+            "/var/run",
+            "/var/run/ringfence",
+            "/etc",
+            "/etc/openshell",
+            "/etc/openshell/policy.yaml",
+            "/x/..",
+            "run/./ringfence/",
+        ] {
+            let mount = json!({"name": "x", "mountPath": path});
+            assert_eq!(class(&container(&mount)), Some(Class::Overlap), "{path}");
+            let device = json!({"volumeDevices": [{"name": "x", "devicePath": path}]});
+            assert_eq!(class(&device), Some(Class::Overlap), "{path}");
+            if !path.is_empty() {
+                assert_eq!(
+                    class(&json!({"terminationMessagePath": path})),
+                    Some(Class::Overlap),
+                    "{path}"
+                );
+            }
+        }
+        for path in [
+            "/run/app",
+            "/etc/openshell2",
+            "/ringfenced",
+            "/var/run/secrets/x",
+            "/x/ringfence",
+        ] {
+            assert_eq!(
+                class(&container(&json!({"name": "x", "mountPath": path}))),
+                None,
+                "{path}"
+            );
+        }
+    }
+
+    #[test]
+    fn our_volumes_are_ours() {
+        for mount in [
+            json!({"name": "ringfence-bin", "mountPath": "/usr/bin"}),
+            json!({"name": "ringfence-run-other", "mountPath": "/x", "subPathExpr": "$(X)"}),
+            json!({"name": "ringfence-x", "mountPath": "/x"}),
+        ] {
+            assert_eq!(
+                class(&container(&mount)),
+                Some(Class::ForeignUse),
+                "{mount}"
+            );
+            assert_eq!(
+                unfenced(&container(&mount)).unwrap_err().class,
+                Class::ForeignUse
+            );
+        }
+        assert!(unfenced(&container(&json!({"name": "x", "mountPath": "/ringfence"}))).is_ok());
+    }
+
+    #[test]
+    fn mounts_are_replaced_in_place() {
+        let mut made = json!({"volumeMounts": [
+            {"name": "ringfence-bin", "mountPath": "/ringfence/d/bin", "subPath": "evil"},
+            {"name": "work", "mountPath": "/work"},
+            {"name": "ringfence-run-old", "mountPath": "/run/ringfence"},
+            {"name": "ringfence-bin", "mountPath": "/ringfence/bin"}]});
+        let dir = bin_dir(&made).unwrap();
+        apply(made.as_object_mut().unwrap(), "agent", &dir).unwrap();
+        assert_eq!(
+            made,
+            json!({"volumeMounts": [
+            {"name": "ringfence-bin", "mountPath": dir, "readOnly": true},
+            {"name": "work", "mountPath": "/work"},
+            {"name": "ringfence-run-agent", "mountPath": "/run/ringfence"},
+            {"name": "openshell-policy", "mountPath": "/etc/openshell", "readOnly": true}]})
+        );
+    }
+
+    #[test]
+    fn volumes_are_refused_taken_over_or_made() {
+        let policy = PolicyRef {
+            configmap: "ringfence-policy-1".into(),
+            ..PolicyRef::default()
+        };
+        let run = |volumes: Value| {
+            let mut spec = json!({"volumes": volumes});
+            super::volumes(
+                spec.as_object_mut().unwrap(),
+                &["a".into()],
+                &policy,
+                &Settings::default(),
+            )
+            .map(|()| spec["volumes"].clone())
+            .map_err(|refusal| refusal.class)
+        };
+        let foreign = json!([{"name": "openshell-policy", "emptyDir": {}}]);
+        assert_eq!(run(foreign), Err(Class::ForeignUse));
+        assert_eq!(
+            run(json!([{"name": "ringfence-x", "emptyDir": {}}])),
+            Err(Class::ForeignUse)
+        );
+        let made = run(json!([
+            {"name": "openshell-policy", "configMap": {"name": "theirs"}},
+            {"name": "ringfence-run-gone", "emptyDir": {}}, {"name": "x"}]))
+        .unwrap();
+        assert_eq!(
+            made,
+            json!([
+            {"name": "openshell-policy", "configMap": {"name": "ringfence-policy-1", "defaultMode": 292}},
+            {"name": "x"},
+            {"name": "ringfence-bin", "emptyDir": {"sizeLimit": "64Mi"}},
+            {"name": "ringfence-run-a", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}])
+        );
+        assert_eq!(run(made.clone()), Ok(made));
+    }
+
+    #[test]
+    fn long_names_fit() {
+        let long = "a".repeat(63);
+        let other = format!("{}b", "a".repeat(62));
+        assert_eq!(run_volume(&long).len(), 63);
+        assert_ne!(run_volume(&long), run_volume(&other));
+        assert_eq!(run_volume("agent"), "ringfence-run-agent");
+    }
+}

@@ -1,0 +1,402 @@
+//! Labels and annotations of Ringfence, read strictly: what is not understood is refused with the
+//! reason, never passed over. Only the namespace, which the administrator holds, can loosen.
+
+use std::collections::BTreeMap;
+
+use globset::{GlobBuilder, GlobMatcher};
+use serde_json::Value;
+
+use super::json::{at, text};
+use super::{Class, Refusal};
+
+/// Prefix of every key of ours.
+pub(super) const PREFIX: &str = "ringfence.dev/";
+/// Our annotation on the pod. Written for people; never read back as proof of anything.
+pub(super) const STATUS: &str = "ringfence.dev/status";
+
+pub(super) const INJECT: &str = "ringfence.dev/inject";
+const POLICY: &str = "ringfence.dev/policy";
+const POD_POLICY: &str = "ringfence.dev/pod-policy";
+const UNFENCED: &str = "ringfence.dev/unfenced-containers";
+const INBOUND: &str = "ringfence.dev/inbound";
+const EXEC: &str = "ringfence.dev/exec";
+
+/// Keys of the contract which this version refuses, so that nobody believes they work.
+const LATER: &[&str] = &[
+    "ringfence.dev/mode",
+    "ringfence.dev/sidecar-ports",
+    "ringfence.dev/volume-mounts",
+    "ringfence.dev/live-policy",
+];
+
+/// The namespace a pod is created in, as the API server has it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Namespace {
+    /// Its name: the request's, not the one in the pod.
+    pub name: String,
+    /// `metadata.labels`
+    pub labels: BTreeMap<String, String>,
+    /// `metadata.annotations`
+    pub annotations: BTreeMap<String, String>,
+    /// Its `LimitRange` objects as JSON; the init container is fitted to them.
+    pub limit_ranges: Vec<Value>,
+}
+
+/// What the label says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// No label: pods stay byte-identical.
+    Off,
+    /// Guards against the agent.
+    Enabled,
+    /// Guards against the pod's author too. Refused by this version.
+    Strict,
+}
+
+impl Mode {
+    /// The word of the label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Enabled => "enabled",
+            Self::Strict => "strict",
+        }
+    }
+
+    /// Reads the namespace's label.
+    ///
+    /// # Errors
+    /// A value other than `enabled` and `strict`; `strict`, until this version has it.
+    pub fn of(ns: &Namespace) -> Result<Self, Refusal> {
+        match ns.labels.get(INJECT).map(String::as_str) {
+            None => Ok(Self::Off),
+            Some("enabled") => Ok(Self::Enabled),
+            Some("strict") => Err(Refusal::with_fix(
+                Class::NotAvailable,
+                format!(
+                    "namespace {}: strict is not available in this version",
+                    ns.name
+                ),
+                "label the namespace ringfence.dev/inject=enabled",
+            )),
+            Some(other) => Err(Refusal::with_fix(
+                Class::Annotation,
+                format!("namespace {}: label {INJECT} is {other:?}", ns.name),
+                "the values are enabled and strict; remove the label to switch Ringfence off",
+            )),
+        }
+    }
+}
+
+/// How the fence treats connections from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inbound {
+    /// What listens in the fence is reachable.
+    Mirror,
+    /// Only the ports the container declares and its probes use.
+    Declared,
+    /// Nothing is.
+    None,
+}
+
+/// One entry of `ringfence.dev/unfenced-containers`.
+#[derive(Debug)]
+struct Exemption {
+    name: GlobMatcher,
+    image: Option<GlobMatcher>,
+}
+
+/// The annotations of a namespace and of one pod in it, understood.
+#[derive(Debug)]
+pub(super) struct Wishes {
+    exemptions: Vec<Exemption>,
+    pub inbound: Inbound,
+    /// Name of the policy `ConfigMap`, where anything names one.
+    pub policy: Option<String>,
+}
+
+impl Wishes {
+    /// Reads what the namespace and the pod say.
+    ///
+    /// # Errors
+    /// An unknown key under `ringfence.dev/`, a bad value, a key of the namespace on the pod.
+    pub(super) fn read(pod: &Value, ns: &Namespace) -> Result<Self, Refusal> {
+        let place = format!("namespace {}", ns.name);
+        let mut exemptions = Vec::new();
+        for (key, value) in ns
+            .annotations
+            .iter()
+            .filter(|(key, _)| key.starts_with(PREFIX))
+        {
+            match key.as_str() {
+                POLICY => name_of(&place, key, value)?,
+                POD_POLICY => {
+                    for name in entries(value) {
+                        name_of(&place, key, name)?;
+                    }
+                }
+                UNFENCED => exemptions = read_exemptions(&place, value)?,
+                EXEC if value == "outside" => {}
+                EXEC => return Err(bad(&place, key, value, "the only value is outside")),
+                later if LATER.contains(&later) => return Err(not_yet(&place, later)),
+                _ => return Err(unknown(&place, key)),
+            }
+        }
+        let mut wishes = Self {
+            exemptions,
+            inbound: Inbound::Mirror,
+            policy: ns.annotations.get(POLICY).cloned(),
+        };
+        wishes.read_pod(pod, ns)?;
+        Ok(wishes)
+    }
+
+    fn read_pod(&mut self, pod: &Value, ns: &Namespace) -> Result<(), Refusal> {
+        let Some(found) = at(pod, &["metadata", "annotations"]).and_then(Value::as_object) else {
+            return Ok(());
+        };
+        for (key, value) in found.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
+            let value = value.as_str().unwrap_or_default();
+            match key.as_str() {
+                STATUS => {}
+                INBOUND => {
+                    self.inbound = match value {
+                        "declared" => Inbound::Declared,
+                        "none" => Inbound::None,
+                        _ => {
+                            return Err(bad("pod", key, value, "the values are declared and none"));
+                        }
+                    }
+                }
+                POLICY => {
+                    let offered = ns.annotations.get(POD_POLICY).map_or("", String::as_str);
+                    let own = self.policy.as_deref() == Some(value);
+                    if !own && !entries(offered).any(|name| name == value) {
+                        return Err(Refusal::with_fix(
+                            Class::Policy,
+                            format!("pod: {POLICY} asks for {value:?}"),
+                            &format!("namespace {} has to list it in {POD_POLICY}", ns.name),
+                        ));
+                    }
+                    self.policy = Some(value.to_owned());
+                }
+                POD_POLICY | UNFENCED | EXEC => {
+                    return Err(Refusal::with_fix(
+                        Class::Annotation,
+                        format!("pod: {key} belongs on the namespace"),
+                        "remove it from the pod",
+                    ));
+                }
+                later if LATER.contains(&later) => return Err(not_yet("pod", later)),
+                _ => return Err(unknown("pod", key)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the namespace exempts this container.
+    pub(super) fn exempts(&self, container: &Value) -> bool {
+        let name = text(container, "name").unwrap_or_default();
+        let image = text(container, "image").unwrap_or_default();
+        self.exemptions.iter().any(|exemption| {
+            exemption.name.is_match(name)
+                && exemption
+                    .image
+                    .as_ref()
+                    .is_none_or(|glob| glob.is_match(image))
+        })
+    }
+}
+
+/// `name glob` or `name glob=image glob`, separated by commas.
+fn read_exemptions(place: &str, value: &str) -> Result<Vec<Exemption>, Refusal> {
+    entries(value)
+        .map(|entry| {
+            let (name, image) = match entry.split_once('=') {
+                Some((name, image)) => (name.trim(), Some(image.trim())),
+                None => (entry, None),
+            };
+            if name.is_empty() || image == Some("") {
+                return Err(bad(place, UNFENCED, entry, "write name or name=image"));
+            }
+            // `*` stays within one component of an image's name: an exemption for
+            // `registry/mcp:*` is not one for `registry/mcp:x/anything`.
+            let glob = |pattern: &str| {
+                GlobBuilder::new(pattern)
+                    .literal_separator(true)
+                    .build()
+                    .map(|glob| glob.compile_matcher())
+                    .map_err(|error| bad(place, UNFENCED, pattern, error.kind()))
+            };
+            Ok(Exemption {
+                name: glob(name)?,
+                image: image.map(glob).transpose()?,
+            })
+        })
+        .collect()
+}
+
+fn entries(value: &str) -> impl Iterator<Item = &str> {
+    value
+        .split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty())
+}
+
+/// Kubernetes' rule for the name of a `ConfigMap`.
+fn name_of(place: &str, key: &str, value: &str) -> Result<(), Refusal> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let good = value.len() <= 253
+        && value.split('.').all(|label| {
+            label.bytes().all(|byte| inner(byte) || byte == b'-')
+                && label.bytes().next().is_some_and(inner)
+                && label.bytes().next_back().is_some_and(inner)
+        });
+    if good {
+        Ok(())
+    } else {
+        Err(bad(place, key, value, "it is not a ConfigMap's name"))
+    }
+}
+
+fn bad(place: &str, key: &str, value: &str, fix: impl std::fmt::Display) -> Refusal {
+    let value: String = value.chars().take(80).collect();
+    Refusal::with_fix(
+        Class::Annotation,
+        format!("{place}: {key} is {value:?}"),
+        &fix.to_string(),
+    )
+}
+
+fn unknown(place: &str, key: &str) -> Refusal {
+    Refusal::with_fix(
+        Class::Annotation,
+        format!("{place}: {key} is not a key of Ringfence"),
+        "correct its spelling, or remove it",
+    )
+}
+
+fn not_yet(place: &str, key: &str) -> Refusal {
+    Refusal::new(
+        Class::NotAvailable,
+        format!("{place}: {key} is not available in this version"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ns(annotations: &[(&str, &str)]) -> Namespace {
+        Namespace {
+            name: "agents".into(),
+            annotations: annotations
+                .iter()
+                .map(|(key, value)| (format!("{PREFIX}{key}"), (*value).to_owned()))
+                .collect(),
+            ..Namespace::default()
+        }
+    }
+
+    fn pod(key: &str, value: &str) -> Value {
+        json!({"metadata": {"annotations": {format!("{PREFIX}{key}"): value}}})
+    }
+
+    fn class(pod: &Value, ns: &Namespace) -> Class {
+        Wishes::read(pod, ns).unwrap_err().class
+    }
+
+    #[test]
+    fn the_label_is_read_strictly() {
+        let mut ns = ns(&[]);
+        assert_eq!(Mode::of(&ns), Ok(Mode::Off));
+        ns.labels.insert(INJECT.into(), "enabled".into());
+        assert_eq!(Mode::of(&ns), Ok(Mode::Enabled));
+        ns.labels.insert(INJECT.into(), "strict".into());
+        assert!(
+            Mode::of(&ns)
+                .unwrap_err()
+                .message
+                .contains("strict is not available in this version")
+        );
+        ns.labels.insert(INJECT.into(), "true".into());
+        assert_eq!(Mode::of(&ns).unwrap_err().code, 422);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let bare = json!({});
+        for (key, value) in [
+            ("policy", "Not A Name"),
+            ("policy", ""),
+            ("pod-policy", "a,-b"),
+            ("exec", "inside"),
+            ("unfenced-containers", "a=["),
+            ("unfenced-containers", "=x"),
+            ("inbound", "none"),
+            ("polcy", "x"),
+        ] {
+            assert_eq!(
+                class(&bare, &ns(&[(key, value)])),
+                Class::Annotation,
+                "{key}={value}"
+            );
+        }
+        for key in ["mode", "sidecar-ports", "volume-mounts", "live-policy"] {
+            assert_eq!(
+                class(&bare, &ns(&[(key, "x")])),
+                Class::NotAvailable,
+                "{key}"
+            );
+        }
+        for (key, value) in [
+            ("inbound", "all"),
+            ("exec", "outside"),
+            ("unfenced-containers", "a"),
+            ("x", ""),
+        ] {
+            assert_eq!(
+                class(&pod(key, value), &ns(&[])),
+                Class::Annotation,
+                "{key}={value}"
+            );
+        }
+        assert!(Wishes::read(&pod("status", "whatever"), &ns(&[])).is_ok());
+    }
+
+    #[test]
+    fn a_pod_chooses_only_what_is_offered() {
+        let ns = ns(&[("policy", "base"), ("pod-policy", "wide, narrow")]);
+        assert_eq!(
+            Wishes::read(&json!({}), &ns).unwrap().policy.unwrap(),
+            "base"
+        );
+        assert_eq!(
+            Wishes::read(&pod("policy", "narrow"), &ns)
+                .unwrap()
+                .policy
+                .unwrap(),
+            "narrow"
+        );
+        assert_eq!(class(&pod("policy", "other"), &ns), Class::Policy);
+        assert_eq!(class(&pod("policy", "wide, narrow"), &ns), Class::Policy);
+    }
+
+    #[test]
+    fn exemptions_match_name_and_image() {
+        let wishes = Wishes::read(
+            &json!({}),
+            &ns(&[("unfenced-containers", "mcp=registry.example/mcp:*, side-*")]),
+        )
+        .unwrap();
+        let container = |name: &str, image: &str| json!({"name": name, "image": image});
+        assert!(wishes.exempts(&container("mcp", "registry.example/mcp:1.2")));
+        assert!(!wishes.exempts(&container("mcp", "registry.example/mcp:1/evil")));
+        assert!(!wishes.exempts(&container("mcp", "registry.example/other:1")));
+        assert!(!wishes.exempts(&container("mcp2", "registry.example/mcp:1")));
+        assert!(wishes.exempts(&container("side-car", "anything")));
+    }
+}

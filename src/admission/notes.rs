@@ -1,0 +1,158 @@
+//! What is said about a pod while it is looked at: warnings and the classes behind them.
+
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
+use serde_json::Value;
+
+use super::json::{at, list, text, yes};
+use super::{Class, Mode, Namespace, Refusal, Verdict};
+
+/// Past this many characters the API server may cut a warning.
+const MAX_WARNING: usize = 256;
+
+/// Collected so far.
+#[derive(Debug, Default)]
+pub(super) struct Notes {
+    pub warnings: Vec<String>,
+    pub classes: Vec<Class>,
+    pub audit: BTreeMap<String, String>,
+}
+
+impl Notes {
+    /// Meets a class: refuses the pod or warns, as the table says.
+    ///
+    /// # Errors
+    /// The class is refused under this label value.
+    pub(super) fn meet(
+        &mut self,
+        class: Class,
+        mode: Mode,
+        what: impl Display,
+    ) -> Result<(), Refusal> {
+        if class.verdict(mode) == Verdict::Refuse {
+            return Err(Refusal::new(class, what));
+        }
+        let text = format!("ringfence: {what}: {}", class.why());
+        self.warnings.push(text.chars().take(MAX_WARNING).collect());
+        if !self.classes.contains(&class) {
+            self.classes.push(class);
+        }
+        Ok(())
+    }
+}
+
+/// Meets the classes of the pod as a whole. True where there is nothing of it to fence.
+///
+/// # Errors
+/// A pod that cannot be fenced.
+pub(super) fn whole_pod(
+    notes: &mut Notes,
+    pod: &Value,
+    ns: &Namespace,
+    mode: Mode,
+) -> Result<bool, Refusal> {
+    if at(
+        pod,
+        &["metadata", "annotations", "kubernetes.io/config.mirror"],
+    )
+    .is_some()
+    {
+        notes.meet(Class::MirrorPod, mode, "mirror of a static pod")?;
+        return Ok(true);
+    }
+    for (field, class) in [
+        ("hostNetwork", Class::HostNetwork),
+        ("hostPID", Class::HostPid),
+        ("hostIPC", Class::HostIpc),
+        ("shareProcessNamespace", Class::ShareProcessNamespace),
+    ] {
+        if yes(pod, &["spec", field]) {
+            notes.meet(class, mode, format!("spec.{field} is true"))?;
+        }
+    }
+    if let Some(sign) = windows(pod) {
+        notes.meet(Class::Windows, mode, sign)?;
+    }
+    let enforced = ns
+        .labels
+        .get("pod-security.kubernetes.io/enforce")
+        .map(String::as_str);
+    if let Some(level @ ("baseline" | "restricted")) = enforced {
+        notes.meet(
+            Class::PodSecurity,
+            mode,
+            format!("namespace {} enforces {level}", ns.name),
+        )?;
+    }
+    Ok(false)
+}
+
+/// What says that the pod is for Windows nodes.
+fn windows(pod: &Value) -> Option<&'static str> {
+    let spec = pod.get("spec")?;
+    let is_windows = |value: Option<&Value>| value.and_then(Value::as_str) == Some("windows");
+    if is_windows(at(spec, &["os", "name"])) {
+        return Some("spec.os.name is windows");
+    }
+    let selector = |key| is_windows(at(spec, &["nodeSelector", key]));
+    if selector("kubernetes.io/os") || selector("beta.kubernetes.io/os") {
+        return Some("spec.nodeSelector asks for windows");
+    }
+    let options = ["securityContext", "windowsOptions"];
+    let set = |holder: &Value| {
+        at(holder, &options)
+            .and_then(Value::as_object)
+            .is_some_and(|o| !o.is_empty())
+    };
+    (set(spec) || list(spec, "containers").iter().any(set)).then_some("windowsOptions are set")
+}
+
+/// Meets the init containers: none of them is fenced.
+///
+/// # Errors
+/// The label value refuses them.
+pub(super) fn init_containers(
+    notes: &mut Notes,
+    containers: &[&Value],
+    mode: Mode,
+) -> Result<(), Refusal> {
+    for (class, what) in [
+        (Class::InitContainer, "init container"),
+        (Class::NativeSidecar, "sidecar"),
+    ] {
+        let names: Vec<&str> = containers
+            .iter()
+            .filter(|c| {
+                (text(c, "restartPolicy") == Some("Always")) == (class == Class::NativeSidecar)
+            })
+            .map(|c| text(c, "name").unwrap_or_default())
+            .collect();
+        if !names.is_empty() {
+            notes.meet(class, mode, format!("{what} {}", names.join(", ")))?;
+        }
+    }
+    privileged(notes, containers, mode)
+}
+
+/// Meets privileged containers among those that are not fenced.
+///
+/// # Errors
+/// The label value refuses them.
+pub(super) fn privileged(
+    notes: &mut Notes,
+    containers: &[&Value],
+    mode: Mode,
+) -> Result<(), Refusal> {
+    for container in containers {
+        if yes(container, &["securityContext", "privileged"]) {
+            let name = text(container, "name").unwrap_or_default();
+            notes.meet(
+                Class::PrivilegedUnfenced,
+                mode,
+                format!("container {name} is privileged"),
+            )?;
+        }
+    }
+    Ok(())
+}

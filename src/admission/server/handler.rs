@@ -1,0 +1,235 @@
+//! From a review to an answer: look up what it depends on, decide, put the policy in place.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::{Admit, Answer, Deadline, Metrics};
+use crate::admission::lookup::Lookups;
+use crate::admission::review::{Answer as Decision, Review};
+use crate::admission::{
+    Class, Delivery, Injection, Mode, Namespace, Outcome, PolicyRef, PolicySource, Refusal,
+    Settings, ephemeral, exec, inject, needs, policy_name,
+};
+use crate::propagate::{self, PolicyCopy};
+
+/// What is known of the cluster; it changes while the process runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterFacts {
+    /// How the supervisor's binary reaches pods.
+    pub delivery: Delivery,
+    /// Architectures of the nodes, as `kubernetes.io/arch` has them. Never empty.
+    pub architectures: Vec<String>,
+}
+
+/// What a [`Handler`] is made of.
+pub struct HandlerConfig {
+    /// The look-ups.
+    pub lookups: Lookups,
+    /// The chart's values; `delivery` is taken from the cluster's facts.
+    pub settings: Settings,
+    /// What is known of the cluster.
+    pub cluster: watch::Receiver<Arc<ClusterFacts>>,
+    /// Where to count.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Answers reviews of pods.
+pub struct Handler(HandlerConfig);
+
+impl Handler {
+    /// A handler of this configuration.
+    #[must_use]
+    pub fn new(config: HandlerConfig) -> Self {
+        Self(config)
+    }
+
+    async fn decide(&self, review: &Review, deadline: Deadline) -> Outcome {
+        let decided = match (review.operation.as_str(), review.sub_resource.as_str()) {
+            ("CREATE", "") => self.create(review, deadline).await,
+            ("UPDATE", "") => self.update(review, deadline).await,
+            ("UPDATE", "ephemeralcontainers") => self
+                .0
+                .lookups
+                .namespace(&review.namespace, deadline)
+                .await
+                .map(|ns| ephemeral(&review.object, &ns)),
+            ("CONNECT", "exec") => self.exec(review, deadline).await,
+            _ => Ok(Outcome::Untouched),
+        };
+        decided.unwrap_or_else(Outcome::Refuse)
+    }
+
+    async fn create(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {
+        let Some(mut ns) = self.labelled(review, deadline).await? else {
+            return Ok(Outcome::Untouched);
+        };
+        let (pod, facts) = (&review.object, Arc::clone(&self.0.cluster.borrow()));
+        let settings = Settings { delivery: facts.delivery, ..self.0.settings.clone() };
+        // With no knowledge at all: a pod of which nothing is to be fenced (a mirror pod, or every
+        // container exempted) depends on none, and must not wait for a policy.
+        let blind = inject(None, pod, &ns, &settings, &BTreeMap::new(), &PolicyRef::default());
+        if matches!(&blind, Outcome::Inject(injection) if injection.ops.is_empty()) {
+            return Ok(blind);
+        }
+        let name = policy_name(pod, &ns, &settings)?;
+        let policy = self.0.lookups.policy(&name, deadline);
+        let limit_ranges = async {
+            match settings.delivery {
+                // Only an init container is fitted to them.
+                Delivery::Image => Ok(Vec::new()),
+                Delivery::Init => self.0.lookups.limit_ranges(&ns.name, deadline).await,
+            }
+        };
+        let (policy, limit_ranges) = tokio::try_join!(policy, limit_ranges)?;
+        ns.limit_ranges = limit_ranges;
+        let needs = needs(pod, &ns, &settings, &policy.reference)?;
+        let images =
+            self.0.lookups.images(&ns.name, &needs, &facts.architectures, deadline).await?;
+        let outcome = inject(None, pod, &ns, &settings, &images, &policy.reference);
+        if matches!(outcome, Outcome::Inject(_)) {
+            self.provide(&name, &policy, &ns, review.dry_run, deadline).await?;
+        }
+        Ok(outcome)
+    }
+
+    /// Puts the policy's copy into the pod's namespace, before the pod is admitted.
+    async fn provide(
+        &self,
+        source: &str,
+        policy: &PolicySource,
+        ns: &Namespace,
+        dry_run: bool,
+        deadline: Deadline,
+    ) -> Result<(), Refusal> {
+        let copy = PolicyCopy {
+            namespace: &ns.name,
+            name: &policy.reference.configmap,
+            source,
+            data: &policy.data,
+        };
+        let copying = propagate::ensure(self.0.lookups.client(), &copy, dry_run);
+        let late = |_| Refusal::new(Class::Lookup, "the policy could not be copied in time");
+        deadline.run(copying).await.map_err(late)?.map_err(|error| match &error {
+            propagate::CopyError::Foreign { .. } => Refusal::with_fix(
+                Class::Policy,
+                &error,
+                "delete it; ringfence then makes its own",
+            ),
+            propagate::CopyError::Api { .. } => Refusal::new(Class::Lookup, &error),
+        })
+    }
+
+    async fn update(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {
+        let Some(ns) = self.labelled(review, deadline).await? else {
+            return Ok(Outcome::Untouched);
+        };
+        let Some(old) = &review.old_object else { return Ok(Outcome::Untouched) };
+        let delivery = self.0.cluster.borrow().delivery;
+        let settings = Settings { delivery, ..self.0.settings.clone() };
+        let (images, policy) = (BTreeMap::new(), PolicyRef::default());
+        Ok(inject(Some(old), &review.object, &ns, &settings, &images, &policy))
+    }
+
+    async fn exec(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {
+        let Some(ns) = self.labelled(review, deadline).await? else {
+            return Ok(Outcome::Untouched);
+        };
+        if exec::is_outside(&ns) {
+            return Ok(Outcome::Untouched);
+        }
+        let pod = self.0.lookups.pod(&ns.name, &review.name, deadline).await?;
+        let ops = exec::wrap(&review.object, &pod)?;
+        let audit = BTreeMap::from([("exec".to_owned(), "inside".to_owned())]);
+        Ok(Outcome::Inject(Injection { ops, audit, ..Injection::default() }))
+    }
+
+    /// The namespace, where it has the label.
+    async fn labelled(
+        &self,
+        review: &Review,
+        deadline: Deadline,
+    ) -> Result<Option<Namespace>, Refusal> {
+        let ns = self.0.lookups.namespace(&review.namespace, deadline).await?;
+        Ok((Mode::of(&ns)? != Mode::Off).then_some(ns))
+    }
+
+    fn count(&self, outcome: &Outcome, began: Instant) {
+        let (verdict, class) = match outcome {
+            Outcome::Untouched => ("untouched", "-"),
+            Outcome::Inject(injection) if injection.ops.is_empty() => ("unchanged", "-"),
+            Outcome::Inject(_) => ("injected", "-"),
+            Outcome::Refuse(refusal) => ("refused", refusal.class.slug()),
+        };
+        self.0.metrics.admission(verdict, class, began.elapsed());
+        if let Outcome::Inject(injection) = outcome {
+            for class in &injection.classes {
+                self.0.metrics.warned(class.slug());
+            }
+        }
+        if matches!(outcome, Outcome::Refuse(refusal) if refusal.class == Class::SelfCheck) {
+            self.0.metrics.self_check_failure();
+        }
+    }
+}
+
+impl Admit for Handler {
+    async fn admit(&self, body: Bytes, deadline: Deadline) -> Answer {
+        let began = Instant::now();
+        let review = match Review::parse(&body) {
+            Ok(review) => review,
+            Err(error) => {
+                self.0.metrics.rejected("unreadable");
+                tracing::warn!(%error, "not a review");
+                return match &error.id {
+                    Some(id) => {
+                        let refusal = Refusal::new(Class::Malformed, &error);
+                        decided(Decision::deny(refusal).to_bytes(id))
+                    }
+                    None => Answer {
+                        status: StatusCode::BAD_REQUEST,
+                        body: format!("{error}\n").into_bytes(),
+                    },
+                };
+            }
+        };
+        // The body is in the review now; keeping both for the look-ups would double the memory.
+        drop(body);
+        if review.resource != "/v1/pods" {
+            let warning = format!("ringfence was asked about {}, and knows only pods", review.resource);
+            return decided(Decision::allow().warn(warning).to_bytes(&review.id));
+        }
+        let outcome = self.decide(&review, deadline).await;
+        self.count(&outcome, began);
+        if let Outcome::Refuse(refusal) = &outcome {
+            tracing::info!(
+                namespace = review.namespace,
+                pod = name_of(&review),
+                user = review.user,
+                class = refusal.class.slug(),
+                dry_run = review.dry_run,
+                message = refusal.message,
+                "refused"
+            );
+        }
+        decided(Decision::of(outcome).to_bytes(&review.id))
+    }
+}
+
+fn decided(body: Vec<u8>) -> Answer {
+    Answer { status: StatusCode::OK, body }
+}
+
+/// Most pods have no name yet when we see them.
+fn name_of(review: &Review) -> &str {
+    if !review.name.is_empty() {
+        return &review.name;
+    }
+    let generated = review.object.pointer("/metadata/generateName").and_then(Value::as_str);
+    generated.unwrap_or("-")
+}

@@ -1,0 +1,117 @@
+//! From the data of a policy `ConfigMap` to what a pod needs of it. Shared by the webhook and
+//! `ringfence inject`, so that both give a copy the same name and a pod the same digest.
+
+use std::collections::BTreeMap;
+
+use super::{Class, PolicyRef, Refusal};
+use crate::policy::{self, Source};
+
+/// Prefix of a copy's name.
+pub const COPY_PREFIX: &str = "ringfence-policy-";
+/// Keys of a policy `ConfigMap` that reach the pod. Others stay where they are: the supervisor
+/// recomputes the digest from the files of exactly these names.
+pub const POLICY_KEYS: [&str; 3] = ["policy.yaml", "policy.rego", "upstream-ca.crt"];
+/// Hex digits of the digest in a copy's name.
+const NAME_DIGITS: usize = 32;
+
+/// A policy that may be mounted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicySource {
+    /// What [`super::inject()`] needs.
+    pub reference: PolicyRef,
+    /// The data of the copy.
+    pub data: BTreeMap<String, String>,
+    /// What its author should know.
+    pub warnings: Vec<String>,
+}
+
+impl PolicySource {
+    /// Checks the data as the supervisor would, before any pod depends on it.
+    ///
+    /// # Errors
+    /// No `policy.yaml`, or a policy that does not load; the message has every problem.
+    pub fn read(name: &str, data: &BTreeMap<String, String>) -> Result<Self, Refusal> {
+        let refuse = |what: String| {
+            Refusal::with_fix(
+                Class::Policy,
+                format!("policy {name}: {what}"),
+                "try it with `ringfence policy check`",
+            )
+        };
+        let data: BTreeMap<String, String> = POLICY_KEYS
+            .iter()
+            .filter_map(|key| data.get_key_value(*key))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        let source = |key: &'static str| {
+            data.get(key).map(|text| Source {
+                name: key,
+                bytes: text.as_bytes(),
+            })
+        };
+        let yaml =
+            source("policy.yaml").ok_or_else(|| refuse("it has no key policy.yaml".into()))?;
+        let loaded = policy::load(&yaml, source("policy.rego").as_ref())
+            .map_err(|error| refuse(error.to_string()))?;
+        let digest = policy::digest::digest(
+            data.iter()
+                .map(|(key, text)| (key.as_str(), text.as_bytes())),
+        );
+        let process = loaded.policy.process();
+        Ok(Self {
+            reference: PolicyRef {
+                configmap: copy_name(&digest),
+                digest,
+                keys: data.keys().cloned().collect(),
+                run_as_user: process.run_as_user.clone(),
+                run_as_group: process.run_as_group.clone(),
+            },
+            warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
+            data,
+        })
+    }
+}
+
+/// Name of the copy of a policy with this digest.
+fn copy_name(digest: &str) -> String {
+    let hex = digest.rsplit(':').next().unwrap_or_default();
+    let hex: String = hex.chars().take(NAME_DIGITS).collect();
+    format!("{COPY_PREFIX}{hex}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn data(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn the_name_follows_the_content() {
+        assert_eq!(
+            copy_name("sha256:0123456789abcdef0123456789abcdef00000000"),
+            "ringfence-policy-0123456789abcdef0123456789abcdef"
+        );
+    }
+
+    #[test]
+    fn data_without_a_policy_is_refused() {
+        let refusal = PolicySource::read("p", &data(&[("policy.rego", "x")])).unwrap_err();
+        assert_eq!((refusal.class, refusal.code), (Class::Policy, 422));
+        assert!(
+            refusal
+                .message
+                .contains("policy p: it has no key policy.yaml"),
+            "{refusal}"
+        );
+        let broken = data(&[("policy.yaml", "network_policies: [")]);
+        assert_eq!(
+            PolicySource::read("p", &broken).unwrap_err().class,
+            Class::Policy
+        );
+    }
+}

@@ -1,0 +1,793 @@
+//! The whole function over the corpus of pods in `tests/corpus/pods`, and what has to hold for any
+//! pod: nothing foreign is touched, a second pass changes nothing, an update gets it all back.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use json_patch::patch;
+use proptest::prelude::*;
+use serde_json::{Map, Value, json};
+
+use super::*;
+
+/// Every pod of the corpus, with its file's name.
+fn corpus() -> Vec<(String, Value)> {
+    static CORPUS: LazyLock<Vec<(String, Value)>> = LazyLock::new(read_corpus);
+    CORPUS.clone()
+}
+
+fn read_corpus() -> Vec<(String, Value)> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/pods");
+    let mut files: Vec<_> = std::fs::read_dir(&dir)
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .collect();
+    files.sort();
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let pod =
+            serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        (
+            path.file_stem().unwrap().to_string_lossy().into_owned(),
+            pod,
+        )
+    };
+    files.into_iter().map(read).collect()
+}
+
+fn pod(name: &str) -> Value {
+    corpus()
+        .into_iter()
+        .find(|(found, _)| found == name)
+        .unwrap_or_else(|| panic!("no {name}"))
+        .1
+}
+
+fn namespace(annotations: &[(&str, &str)]) -> Namespace {
+    Namespace {
+        name: "agents".into(),
+        labels: BTreeMap::from([("ringfence.dev/inject".into(), "enabled".into())]),
+        annotations: annotations
+            .iter()
+            .map(|(key, value)| (format!("ringfence.dev/{key}"), (*value).to_owned()))
+            .collect(),
+        limit_ranges: Vec::new(),
+    }
+}
+
+fn policy() -> PolicyRef {
+    PolicyRef {
+        configmap: "ringfence-policy-0a".into(),
+        digest: "sha256:0a".into(),
+        keys: vec!["policy.yaml".into(), "upstream-ca.crt".into()],
+        run_as_user: None,
+        run_as_group: None,
+    }
+}
+
+/// What a registry would say about every image of a pod.
+fn images(pod: &Value) -> BTreeMap<String, ImageConfig> {
+    let image = ImageConfig {
+        entrypoint: vec!["/entry".into(), "$x".into()],
+        cmd: vec!["$(HOME)".into()],
+        user: "app:web".into(),
+        working_dir: "/srv$".into(),
+        env: Vec::new(),
+    };
+    let containers = pod["spec"]["containers"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let name = |container: &Value| container["name"].as_str().unwrap_or_default().to_owned();
+    containers
+        .iter()
+        .map(|container| (name(container), image.clone()))
+        .collect()
+}
+
+fn run(pod: &Value, ns: &Namespace, settings: &Settings) -> Outcome {
+    inject(None, pod, ns, settings, &images(pod), &policy())
+}
+
+fn apply(pod: &Value, injection: &Injection) -> Value {
+    let mut after = pod.clone();
+    patch(&mut after, &injection.ops).unwrap();
+    after
+}
+
+fn fenced(pod: &Value, ns: &Namespace, settings: &Settings) -> Value {
+    match run(pod, ns, settings) {
+        Outcome::Inject(injection) => apply(pod, &injection),
+        other => panic!("not injected: {other:?}"),
+    }
+}
+
+fn refusal(pod: &Value) -> Class {
+    match run(pod, &namespace(&[]), &Settings::default()) {
+        Outcome::Refuse(refusal) => refusal.class,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn shapes() -> Vec<Settings> {
+    let all = [
+        (Delivery::Init, Profile::Hardened),
+        (Delivery::Image, Profile::Hardened),
+        (Delivery::Init, Profile::Reference),
+    ];
+    all.map(|(delivery, profile)| Settings {
+        delivery,
+        profile,
+        ..Settings::default()
+    })
+    .to_vec()
+}
+
+/// Takes from a pod every path that the contract names as Ringfence's, so that the rest can be
+/// compared. Written without the injector's own functions.
+fn without_ours(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    let prune = |list: Option<&mut Value>, ours: &dyn Fn(&str) -> bool| {
+        if let Some(list) = list.and_then(Value::as_array_mut) {
+            list.retain(|e| !ours(e["name"].as_str().unwrap_or_default()));
+        }
+    };
+    let volume = |name: &str| name == "openshell-policy" || name.starts_with("ringfence-");
+    let variable = |name: &str| name == "POD_IP" || name.starts_with("OPENSHELL_");
+    prune(pod.pointer_mut("/spec/volumes"), &volume);
+    prune(pod.pointer_mut("/spec/initContainers"), &|name| {
+        name == "ringfence-install"
+    });
+    if let Some(Value::Object(annotations)) = pod.pointer_mut("/metadata/annotations") {
+        annotations.remove("ringfence.dev/status");
+    }
+    if let Some(context) = pod
+        .pointer_mut("/spec/securityContext")
+        .and_then(Value::as_object_mut)
+    {
+        context.remove("seccompProfile");
+    }
+    for container in pod["spec"]["containers"]
+        .as_array_mut()
+        .into_iter()
+        .flatten()
+    {
+        let map = container.as_object_mut().unwrap();
+        map.remove("command");
+        if let Some(context) = map
+            .get_mut("securityContext")
+            .and_then(Value::as_object_mut)
+        {
+            let ours = [
+                "runAsUser",
+                "runAsNonRoot",
+                "allowPrivilegeEscalation",
+                "capabilities",
+                "seccompProfile",
+            ];
+            context.retain(|key, _| !ours.contains(&key.as_str()));
+        }
+        for probe in [
+            "/livenessProbe",
+            "/readinessProbe",
+            "/startupProbe",
+            "/lifecycle/postStart",
+            "/lifecycle/preStop",
+        ] {
+            if let Some(Value::Object(exec)) = container.pointer_mut(&format!("{probe}/exec")) {
+                exec.remove("command");
+            }
+        }
+        prune(container.get_mut("volumeMounts"), &volume);
+        prune(container.get_mut("env"), &variable);
+        for entry in container
+            .get_mut("env")
+            .and_then(Value::as_array_mut)
+            .into_iter()
+            .flatten()
+        {
+            if ["AMBIENT_MCP_URL", "CREDENTIAL_MCP_URLS"]
+                .contains(&entry["name"].as_str().unwrap_or_default())
+            {
+                entry.as_object_mut().unwrap().remove("value");
+            }
+        }
+    }
+    drop_empty(&mut pod);
+    pod
+}
+
+/// An absent list, an empty one and null are the same to the API server.
+fn drop_empty(value: &mut Value) {
+    let empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+        _ => false,
+    };
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(drop_empty);
+            map.retain(|_, value| !empty(value));
+        }
+        Value::Array(list) => list.iter_mut().for_each(drop_empty),
+        _ => {}
+    }
+}
+
+#[test]
+fn the_corpus_is_fenced_and_stays_so() {
+    for (name, pod) in corpus() {
+        for settings in shapes() {
+            let ns = namespace(&[("unfenced-containers", "mcp-*=registry.example/mcp:*")]);
+            let Outcome::Inject(first) = run(&pod, &ns, &settings) else {
+                assert!(name.starts_with("refused-"), "{name} is refused");
+                continue;
+            };
+            assert!(!name.starts_with("refused-"), "{name} is not refused");
+            let after = apply(&pod, &first);
+            assert_eq!(without_ours(&pod), without_ours(&after), "{name}");
+            assert_eq!(
+                verify(None, &after, &ns, &settings, &images(&pod), &policy()),
+                Ok(()),
+                "{name}"
+            );
+            // Nothing has to be looked up again for what was looked up before.
+            let needs = needs(&after, &ns, &settings, &policy()).unwrap();
+            assert_eq!(needs.images, [], "{name}");
+            let again = inject(None, &after, &ns, &settings, &BTreeMap::new(), &policy());
+            assert!(
+                matches!(again, Outcome::Inject(i) if i.ops.is_empty()),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_unlabelled_namespace_is_not_touched() {
+    for (name, pod) in corpus() {
+        let ns = Namespace {
+            labels: BTreeMap::new(),
+            ..namespace(&[("inbound", "bad")])
+        };
+        assert_eq!(
+            run(&pod, &ns, &Settings::default()),
+            Outcome::Untouched,
+            "{name}"
+        );
+        assert_eq!(
+            needs(&pod, &ns, &Settings::default(), &policy()),
+            Ok(Needs::default())
+        );
+    }
+}
+
+#[test]
+fn the_reference_runner_gets_the_reference_shape() {
+    let pod = pod("reference-runner");
+    let settings = Settings {
+        profile: Profile::Reference,
+        ..Settings::default()
+    };
+    let ns = namespace(&[("unfenced-containers", "mcp-*")]);
+    let after = fenced(&pod, &ns, &settings);
+    let runner = &after["spec"]["containers"][0];
+    let env: BTreeMap<&str, &str> = runner["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| {
+            (
+                e["name"].as_str().unwrap(),
+                e["value"].as_str().unwrap_or_default(),
+            )
+        })
+        .collect();
+    assert_eq!(runner["env"][0]["name"], "POD_IP");
+    assert_eq!(env["OPENSHELL_ENABLED"], "true");
+    assert_eq!(env["OPENSHELL_POLICY_DATA"], "/etc/openshell/policy.yaml");
+    assert_eq!(env["AMBIENT_MCP_URL"], "http://$(POD_IP):8090");
+    assert_eq!(
+        env["CREDENTIAL_MCP_URLS"],
+        r#"{"github":"http://$(POD_IP):8091/mcp"}"#
+    );
+    let context = &runner["securityContext"];
+    assert_eq!(context["runAsUser"], 0);
+    assert_eq!(context["runAsNonRoot"], false);
+    assert_eq!(context["allowPrivilegeEscalation"], true);
+    assert_eq!(
+        after["spec"]["securityContext"]["seccompProfile"]["type"],
+        "Unconfined"
+    );
+    for capability in [
+        "NET_ADMIN",
+        "SYS_ADMIN",
+        "SYS_PTRACE",
+        "SETUID",
+        "SETGID",
+        "CHOWN",
+        "DAC_OVERRIDE",
+    ] {
+        assert!(
+            context["capabilities"]["add"]
+                .as_array()
+                .unwrap()
+                .contains(&json!(capability))
+        );
+    }
+    let policy = after["spec"]["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|v| v["name"] == "openshell-policy");
+    assert_eq!(policy.unwrap()["configMap"]["name"], "ringfence-policy-0a");
+    // The sidecars are as they were.
+    assert_eq!(after["spec"]["containers"][1], pod["spec"]["containers"][1]);
+}
+
+#[test]
+fn a_command_of_the_image_is_looked_up_and_doubled() {
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "i"}]}});
+    let ns = namespace(&[]);
+    let needed = needs(&pod, &ns, &Settings::default(), &policy()).unwrap();
+    assert_eq!(
+        needed.images,
+        [ImageNeed {
+            container: "a".into(),
+            image: "i".into(),
+            command: true,
+            user: true
+        }]
+    );
+    let after = fenced(&pod, &ns, &Settings::default());
+    let command: Vec<&str> = after["spec"]["containers"][0]["command"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|word| word.as_str().unwrap())
+        .collect();
+    assert!(
+        command.ends_with(&["--no-env", "--", "/entry", "$$x", "$$(HOME)"]),
+        "{command:?}"
+    );
+    let flag = |name| command[command.iter().position(|word| *word == name).unwrap() + 1];
+    assert_eq!(flag("--run-as"), "app:web");
+    assert_eq!(flag("--workdir"), "/srv$$");
+    assert_eq!(flag("--upstream-ca"), "/etc/openshell/upstream-ca.crt");
+    assert!(!command.contains(&"--policy-rules"));
+    let none = inject(
+        None,
+        &pod,
+        &ns,
+        &Settings::default(),
+        &BTreeMap::new(),
+        &policy(),
+    );
+    assert!(matches!(none, Outcome::Refuse(r) if r.class == Class::Entrypoint));
+}
+
+#[test]
+fn a_policy_with_a_user_needs_no_image_for_it() {
+    let pod = json!({"spec": {"containers": [{"name": "a", "command": ["x"]}]}});
+    let policy = PolicyRef {
+        run_as_user: Some("sandbox".into()),
+        ..policy()
+    };
+    assert_eq!(
+        needs(&pod, &namespace(&[]), &Settings::default(), &policy)
+            .unwrap()
+            .images,
+        []
+    );
+}
+
+#[test]
+fn classes_that_cannot_be_fenced_are_refused() {
+    let base = json!({"spec": {"containers": [
+        {"name": "a", "command": ["x"], "securityContext": {"runAsUser": 5}}]}});
+    for (path, value, class) in [
+        ("hostNetwork", json!(true), Class::HostNetwork),
+        ("hostPID", json!(true), Class::HostPid),
+        ("hostIPC", json!(true), Class::HostIpc),
+        ("os", json!({"name": "windows"}), Class::Windows),
+        (
+            "nodeSelector",
+            json!({"kubernetes.io/os": "windows"}),
+            Class::Windows,
+        ),
+        (
+            "volumes",
+            json!([{"name": "ringfence-x", "emptyDir": {}}]),
+            Class::ForeignUse,
+        ),
+        (
+            "containers",
+            json!([{"name": "a", "command": ["x"], "securityContext": {"privileged": true}}]),
+            Class::Privileged,
+        ),
+        (
+            "containers",
+            json!([{"name": "ringfence-install", "command": ["x"]}]),
+            Class::ForeignUse,
+        ),
+        (
+            "containers",
+            json!([{"name": "a", "command": "x"}]),
+            Class::Malformed,
+        ),
+        (
+            "initContainers",
+            json!([{"name": "i", "volumeMounts": [{"name": "ringfence-bin", "mountPath": "/x"}]}]),
+            Class::ForeignUse,
+        ),
+        (
+            "securityContext",
+            json!({"runAsUser": 65530}),
+            Class::Entrypoint,
+        ),
+    ] {
+        let mut pod = base.clone();
+        pod["spec"][path] = value;
+        if class == Class::Entrypoint {
+            // The container's own user comes first, so the pod's does not matter.
+            assert!(matches!(
+                run(&pod, &namespace(&[]), &Settings::default()),
+                Outcome::Inject(_)
+            ));
+        } else {
+            assert_eq!(refusal(&pod), class, "{pod}");
+        }
+    }
+}
+
+#[test]
+fn classes_that_are_warned_about() {
+    let pod = json!({"metadata": {}, "spec": {
+        "shareProcessNamespace": true,
+        "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+        "containers": [
+            {"name": "a", "command": ["x"]},
+            {"name": "mcp", "image": "m", "securityContext": {"privileged": true}}]}});
+    let mut ns = namespace(&[("unfenced-containers", "mcp")]);
+    ns.labels.insert(
+        "pod-security.kubernetes.io/enforce".into(),
+        "baseline".into(),
+    );
+    let policy = PolicyRef {
+        run_as_user: Some("root".into()),
+        ..policy()
+    };
+    let outcome = inject(
+        None,
+        &pod,
+        &ns,
+        &Settings::default(),
+        &BTreeMap::new(),
+        &policy,
+    );
+    let Outcome::Inject(injection) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!(
+        injection.classes,
+        [
+            Class::ShareProcessNamespace,
+            Class::PodSecurity,
+            Class::InitContainer,
+            Class::NativeSidecar,
+            Class::Unfenced,
+            Class::PrivilegedUnfenced,
+            Class::RootUser
+        ]
+    );
+    assert!(
+        injection
+            .warnings
+            .iter()
+            .all(|w| w.starts_with("ringfence: "))
+    );
+    assert_eq!(injection.audit["containers"], "a");
+}
+
+#[test]
+fn nothing_to_fence_changes_nothing() {
+    let exempt = namespace(&[("unfenced-containers", "*")]);
+    let mirror = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}},
+        "spec": {"hostNetwork": true, "containers": [{"name": "a"}]}});
+    let bare = json!({"spec": {"containers": [{"name": "a"}]}});
+    for (pod, class) in [(mirror, Class::MirrorPod), (bare, Class::NothingToFence)] {
+        let Outcome::Inject(injection) = run(&pod, &exempt, &Settings::default()) else {
+            panic!()
+        };
+        assert!(injection.ops.is_empty());
+        assert!(injection.classes.contains(&class));
+    }
+    for pod in [
+        json!({}),
+        json!({"spec": null}),
+        json!({"spec": {"containers": null}}),
+        json!(null),
+    ] {
+        let outcome = run(&pod, &exempt, &Settings::default());
+        assert!(matches!(outcome, Outcome::Inject(i) if i.ops.is_empty()));
+    }
+}
+
+#[test]
+fn a_copy_made_by_kubectl_debug_is_fenced_anew() {
+    let ns = namespace(&[]);
+    let settings = Settings::default();
+    let mut copy = fenced(&pod("plain"), &ns, &settings);
+    copy["spec"]["containers"][0]["command"] = json!(["sh"]);
+    assert!(verify(None, &copy, &ns, &settings, &images(&copy), &policy()).is_err());
+    let after = fenced(&copy, &ns, &settings);
+    let container = &after["spec"]["containers"][0];
+    assert_eq!(enter_prefix(container).unwrap()[1], "enter");
+    let command = container["command"].as_array().unwrap();
+    assert!(
+        command.contains(&json!("65534:65534")),
+        "uid 0 of an injection is nobody's wish"
+    );
+}
+
+#[test]
+fn forged_marks_prove_nothing() {
+    let ns = namespace(&[]);
+    let settings = Settings::default();
+    let genuine = fenced(&pod("plain"), &ns, &settings);
+    let forge = |pointer: &str, value: Value| {
+        let mut forged = genuine.clone();
+        *forged
+            .pointer_mut(pointer)
+            .unwrap_or_else(|| panic!("{pointer}")) = value;
+        let verdict = verify(None, &forged, &ns, &settings, &images(&forged), &policy());
+        assert!(verdict.is_err(), "{pointer} can be forged");
+    };
+    let container = "/spec/containers/0";
+    forge("/metadata/annotations/ringfence.dev~1status", json!("{}"));
+    forge(&format!("{container}/command/0"), json!("/bin/sh"));
+    forge(&format!("{container}/command/2"), json!("/tmp/policy.yaml"));
+    forge(
+        &format!("{container}/securityContext/capabilities/add"),
+        json!([]),
+    );
+    forge(&format!("{container}/securityContext/runAsUser"), json!(5));
+    forge("/spec/initContainers/0/image", json!("evil"));
+    forge("/spec/initContainers/0/command", json!(["/evil"]));
+    let volumes = genuine["spec"]["volumes"].as_array().unwrap();
+    for index in 0..volumes.len() {
+        if volumes[index]["name"]
+            .as_str()
+            .unwrap()
+            .starts_with("ringfence-")
+        {
+            forge(
+                &format!("/spec/volumes/{index}"),
+                json!({"name": volumes[index]["name"], "hostPath": {"path": "/"}}),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_manifest_applied_again_gets_its_injection_back() {
+    let ns = namespace(&[("unfenced-containers", "mcp-*=registry.example/mcp:*")]);
+    for (name, bare) in corpus()
+        .into_iter()
+        .filter(|(name, _)| !name.starts_with("refused-"))
+    {
+        for settings in shapes() {
+            let live = fenced(&bare, &ns, &settings);
+            // A later version with another image, another policy: none of it matters.
+            let later = Settings {
+                image: "later".into(),
+                ..settings.clone()
+            };
+            let outcome = inject(
+                Some(&live),
+                &bare,
+                &ns,
+                &later,
+                &BTreeMap::new(),
+                &PolicyRef::default(),
+            );
+            if fenced_containers(&live).is_empty() {
+                assert_eq!(outcome, Outcome::Untouched);
+                continue;
+            }
+            let Outcome::Inject(injection) = outcome else {
+                panic!("{name}: {outcome:?}")
+            };
+            let mut after = apply(&bare, &injection);
+            let mut live = live;
+            drop_empty(&mut after);
+            drop_empty(&mut live);
+            assert_eq!(after, live, "{name}");
+            assert_eq!(
+                verify(
+                    Some(&live),
+                    &after,
+                    &ns,
+                    &later,
+                    &BTreeMap::new(),
+                    &policy()
+                ),
+                Ok(())
+            );
+        }
+    }
+}
+
+#[test]
+fn an_update_keeps_what_is_the_authors() {
+    let ns = namespace(&[]);
+    let settings = Settings::default();
+    let live = fenced(&pod("plain"), &ns, &settings);
+    let mut update = live.clone();
+    update["metadata"]["labels"] = json!({"new": "label"});
+    update["spec"]["containers"][0]["image"] = json!("other");
+    update["metadata"]["annotations"]
+        .as_object_mut()
+        .unwrap()
+        .remove("ringfence.dev/status");
+    update["spec"]["containers"][0]["env"]
+        .as_array_mut()
+        .unwrap()
+        .reverse();
+    let Outcome::Inject(injection) = restore(&live, &update, &ns, &settings) else {
+        panic!()
+    };
+    let after = apply(&update, &injection);
+    assert_eq!(after["spec"]["containers"][0]["image"], "other");
+    assert_eq!(after["metadata"]["labels"]["new"], "label");
+    assert_eq!(
+        after["metadata"]["annotations"],
+        live["metadata"]["annotations"]
+    );
+    assert_eq!(
+        after["spec"]["containers"][0]["env"],
+        live["spec"]["containers"][0]["env"]
+    );
+    // Another command is not hidden: the API server refuses it.
+    update["spec"]["containers"][0]["command"] = json!(["something", "else"]);
+    let Outcome::Inject(injection) = restore(&live, &update, &ns, &settings) else {
+        panic!()
+    };
+    assert_eq!(
+        apply(&update, &injection)["spec"]["containers"][0]["command"],
+        json!(["something", "else"])
+    );
+    // A pod from before the label, and bad annotations of the namespace, hinder no update.
+    let bare = pod("plain");
+    assert_eq!(restore(&bare, &bare, &ns, &settings), Outcome::Untouched);
+    let bad = namespace(&[("inbound", "x")]);
+    assert!(
+        matches!(restore(&live, &live, &bad, &settings), Outcome::Inject(i) if i.ops.is_empty())
+    );
+}
+
+#[test]
+fn ephemeral_containers_are_warned_about() {
+    let pod = json!({"spec": {"ephemeralContainers": [{"name": "dbg"}]}});
+    let Outcome::Inject(injection) = ephemeral(&pod, &namespace(&[])) else {
+        panic!()
+    };
+    assert_eq!(injection.classes, [Class::EphemeralContainer]);
+    let thief = json!({"spec": {"ephemeralContainers": [
+        {"name": "dbg", "volumeMounts": [{"name": "ringfence-bin", "mountPath": "/x"}]}]}});
+    assert!(
+        matches!(ephemeral(&thief, &namespace(&[])), Outcome::Refuse(r) if r.class == Class::ForeignUse)
+    );
+}
+
+#[test]
+fn inbound_ports_can_be_narrowed() {
+    for (value, expected) in [("declared", "80,9000"), ("none", "none")] {
+        let pod = json!({
+            "metadata": {"annotations": {"ringfence.dev/inbound": value}},
+            "spec": {"containers": [{"name": "a", "command": ["x"], "ports": [{"containerPort": 80}],
+                "readinessProbe": {"tcpSocket": {"port": 9000}}}]}});
+        let after = fenced(&pod, &namespace(&[]), &Settings::default());
+        let command = after["spec"]["containers"][0]["command"]
+            .as_array()
+            .unwrap();
+        let at = command.iter().position(|word| word == "--inbound").unwrap();
+        assert_eq!(command[at + 1], expected);
+    }
+}
+
+#[test]
+fn architectures_are_narrowed_by_the_pod() {
+    let find = |spec: Value| {
+        let pod = json!({"spec": spec});
+        needs(&pod, &namespace(&[]), &Settings::default(), &policy())
+            .unwrap()
+            .architectures
+    };
+    assert_eq!(
+        find(json!({"nodeSelector": {"kubernetes.io/arch": "arm64"}})),
+        ["arm64"]
+    );
+    let term = |values: Value| json!({"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": values}]});
+    let affinity = |terms: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+    assert_eq!(
+        find(affinity(json!([
+            term(json!(["amd64", "arm64"])),
+            term(json!(["arm64"]))
+        ]))),
+        ["amd64", "arm64"]
+    );
+    assert!(find(affinity(json!([term(json!(["amd64"])), {}]))).is_empty());
+}
+
+/// A value that nobody knows, for a field that nobody knows.
+fn unknown() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<i32>().prop_map(Value::from),
+        ".{0,4}".prop_map(Value::from)
+    ];
+    leaf.prop_recursive(2, 8, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Value::Array),
+            prop::collection::vec(("[a-z~/]{1,4}", inner), 0..3)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect::<Map<_, _>>())),
+        ]
+    })
+}
+
+/// Puts unknown fields into every object of a document.
+fn sprinkle(value: &mut Value, fields: &mut impl Iterator<Item = Value>) {
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(|value| sprinkle(value, fields));
+            if let Some(field) = fields.next() {
+                map.insert("x-unknown/~".into(), field);
+            }
+        }
+        Value::Array(list) => list.iter_mut().for_each(|value| sprinkle(value, fields)),
+        _ => {}
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn unknown_fields_survive(
+        index in any::<prop::sample::Index>(),
+        shape in any::<prop::sample::Index>(),
+        unknown in prop::collection::vec(unknown(), 1..40),
+    ) {
+        let corpus: Vec<_> = corpus().into_iter().filter(|(name, _)| !name.starts_with("refused-")).collect();
+        let mut pod = corpus[index.index(corpus.len())].1.clone();
+        // Labels and annotations have their own rules; everything else may grow.
+        sprinkle(&mut pod["spec"], &mut unknown.into_iter());
+        let ns = namespace(&[("unfenced-containers", "mcp-*")]);
+        let settings = &shapes()[shape.index(3)];
+        let after = fenced(&pod, &ns, settings);
+        prop_assert_eq!(without_ours(&pod), without_ours(&after));
+        let again = run(&after, &ns, settings);
+        prop_assert!(matches!(again, Outcome::Inject(i) if i.ops.is_empty()));
+        let Outcome::Inject(back) = restore(&after, &pod, &ns, settings) else {
+            prop_assert!(fenced_containers(&after).is_empty());
+            return Ok(());
+        };
+        let (mut back, mut after) = (apply(&pod, &back), after);
+        drop_empty(&mut back);
+        drop_empty(&mut after);
+        prop_assert_eq!(back, after);
+    }
+
+    #[test]
+    fn no_document_makes_it_panic(mut pod in unknown(), spec in unknown(), containers in unknown(), container in unknown()) {
+        if let Value::Object(map) = &mut pod { map.insert("spec".into(), spec); }
+        if let Some(Value::Object(map)) = pod.get_mut("spec") { map.insert("containers".into(), containers); }
+        if let Some(Value::Array(list)) = pod.pointer_mut("/spec/containers") { list.push(container); }
+        let _ = run(&pod, &namespace(&[]), &Settings::default());
+        let live = fenced(&self::pod("plain"), &namespace(&[]), &Settings::default());
+        let _ = restore(&live, &pod, &namespace(&[]), &Settings::default());
+    }
+}

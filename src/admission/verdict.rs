@@ -1,0 +1,301 @@
+//! Every class of pod that gets another answer than "fenced", as one enum: what happens under
+//! each label value, why, and what to do about it. `docs/admission.md` shows the same table.
+
+use std::fmt::{self, Write as _};
+
+use super::Mode;
+
+/// What happens to a pod of a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Fenced, with a warning that names the class.
+    Warn,
+    /// Admitted as it is, with a warning: there is nothing of it that could be fenced.
+    Pass,
+    /// Not admitted.
+    Refuse,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Warn => "fenced, warning",
+            Self::Pass => "as it is, warning",
+            Self::Refuse => "refused",
+        })
+    }
+}
+
+macro_rules! classes {
+    ($($(#[$doc:meta])* $name:ident $slug:literal $code:literal $enabled:ident $strict:ident
+        $why:literal $fix:literal;)*) => {
+        /// A class of pods with an answer of its own.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum Class {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Class {
+            /// Every class, in the order of the table.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The word for metrics, audit annotations and Events.
+            #[must_use]
+            pub fn slug(self) -> &'static str {
+                match self { $(Self::$name => $slug,)* }
+            }
+
+            /// HTTP status of a refusal: 403 for what the policy of the cluster forbids, 422 for
+            /// what is written wrongly, 5xx for what may work a moment later.
+            #[must_use]
+            pub fn code(self) -> u16 {
+                match self { $(Self::$name => $code,)* }
+            }
+
+            /// What happens under a label value. With no label there is no verdict: nothing is
+            /// looked at.
+            #[must_use]
+            pub fn verdict(self, mode: Mode) -> Verdict {
+                match (self, mode) {
+                    $((Self::$name, Mode::Strict) => Verdict::$strict,
+                      (Self::$name, Mode::Enabled | Mode::Off) => Verdict::$enabled,)*
+                }
+            }
+
+            /// Why it is a class of its own.
+            #[must_use]
+            pub fn why(self) -> &'static str {
+                match self { $(Self::$name => $why,)* }
+            }
+
+            /// What its author can do.
+            #[must_use]
+            pub fn fix(self) -> &'static str {
+                match self { $(Self::$name => $fix,)* }
+            }
+        }
+    };
+}
+
+classes! {
+    /// `spec.hostNetwork: true`.
+    HostNetwork "host-network" 403 Refuse Refuse
+        "the container shares the node's network and its sockets"
+        "remove hostNetwork, or run the pod in a namespace without the label";
+    /// `spec.hostPID: true`.
+    HostPid "host-pid" 403 Refuse Refuse
+        "the agent would see, and could signal, every process of the node"
+        "remove hostPID";
+    /// `spec.hostIPC: true`.
+    HostIpc "host-ipc" 403 Refuse Refuse
+        "the agent would share memory with processes of the node"
+        "remove hostIPC";
+    /// The pod is for Windows nodes.
+    Windows "windows" 403 Refuse Refuse
+        "the fence is made of Linux namespaces"
+        "run the pod in a namespace without the label";
+    /// A container to be fenced is privileged.
+    Privileged "privileged" 403 Refuse Refuse
+        "a privileged container has every device of the node and no fence holds it"
+        "remove securityContext.privileged";
+    /// A container that stays unfenced is privileged.
+    PrivilegedUnfenced "privileged-unfenced" 403 Warn Refuse
+        "a privileged container beside the agent is a way to the node"
+        "remove securityContext.privileged";
+    /// `spec.shareProcessNamespace: true`.
+    ShareProcessNamespace "share-process-namespace" 403 Warn Refuse
+        "a container with uid 0 can signal the supervisor, which ends the agent"
+        "remove shareProcessNamespace";
+    /// Init containers run before the fence.
+    InitContainer "init-container" 403 Warn Refuse
+        "init containers run as they are, outside the fence"
+        "move what is not trusted into a regular container";
+    /// Init containers with `restartPolicy: Always`.
+    NativeSidecar "native-sidecar" 403 Warn Refuse
+        "native sidecars run as they are, outside the fence"
+        "make the sidecar a regular container if it is not trusted";
+    /// Named by the namespace's `ringfence.dev/unfenced-containers`.
+    Unfenced "unfenced-container" 403 Warn Warn
+        "the namespace exempts the container"
+        "change ringfence.dev/unfenced-containers of the namespace";
+    /// All regular containers are exempted.
+    NothingToFence "nothing-to-fence" 403 Pass Refuse
+        "the namespace exempts every container of the pod"
+        "change ringfence.dev/unfenced-containers of the namespace";
+    /// `kubectl debug` without `--copy-to`.
+    EphemeralContainer "ephemeral-container" 403 Pass Refuse
+        "an ephemeral container runs in the pod's network, outside the fence"
+        "use kubectl exec, which enters the fence";
+    /// The API object of a static pod.
+    MirrorPod "mirror-pod" 403 Pass Refuse
+        "the object only mirrors a static pod, which runs whatever the answer is"
+        "move the static pod's manifest out of the labelled namespace";
+    /// The container would run as root.
+    RootUser "root-user" 403 Warn Warn
+        "the agent never runs as root; it runs as uid 65534 instead"
+        "set securityContext.runAsUser, or process.run_as_user in the policy";
+    /// The container would run as the proxy's uid.
+    OwnUser "own-user" 422 Refuse Refuse
+        "uid 65530 is the fence's proxy"
+        "choose another runAsUser";
+    /// A URL variable that cannot be rewritten.
+    LocalhostUrl "localhost-url" 422 Warn Warn
+        "a variable listed in localhostUrlEnv has no literal value, so localhost in it is the fence's own"
+        "give the variable a value";
+    /// No command in the pod, and none found in the image.
+    Entrypoint "entrypoint" 422 Refuse Refuse
+        "the container has no command and its image names none that is known"
+        "set command in the pod, or make the image readable for the webhook";
+    /// A registry or the API server did not answer.
+    Lookup "lookup-failed" 503 Refuse Refuse
+        "what the answer depends on could not be looked up"
+        "try again; a controller does so by itself";
+    /// The policy is missing, unreadable, or not for this pod.
+    Policy "policy" 422 Refuse Refuse
+        "the pod's policy is missing, does not load, or is not for this pod"
+        "see the ConfigMap in the release namespace and ringfence.dev/policy";
+    /// A label or annotation of Ringfence that is not understood.
+    Annotation "annotation" 422 Refuse Refuse
+        "a label or annotation of Ringfence has a value that is not understood"
+        "correct the value";
+    /// A value of the contract which this version does not have.
+    NotAvailable "not-available" 422 Refuse Refuse
+        "this version does not have what the label or annotation asks for"
+        "remove it, or use a later version";
+    /// A mount, device or message path that would cover the supervisor or its files.
+    Overlap "mount-overlap" 422 Refuse Refuse
+        "a foreign mount over the fence's own files would put another program in the supervisor's place"
+        "mount somewhere else than /ringfence, /run/ringfence and /etc/openshell";
+    /// A volume or container name of Ringfence used by somebody else.
+    ForeignUse "foreign-use" 422 Refuse Refuse
+        "volumes named ringfence-*, openshell-policy and the container ringfence-install are the fence's"
+        "choose another name, or recreate the pod from its own manifest";
+    /// The namespace enforces a Pod Security level.
+    PodSecurity "pod-security" 403 Warn Warn
+        "the Pod Security level that the namespace enforces refuses the fence's capabilities"
+        "label the namespace pod-security.kubernetes.io/enforce=privileged";
+    /// `POD_IP` with another meaning.
+    PodIp "pod-ip" 422 Refuse Refuse
+        "the variable POD_IP has to be the pod's address"
+        "rename the variable, or set it by fieldRef from status.podIP";
+    /// Not the shape of a pod.
+    Malformed "malformed" 422 Refuse Refuse
+        "a field has another type than Kubernetes gives it"
+        "correct the manifest";
+    /// The final pod is not what the injection makes.
+    Unfixed "not-as-injected" 403 Refuse Refuse
+        "something changed what Ringfence had put into the pod"
+        "find the webhook or person that changed it; see the path in the message";
+    /// Our patch does not do what it should.
+    SelfCheck "self-check" 500 Refuse Refuse
+        "the patch does not give the pod it was made for, which is a fault of Ringfence"
+        "report it with the pod's manifest";
+}
+
+/// A pod that is not admitted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// HTTP status for the answer's `status.code`.
+    pub code: u16,
+    /// Kubernetes' word for `status.reason`.
+    pub reason: &'static str,
+    /// Cause and fix, for the person who created the pod.
+    pub message: String,
+    /// Machine-readable cause.
+    pub class: Class,
+}
+
+impl Refusal {
+    /// A refusal that names the object and the cause; the class adds the fix.
+    #[must_use]
+    pub fn new(class: Class, what: impl fmt::Display) -> Self {
+        Self::with_fix(class, what, class.fix())
+    }
+
+    /// A refusal with a fix of its own.
+    #[must_use]
+    pub fn with_fix(class: Class, what: impl fmt::Display, fix: &str) -> Self {
+        let code = class.code();
+        Self {
+            code,
+            reason: match code {
+                403 => "Forbidden",
+                422 => "Invalid",
+                503 => "ServiceUnavailable",
+                _ => "InternalError",
+            },
+            message: format!("ringfence: {what}; {fix}"),
+            class,
+        }
+    }
+}
+
+/// The table of `docs/admission.md`, one row a class.
+#[must_use]
+pub fn table() -> String {
+    let mut out = String::from(
+        "| class | `enabled` | `strict` | status | why | what to do |\n|---|---|---|---|---|---|\n",
+    );
+    for class in Class::ALL {
+        let (enabled, strict) = (class.verdict(Mode::Enabled), class.verdict(Mode::Strict));
+        let refuses = enabled == Verdict::Refuse || strict == Verdict::Refuse;
+        let code = if refuses {
+            class.code().to_string()
+        } else {
+            "–".into()
+        };
+        let (slug, why, fix) = (class.slug(), class.why(), class.fix());
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "| `{slug}` | {enabled} | {strict} | {code} | {why} | {fix} |");
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_shows_the_same_table() {
+        let page = include_str!("../../docs/admission.md");
+        assert!(
+            page.contains(&table()),
+            "docs/admission.md differs from the enum; the table is:\n{}",
+            table()
+        );
+    }
+
+    #[test]
+    fn slugs_are_unique() {
+        let mut slugs: Vec<_> = Class::ALL.iter().map(|class| class.slug()).collect();
+        slugs.sort_unstable();
+        slugs.dedup();
+        assert_eq!(slugs.len(), Class::ALL.len());
+    }
+
+    #[test]
+    fn strict_is_never_softer() {
+        for class in Class::ALL {
+            if class.verdict(Mode::Enabled) == Verdict::Refuse {
+                assert_eq!(
+                    class.verdict(Mode::Strict),
+                    Verdict::Refuse,
+                    "{}",
+                    class.slug()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_cause_and_fix() {
+        let refusal = Refusal::new(Class::HostPid, "spec.hostPID is true");
+        assert_eq!(
+            refusal.to_string(),
+            "ringfence: spec.hostPID is true; remove hostPID"
+        );
+        assert_eq!((refusal.code, refusal.reason), (403, "Forbidden"));
+    }
+}

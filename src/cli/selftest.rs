@@ -1,0 +1,76 @@
+//! `ringfence selftest`: does a running installation fence a pod? Nothing is created.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::PostParams;
+use kube::{Api, Client};
+use serde_json::json;
+
+use crate::admission::{SUPERVISOR, fenced_containers};
+use crate::api_text::api_text;
+
+/// What the test pod would run.
+const COMMAND: &str = "/ringfence-selftest";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A namespace with the label `ringfence.dev/inject` and a policy.
+    #[arg(long, short, value_name = "NAME")]
+    namespace: String,
+    /// Seconds to go on trying: after an installation the API server needs a moment.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    within: u64,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::try_default().await.context("cannot find the API server")?;
+        let until = tokio::time::Instant::now() + Duration::from_secs(args.within);
+        loop {
+            match check(&client, &args.namespace).await {
+                Ok(()) => {
+                    println!("a pod created in namespace {} is fenced", args.namespace);
+                    return Ok(ExitCode::SUCCESS);
+                }
+                Err(error) if tokio::time::Instant::now() >= until => return Err(error),
+                Err(error) => {
+                    eprintln!("not yet: {error:#}");
+                    tokio::time::sleep(Duration::from_secs(2)).await;
+                }
+            }
+        }
+    })
+}
+
+async fn check(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    // Command and user are set, so that no registry is asked: the image need not exist.
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": { "generateName": "ringfence-selftest-" },
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": false,
+            "containers": [{
+                "name": "agent",
+                "image": "ringfence.invalid/selftest:none",
+                "command": [COMMAND],
+                "securityContext": { "runAsUser": 65534 },
+            }],
+        },
+    }))?;
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let parameters = PostParams { dry_run: true, ..PostParams::default() };
+    let admitted = match api.create(&parameters, &pod).await {
+        Ok(admitted) => serde_json::to_value(admitted)?,
+        Err(error) => bail!("the test pod was refused: {}", api_text(&error)),
+    };
+    if fenced_containers(&admitted) != ["agent"] {
+        bail!(
+            "the test pod came back without {SUPERVISOR} as its command: is namespace {namespace} labelled ringfence.dev/inject, and does the webhook configuration select it?"
+        );
+    }
+    Ok(())
+}

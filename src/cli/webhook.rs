@@ -1,0 +1,428 @@
+//! `ringfence webhook`: puts the parts of the admission server together and keeps them running.
+
+mod cluster;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum;
+use kube::Client;
+use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::admission::lookup::Lookups;
+use crate::admission::server::{
+    self, Handler, HandlerConfig, Limits, Metrics, Shutdown, ready_unless_ending,
+};
+use crate::admission::{Delivery, IpFamily, LogLevel, Profile, Settings};
+use crate::image::{Images, ImagesConfig};
+use crate::pki::ca_bundle;
+use crate::pki::rotation::{self, Serving};
+use crate::propagate;
+
+use cluster::Cluster;
+
+/// How often the CA bundle is looked at and put back.
+const CA_BUNDLE_INTERVAL: Duration = Duration::from_secs(60);
+/// The same until it is right for the first time, or after a failure.
+const CA_BUNDLE_RETRY: Duration = Duration::from_secs(2);
+/// How often the leaf's age is looked at.
+const RENEW_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Serves admission reviews over TLS with a certificate of its own, and keeps the CA bundle of its
+/// webhook configurations right.
+///
+/// The API server is found as kubectl finds it: the pod's service account, else KUBECONFIG.
+/// HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE apply to registries. RINGFENCE_LOG filters the log
+/// (`info`, `ringfence=debug`, …).
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Where reviews are served, over TLS.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:8443")]
+    listen: SocketAddr,
+    /// Where /healthz, /readyz and /metrics are served, in the clear.
+    #[arg(long, value_name = "ADDRESS", default_value = "[::]:8080")]
+    health_listen: SocketAddr,
+
+    /// The release namespace: policies and the CA's Secret are there.
+    #[arg(long, value_name = "NAME")]
+    namespace: String,
+    /// The Service in front of this webhook; the certificate is for SERVICE.NAMESPACE.svc.
+    #[arg(long, value_name = "NAME", default_value = "ringfence")]
+    service: String,
+    /// A MutatingWebhookConfiguration whose caBundle is kept right. Repeat for several; none: the
+    /// caBundle is somebody else's business, and readiness does not look at it.
+    #[arg(long = "webhook-configuration", value_name = "NAME")]
+    webhook_configurations: Vec<String>,
+    /// The Secret that holds the CA; made when it does not exist.
+    #[arg(long, value_name = "NAME", default_value = "ringfence-webhook-ca")]
+    ca_secret: String,
+    /// Days a serving certificate is valid; it is renewed after two thirds of them.
+    #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=365))]
+    certificate_days: u32,
+
+    /// The image with /ringfence-supervisor that pods get.
+    #[arg(long, value_name = "REFERENCE")]
+    supervisor_image: String,
+    /// Always, IfNotPresent or Never.
+    #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
+    supervisor_pull_policy: String,
+    /// How the supervisor reaches the pod: an image volume, or an init container that copies it.
+    /// `auto` is image when the API server and all nodes run Kubernetes 1.36 or later.
+    #[arg(long, value_enum, default_value_t = DeliveryChoice::Auto)]
+    delivery: DeliveryChoice,
+    /// hardened or reference: the security context of fenced containers.
+    #[arg(long, value_name = "PROFILE", default_value = "hardened", value_parser = word::<Profile>)]
+    profile: Profile,
+    /// The policy ConfigMap (in the release namespace) for namespaces that name none.
+    #[arg(long, value_name = "NAME", default_value = "openshell-policy")]
+    default_policy: String,
+    /// Environment variables whose URLs of localhost are rewritten to the pod's address, separated
+    /// by commas.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "AMBIENT_MCP_URL,CREDENTIAL_MCP_URLS")]
+    localhost_url_env: Vec<String>,
+    /// error, warn, info, debug or trace: what supervisors write. Denials are always written.
+    #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = word::<LogLevel>)]
+    supervisor_log_level: LogLevel,
+    /// CPU request and limit of the init container.
+    #[arg(long, value_name = "QUANTITY", default_value = "100m")]
+    install_cpu: String,
+    /// Memory request and limit of the init container.
+    #[arg(long, value_name = "QUANTITY", default_value = "64Mi")]
+    install_memory: String,
+    /// ipv4 or ipv6: the family of pod addresses. Default: that of the API server's Service.
+    #[arg(long, value_name = "FAMILY", value_parser = word::<IpFamily>)]
+    ip_family: Option<IpFamily>,
+
+    /// A registry (host[:port]) to be spoken to by plain HTTP. Repeat for several.
+    #[arg(long = "insecure-registry", value_name = "HOST")]
+    insecure_registries: Vec<String>,
+    /// Additional CAs for registries, PEM.
+    #[arg(long, value_name = "FILE")]
+    registry_ca: Option<PathBuf>,
+    /// Architecture of images where the nodes' cannot be read, as kubernetes.io/arch has it.
+    #[arg(long, value_name = "ARCH", default_value = "amd64")]
+    default_arch: String,
+
+    /// Reviews answered at once; more are told to come back.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    max_in_flight: u16,
+    /// Seconds to go on accepting after SIGTERM, while the API server learns of it.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
+    linger: u64,
+    /// Whether unused policy copies are deleted.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    collect: bool,
+    /// How the log looks.
+    #[arg(long, value_enum, default_value_t = LogFormat::Json)]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum DeliveryChoice {
+    Auto,
+    Image,
+    Init,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+/// Reads a word of the settings as their file would.
+fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|error| error.to_string())
+}
+
+impl Args {
+    fn settings(&self) -> Settings {
+        // An IPv6 cluster's API server has an IPv6 Service.
+        let is_ipv6 = || {
+            std::env::var("KUBERNETES_SERVICE_HOST").is_ok_and(|host| host.contains(':'))
+        };
+        let family = self.ip_family.unwrap_or_else(|| {
+            if is_ipv6() { IpFamily::Ipv6 } else { IpFamily::Ipv4 }
+        });
+        Settings {
+            image: self.supervisor_image.clone(),
+            image_pull_policy: self.supervisor_pull_policy.clone(),
+            delivery: match self.delivery {
+                DeliveryChoice::Image => Delivery::Image,
+                // `auto` until the cluster is known: what works everywhere.
+                DeliveryChoice::Init | DeliveryChoice::Auto => Delivery::Init,
+            },
+            profile: self.profile,
+            localhost_url_env: self
+                .localhost_url_env
+                .iter()
+                .filter(|name| !name.is_empty())
+                .cloned()
+                .collect(),
+            ip_family: family,
+            log_level: self.supervisor_log_level,
+            install_cpu: self.install_cpu.clone(),
+            install_memory: self.install_memory.clone(),
+            release_namespace: self.namespace.clone(),
+            default_policy: self.default_policy.clone(),
+        }
+    }
+
+    fn images(&self) -> anyhow::Result<Images> {
+        let extra_roots_pem = match &self.registry_ca {
+            Some(path) => std::fs::read(path)
+                .with_context(|| format!("cannot read --registry-ca {}", path.display()))?,
+            None => Vec::new(),
+        };
+        let insecure = self.insecure_registries.clone();
+        Ok(Images::new(ImagesConfig { insecure, extra_roots_pem, ..ImagesConfig::default() })?)
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    start_log(args.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(args))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGFENCE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => log.json().init(),
+        LogFormat::Text => log.init(),
+    }
+}
+
+async fn serve(args: Args) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let shutdown = Shutdown::default();
+    let (trust, trusted) = watch::channel(Err("the certificate is not made yet".to_owned()));
+    let ready = ready_unless_ending(shutdown.clone(), move || trusted.borrow().clone());
+    let limits = Limits {
+        in_flight: args.max_in_flight.into(),
+        linger: Duration::from_secs(args.linger),
+        ..Limits::default()
+    };
+
+    // The health port first: a probe should hear "not ready" and why, not a refused connection.
+    let health = TcpListener::bind(args.health_listen)
+        .await
+        .with_context(|| format!("cannot listen on {} for health checks", args.health_listen))?;
+    let health = tokio::spawn(server::serve(
+        health,
+        None,
+        server::health_router(Arc::clone(&metrics), Arc::clone(&ready)),
+        limits.clone(),
+        shutdown.clone(),
+    ));
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .with_context(|| format!("cannot listen on {} for reviews", args.listen))?;
+
+    let client = Client::try_default().await.context("cannot find the API server")?;
+    let settings = args.settings();
+    let images = args.images()?;
+    let authority = tokio::select! {
+        authority = patiently(|| rotation::load_or_create(&client, &args.namespace, &args.ca_secret)) => authority,
+        () = told_to_end() => return Ok(()),
+    };
+    let life = Duration::from_secs(u64::from(args.certificate_days) * 86_400);
+    let serving = Arc::new(Serving::new(authority, &args.service, &args.namespace, life)?);
+    metrics.set_certificate_not_after(serving.not_after());
+
+    let (cluster, follow_cluster) = Cluster::new(
+        client.clone(),
+        (args.delivery == DeliveryChoice::Auto).then_some(()).is_some(),
+        settings.delivery,
+        args.default_arch.clone(),
+    );
+    let (lookups, watch_namespaces) =
+        Lookups::new(client.clone(), args.namespace.clone(), images);
+    let handler = Handler::new(HandlerConfig {
+        lookups,
+        settings,
+        cluster,
+        metrics: Arc::clone(&metrics),
+    });
+    let app = server::router(handler, limits.clone(), Arc::clone(&metrics), ready);
+    let tls = Arc::new(server::tls_config(Arc::clone(&serving) as _)?);
+    let reviews =
+        tokio::spawn(server::serve(listener, Some(tls), app, limits.clone(), shutdown.clone()));
+    tracing::info!(address = %args.listen, "serving reviews");
+
+    let background = async {
+        tokio::select! {
+            () = watch_namespaces => bail!("the watch of namespaces ended"),
+            () = follow_cluster => bail!("the look at the cluster's version ended"),
+            () = keep_ca_bundle(&client, &args, &serving, &trust) => bail!("the CA bundle is not kept"),
+            () = keep_certificate(&serving, &metrics) => bail!("the certificate is not renewed"),
+            () = keep_collecting(&client, args.collect) => bail!("copies are not collected"),
+        }
+    };
+    let ended = tokio::select! {
+        () = told_to_end() => Ok(()),
+        error = background => error,
+    };
+    tracing::info!(linger = ?limits.linger, "ending");
+    tokio::select! {
+        () = shutdown.begin(limits.linger) => {}
+        () = told_to_end() => bail!("told to end twice"),
+    }
+    tokio::select! {
+        done = reviews => done??,
+        () = told_to_end() => bail!("told to end twice"),
+    }
+    health.abort();
+    ended
+}
+
+/// The next SIGTERM or SIGINT.
+async fn told_to_end() {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        // Without handlers the signals end the process by themselves.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Tries until it works: at start the API server may be away for a moment, and a restart would
+/// only be slower.
+async fn patiently<T, E: std::fmt::Display, F>(mut attempt: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Result<T, E>>,
+{
+    let mut pause = Duration::from_millis(500);
+    loop {
+        match attempt().await {
+            Ok(done) => return done,
+            Err(error) => tracing::error!(%error, "trying again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(15));
+    }
+}
+
+/// Publishes the CA in each configuration and states whether the API server can trust us.
+async fn keep_ca_bundle(
+    client: &Client,
+    args: &Args,
+    serving: &Serving,
+    trust: &watch::Sender<Result<(), String>>,
+) {
+    let server_name = format!("{}.{}.svc", args.service, args.namespace);
+    loop {
+        let mut right = true;
+        let mut state = Ok(());
+        for name in &args.webhook_configurations {
+            match ca_bundle::publish(client, name, serving.ca_pem()).await {
+                Ok(true) => tracing::info!(configuration = name, "caBundle written"),
+                Ok(false) => {}
+                Err(error) => {
+                    right = false;
+                    tracing::warn!(%error, "caBundle not written");
+                }
+            }
+            let chain = serving.chain();
+            if let Err(error) = ca_bundle::verify_live(client, name, &chain, &server_name).await {
+                right = false;
+                // That it could not be read says nothing about what it holds: once ready, a replica
+                // stays so while the API server is away.
+                let unknown = matches!(error, ca_bundle::CaBundleError::Read { .. });
+                if !(unknown && trust.borrow().is_ok()) {
+                    state = Err(error.to_string());
+                }
+            }
+        }
+        trust.send_if_modified(|known| {
+            let changed = *known != state;
+            if changed {
+                match &state {
+                    Ok(()) => tracing::info!("ready"),
+                    Err(why) => tracing::warn!(%why, "not ready"),
+                }
+                known.clone_from(&state);
+            }
+            changed
+        });
+        tokio::time::sleep(if right { CA_BUNDLE_INTERVAL } else { CA_BUNDLE_RETRY }).await;
+    }
+}
+
+async fn keep_certificate(serving: &Serving, metrics: &Metrics) {
+    loop {
+        tokio::time::sleep(RENEW_INTERVAL).await;
+        match serving.renew_if_due(SystemTime::now()) {
+            Ok(true) => {
+                metrics.set_certificate_not_after(serving.not_after());
+                tracing::info!("serving certificate renewed");
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "serving certificate not renewed"),
+        }
+    }
+}
+
+async fn keep_collecting(client: &Client, collect: bool) {
+    if !collect {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(propagate::COLLECT_INTERVAL).await;
+        match propagate::collect_once(client, k8s_openapi::jiff::Timestamp::now()).await {
+            Ok(0) => {}
+            Ok(deleted) => tracing::info!(deleted, "unused policy copies deleted"),
+            Err(error) => tracing::warn!(%error, "policy copies not collected"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn settings(line: &[&str]) -> Settings {
+        let fixed = ["webhook", "--namespace", "ns", "--supervisor-image", "r/i:1"];
+        let line = Line::try_parse_from(fixed.iter().chain(line)).unwrap_or_else(|e| panic!("{e}"));
+        line.args.settings()
+    }
+
+    #[test]
+    fn the_flags_have_the_same_defaults_as_the_settings() {
+        let mut expected = Settings { image: "r/i:1".into(), ..Settings::default() };
+        expected.release_namespace = "ns".into();
+        assert_eq!(settings(&["--ip-family=ipv4"]), expected);
+    }
+
+    #[test]
+    fn words_are_read_as_the_settings_file_reads_them() {
+        let read = settings(&["--profile=reference", "--delivery=image", "--localhost-url-env=A,B",
+            "--supervisor-log-level=debug", "--ip-family=ipv6"]);
+        assert_eq!(read.profile, Profile::Reference);
+        assert_eq!(read.delivery, Delivery::Image);
+        assert_eq!(read.localhost_url_env, ["A", "B"]);
+        assert_eq!((read.log_level, read.ip_family), (LogLevel::Debug, IpFamily::Ipv6));
+        assert!(word::<Profile>("lenient").is_err());
+    }
+}

@@ -1,0 +1,426 @@
+//! The look-up itself: index, manifest and configuration, by each fitting credential in turn.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
+use oci_client::errors::OciDistributionError;
+use oci_client::manifest::{ImageIndexEntry, OciImageManifest, OciManifest};
+use oci_client::secrets::RegistryAuth;
+use oci_client::{Client, Reference};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::Value;
+use tokio::io::AsyncWrite;
+use tokio::sync::Semaphore;
+
+use super::cache::{Cache, Life};
+use super::credentials::{Credential, auth_and_identity, matching};
+use super::error::judge;
+use super::{Attempt, Config, ImageError};
+
+/// An image configuration past this many bytes is not one.
+const MAX_CONFIG: usize = 4 << 20;
+/// Answers kept.
+const CACHED_ANSWERS: usize = 2048;
+/// Registry clients kept, one an identity; each holds a connection pool and its tokens.
+const CACHED_CLIENTS: usize = 32;
+/// A client is given up after this, and with it the tokens it holds.
+const CLIENT_LIFE: Duration = Duration::from_secs(600);
+/// Look-ups at once: a registry may send a manifest of any size, this bounds how many.
+const CONCURRENT: usize = 16;
+
+/// How registries are reached.
+#[derive(Debug, Clone)]
+pub struct ImagesConfig {
+    /// Registries (`host[:port]`) spoken to by plain HTTP.
+    pub insecure: Vec<String>,
+    /// Additional CAs, PEM. The system's store is always used too.
+    pub extra_roots_pem: Vec<u8>,
+    /// How long the answer for a tag is good.
+    pub tag_life: Duration,
+    /// How long the answer for a digest is good.
+    pub digest_life: Duration,
+    /// How long a failure is remembered.
+    pub failure_life: Duration,
+    /// The longest a look-up runs, also when nobody waits for it any more.
+    pub limit: Duration,
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self {
+            insecure: Vec::new(),
+            extra_roots_pem: Vec::new(),
+            tag_life: Duration::from_secs(30),
+            digest_life: Duration::from_secs(6 * 3600),
+            failure_life: Duration::from_secs(3),
+            limit: Duration::from_secs(20),
+        }
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    image: String,
+    identity: [u8; 32],
+    architecture: String,
+}
+
+/// Reads image configurations, cached per tenant. Cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cache: Cache<Key, Arc<Config>, Failure>,
+    clients: Mutex<HashMap<[u8; 32], (Client, Instant)>>,
+    config: ImagesConfig,
+    extra_roots: Vec<Certificate>,
+    running: Semaphore,
+}
+
+/// A failure of one attempt, before it is known whether another will do better.
+#[derive(Debug, Clone)]
+enum Failure {
+    Final(ImageError),
+    Attempt { text: String, try_next: bool, retryable: bool },
+}
+
+impl From<super::cache::FetchDied> for Failure {
+    fn from(died: super::cache::FetchDied) -> Self {
+        Self::Final(died.into())
+    }
+}
+
+impl Images {
+    /// Prepares the look-up; nothing is connected yet.
+    ///
+    /// # Errors
+    /// When `extra_roots_pem` does not parse.
+    pub fn new(config: ImagesConfig) -> Result<Self, ImageError> {
+        let extra_roots = CertificateDer::pem_slice_iter(&config.extra_roots_pem)
+            .map(|certificate| match certificate {
+                Ok(der) => {
+                    Ok(Certificate { encoding: CertificateEncoding::Der, data: der.to_vec() })
+                }
+                Err(e) => Err(ImageError::NoTrust(format!("the additional CAs are not PEM: {e}"))),
+            })
+            .collect::<Result<_, _>>()?;
+        let shared = Shared {
+            cache: Cache::new(CACHED_ANSWERS),
+            clients: Mutex::default(),
+            config,
+            extra_roots,
+            running: Semaphore::new(CONCURRENT),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The configuration of `image` on every one of `architectures` (as `kubernetes.io/arch` spells
+    /// them), which must agree. Every fitting credential is tried, then anonymous access.
+    ///
+    /// The caller bounds the time by dropping the future; what was begun goes on and serves the
+    /// next caller.
+    ///
+    /// # Errors
+    /// See [`ImageError`]; each names the image and what the author of the pod can do.
+    pub async fn config(
+        &self,
+        image: &str,
+        architectures: &[String],
+        credentials: &[Credential],
+    ) -> Result<Arc<Config>, ImageError> {
+        let reference: Reference = image.parse().map_err(|e: oci_client::ParseError| {
+            ImageError::Reference { image: image.to_owned(), reason: e.to_string() }
+        })?;
+        let mut found: Option<(&String, Arc<Config>)> = None;
+        for architecture in architectures {
+            let config = self.config_on(&reference, architecture, credentials).await?;
+            if let Some((first, known)) = &found
+                && **known != *config
+            {
+                return Err(ImageError::Ambiguous {
+                    image: image.to_owned(),
+                    first: (*first).clone(),
+                    second: architecture.clone(),
+                });
+            }
+            found = Some((architecture, config));
+        }
+        found.map(|(_, config)| config).ok_or_else(|| ImageError::Platform {
+            image: image.to_owned(),
+            wanted: "(no architecture)".to_owned(),
+            found: "not read".to_owned(),
+        })
+    }
+
+    async fn config_on(
+        &self,
+        reference: &Reference,
+        architecture: &str,
+        credentials: &[Credential],
+    ) -> Result<Arc<Config>, ImageError> {
+        let tries = matching(credentials, reference).into_iter().map(Some).chain([None]);
+        let mut attempts = Vec::new();
+        let mut may_succeed_soon = false;
+        for credential in tries {
+            let (auth, identity) = auth_and_identity(credential);
+            let key = Key {
+                image: reference.whole(),
+                identity,
+                architecture: architecture.to_owned(),
+            };
+            let (shared, image) = (Arc::clone(&self.shared), reference.clone());
+            let architecture = architecture.to_owned();
+            let answer = self
+                .shared
+                .cache
+                .get(key, || async move {
+                    let answer = shared.bounded(&image, &architecture, &auth, identity).await;
+                    let life = match (&answer, image.digest()) {
+                        (Err(_), _) => shared.config.failure_life,
+                        (Ok(_), Some(_)) => shared.config.digest_life,
+                        (Ok(_), None) => shared.config.tag_life,
+                    };
+                    (answer, Life(life))
+                })
+                .await;
+            match answer {
+                Ok(config) => return Ok(config),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Attempt { text, try_next, retryable }) => {
+                    let with = credential
+                        .map_or("anonymously".to_owned(), |c| format!("secret `{}`", c.secret));
+                    attempts.push(Attempt { with, outcome: text });
+                    may_succeed_soon |= retryable;
+                    if !try_next {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(ImageError::Registry {
+            image: reference.whole(),
+            registry: reference.registry().to_owned(),
+            attempts,
+            retryable: may_succeed_soon,
+        })
+    }
+}
+
+impl Shared {
+    async fn bounded(
+        &self,
+        image: &Reference,
+        architecture: &str,
+        auth: &RegistryAuth,
+        identity: [u8; 32],
+    ) -> Result<Arc<Config>, Failure> {
+        let work = async {
+            // The semaphore is never closed.
+            let _permit = self.running.acquire().await;
+            self.fetch(image, architecture, auth, identity).await
+        };
+        tokio::time::timeout(self.config.limit, work).await.unwrap_or_else(|_| {
+            Err(Failure::Attempt {
+                text: "the registry did not answer in time".to_owned(),
+                try_next: false,
+                retryable: true,
+            })
+        })
+    }
+
+    async fn fetch(
+        &self,
+        image: &Reference,
+        architecture: &str,
+        auth: &RegistryAuth,
+        identity: [u8; 32],
+    ) -> Result<Arc<Config>, Failure> {
+        let client = self.client(identity)?;
+        let failed = |e: OciDistributionError| attempt(&e);
+        let (manifest, _) = client.pull_manifest(image, auth).await.map_err(failed)?;
+        let manifest: OciImageManifest = match manifest {
+            OciManifest::Image(manifest) => manifest,
+            OciManifest::ImageIndex(index) => {
+                let digest = choose(&index.manifests, architecture).ok_or_else(|| {
+                    Failure::Final(ImageError::Platform {
+                        image: image.whole(),
+                        wanted: architecture.to_owned(),
+                        found: platforms(&index.manifests),
+                    })
+                })?;
+                let of_platform = image.clone_with_digest(digest);
+                match client.pull_manifest(&of_platform, auth).await.map_err(failed)?.0 {
+                    OciManifest::Image(manifest) => manifest,
+                    OciManifest::ImageIndex(_) => {
+                        return Err(Failure::Attempt {
+                            text: "an index within an index".to_owned(),
+                            try_next: false,
+                            retryable: false,
+                        });
+                    }
+                }
+            }
+        };
+        let mut bytes = Bounded(Vec::new());
+        client.pull_blob(image, &manifest.config, &mut bytes).await.map_err(failed)?;
+        let config = parse_config(&bytes.0).ok_or_else(|| Failure::Attempt {
+            text: "the registry holds an artifact there, not a container image".to_owned(),
+            try_next: false,
+            retryable: false,
+        })?;
+        Ok(Arc::new(config))
+    }
+
+    /// The client of one identity: credentials and tokens never meet those of another tenant.
+    fn client(&self, identity: [u8; 32]) -> Result<Client, Failure> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        clients.retain(|_, (_, made)| now.duration_since(*made) < CLIENT_LIFE);
+        if let Some((client, _)) = clients.get(&identity) {
+            return Ok(client.clone());
+        }
+        if !system_trust_store_exists() {
+            return Err(Failure::Final(ImageError::NoTrust(
+                "this container has no CA certificates; mount a bundle and name it in SSL_CERT_FILE"
+                    .to_owned(),
+            )));
+        }
+        let client = Client::try_from(ClientConfig {
+            protocol: ClientProtocol::HttpsExcept(self.config.insecure.clone()),
+            extra_root_certificates: self.extra_roots.clone(),
+            platform_resolver: None,
+            connect_timeout: Some(self.config.limit),
+            read_timeout: Some(self.config.limit),
+            user_agent: concat!("ringfence/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        })
+        .map_err(|_| {
+            Failure::Final(ImageError::NoTrust("the additional CAs are not usable".to_owned()))
+        })?;
+        if clients.len() >= CACHED_CLIENTS {
+            let oldest = clients.iter().min_by_key(|(_, (_, made))| *made).map(|(k, _)| *k);
+            oldest.map(|key| clients.remove(&key));
+        }
+        clients.insert(identity, (client.clone(), now));
+        Ok(client)
+    }
+}
+
+fn attempt(error: &OciDistributionError) -> Failure {
+    let verdict = judge(error);
+    Failure::Attempt {
+        text: verdict.text,
+        try_next: verdict.try_next,
+        retryable: verdict.retryable,
+    }
+}
+
+/// The client library panics where the system has no certificate at all, so look first.
+fn system_trust_store_exists() -> bool {
+    let named = |variable| std::env::var_os(variable).is_some_and(|p| Path::new(&p).exists());
+    named("SSL_CERT_FILE")
+        || named("SSL_CERT_DIR")
+        || [
+            "/etc/ssl/certs/ca-certificates.crt",
+            "/etc/pki/tls/certs/ca-bundle.crt",
+            "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+            "/etc/ssl/ca-bundle.pem",
+            "/etc/ssl/cert.pem",
+        ]
+        .iter()
+        .any(|path| Path::new(path).exists())
+}
+
+/// The digest of the linux image for `architecture`. Attestations and signatures that build tools
+/// put into an index carry the platform `unknown` and an annotation.
+fn choose(entries: &[ImageIndexEntry], architecture: &str) -> Option<String> {
+    let mut fitting = entries.iter().filter(|entry| {
+        !is_attestation(entry)
+            && entry.platform.as_ref().is_some_and(|platform| {
+                platform.os.to_string() == "linux"
+                    && platform.architecture.to_string() == architecture
+            })
+    });
+    fitting.next().map(|entry| entry.digest.clone())
+}
+
+fn is_attestation(entry: &ImageIndexEntry) -> bool {
+    entry
+        .annotations
+        .as_ref()
+        .is_some_and(|annotations| annotations.contains_key("vnd.docker.reference.type"))
+}
+
+fn platforms(entries: &[ImageIndexEntry]) -> String {
+    let names: Vec<String> = entries
+        .iter()
+        .filter(|entry| !is_attestation(entry))
+        .filter_map(|entry| entry.platform.as_ref())
+        .take(8)
+        .map(|platform| format!("{}/{}", platform.os, platform.architecture))
+        .collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// None when it is not the configuration of a container image.
+fn parse_config(bytes: &[u8]) -> Option<Config> {
+    let document: Value = serde_json::from_slice(bytes).ok()?;
+    // Every image configuration has `rootfs`; other artifacts have `{}` or something else.
+    document.get("rootfs")?.as_object()?;
+    let config = document.get("config").cloned().unwrap_or_default();
+    let words = |key: &str| -> Option<Vec<String>> {
+        match config.get(key) {
+            None | Some(Value::Null) => Some(Vec::new()),
+            Some(Value::Array(list)) => {
+                list.iter().map(|word| word.as_str().map(str::to_owned)).collect()
+            }
+            Some(_) => None,
+        }
+    };
+    let text =
+        |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    Some(Config {
+        entrypoint: words("Entrypoint")?,
+        cmd: words("Cmd")?,
+        user: text("User"),
+        working_dir: text("WorkingDir"),
+        env: words("Env")?,
+    })
+}
+
+/// Takes at most [`MAX_CONFIG`] bytes.
+struct Bounded(Vec<u8>);
+
+impl AsyncWrite for Bounded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        if self.0.len() + bytes.len() > MAX_CONFIG {
+            return Poll::Ready(Err(std::io::ErrorKind::FileTooLarge.into()));
+        }
+        self.0.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+#[path = "registry_tests.rs"]
+mod tests;

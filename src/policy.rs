@@ -1,0 +1,74 @@
+//! What is allowed: reads `policy.yaml`, checks it, compiles it, and judges connections, requests
+//! and destinations by it.
+//!
+//! Pure: no socket, no file, no clock. Bytes go in, verdicts come out; whoever calls does the
+//! reading, the resolving and the refusing. `docs/policy.md` lists the keys and where this reader
+//! is stricter than `OpenShell`'s file mode.
+#![forbid(unsafe_code)]
+
+mod check;
+mod decision;
+mod destination;
+pub mod digest;
+mod document;
+mod engine;
+mod glob;
+mod host;
+mod path;
+mod presets;
+mod problem;
+mod rego;
+mod suggestion;
+mod yaml;
+
+pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
+pub use destination::{DestinationDenied, Refusal, forbidden};
+pub use document::{Compatibility, Filesystem, Process};
+pub use engine::Policy;
+pub use host::{Host, HostError};
+pub use ipnet::IpNet;
+pub use path::{CanonicalTarget, PathError, canonical_path};
+pub use problem::{LoadError, Problem, Source};
+
+/// A policy that may be enforced, and what its author should know about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Compiled and immutable, but for [`Policy::resolve_binaries`].
+    pub policy: Policy,
+    /// In the order of the file.
+    pub warnings: Vec<Problem>,
+}
+
+/// The largest policy in bytes. A `ConfigMap` holds no more.
+pub const MAX_BYTES: usize = 1024 * 1024;
+
+/// Reads, checks and compiles a policy.
+///
+/// # Errors
+/// Every problem that makes the file unfit to enforce, in the order of the file: what is not
+/// understood, or would be enforced in part only, is refused as a whole.
+pub fn load(yaml: &Source<'_>, rego: Option<&Source<'_>>) -> Result<Loaded, LoadError> {
+    let mut problems = problem::Problems::new(yaml.name);
+    let document = yaml::read(yaml)
+        .map_err(|problem| LoadError(vec![problem]))
+        .map(|root| document::read(&root, &mut problems));
+    let mut errors = match rego.map(rego::recognise) {
+        Some(Err(problem)) => vec![problem],
+        _ => Vec::new(),
+    };
+    let document = match document {
+        Ok(document) => document,
+        Err(LoadError(mut unread)) => {
+            errors.append(&mut unread);
+            return Err(LoadError(errors));
+        }
+    };
+    let policy = engine::compile(&document, &mut problems);
+    let (mut found, warnings) = problems.finish();
+    errors.append(&mut found);
+    if errors.is_empty() {
+        Ok(Loaded { policy, warnings })
+    } else {
+        Err(LoadError(errors))
+    }
+}

@@ -1,0 +1,105 @@
+//! What is asked of a policy and what it answers.
+#![forbid(unsafe_code)]
+
+use ipnet::IpNet;
+
+/// Who asks: the process behind a connection, as the kernel named it when it called connect(2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The executable's absolute path.
+    pub exe: String,
+    /// The executables of its parent, its parent's parent and so on.
+    pub ancestors: Vec<String>,
+}
+
+/// The answer to "may this process connect there?".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connect {
+    /// Resolve the name, ask [`super::Policy::destination`] about each address, dial.
+    Allow(Grant),
+    /// Resolve nothing, dial nothing.
+    Deny(Denial),
+}
+
+/// A connection that may be made, and under which conditions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The lexicographically smallest key among the policies that match: the name for logs.
+    pub policy: String,
+    /// Whether each request must be judged.
+    pub inspect: Inspect,
+    /// What to do with TLS. Always `Auto` where requests are judged.
+    pub tls: TlsMode,
+    /// Addresses that may be dialled in any case (but the forbidden ones).
+    pub allowed_ips: Vec<IpNet>,
+    /// Only `allowed_ips` may be dialled: an endpoint that names the host lists addresses, or none
+    /// names the host.
+    pub restricted: bool,
+    /// An endpoint names this very host, without a wildcard: private addresses may be dialled
+    /// (where not `restricted`).
+    pub exact_host: bool,
+    /// An inspected endpoint allows `%2F` in paths: pass this to [`super::canonical_path`].
+    pub allow_encoded_slash: bool,
+}
+
+/// How deep a connection is looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inspect {
+    /// Host and port only. [`super::Policy::request`] allows everything.
+    None,
+    /// Each HTTP request is judged: what is not HTTP/1.x must be refused.
+    Rest,
+}
+
+/// What happens to TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Found by the first bytes, and terminated.
+    Auto,
+    /// Passed through unread.
+    Skip,
+}
+
+/// One HTTP request.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// As sent; compared without regard to case.
+    pub method: &'a str,
+    /// The canonical path (see [`super::canonical_path`]), without the query.
+    pub path: &'a str,
+    /// The query's pairs, decoded, in order.
+    pub query: &'a [(String, String)],
+}
+
+/// The answer to "may this request pass?".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Forward it.
+    Allow {
+        /// The smallest key among the policies that allow it.
+        policy: String,
+    },
+    /// Not allowed, but `enforcement: audit` lets it pass: forward it and log it.
+    Audit {
+        /// The policy that would have refused it.
+        policy: String,
+        /// Why it would have been refused.
+        reason: String,
+    },
+    /// Refuse it.
+    Deny(Denial),
+}
+
+/// A refusal, with what a person needs to act on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denial {
+    /// The policy that refused, `-` when none matched.
+    pub policy: String,
+    /// Short; names no other policy, and nothing that the agent sent.
+    pub reason: String,
+    /// `GET /path` for a request (path canonical, so printable ASCII), empty for a connection.
+    pub rule: String,
+    /// Lines of YAML that would allow it, or a comment why no line can. Printable ASCII and
+    /// newlines only, at most about 2 KiB.
+    pub suggestion: String,
+}

@@ -1,0 +1,416 @@
+//! The compiled policy: judges connections, requests and destinations.
+//!
+//! Everything is looked up by port, then by host; what a wildcard or no host names is tried one by
+//! one. An endpoint stands for itself: the answer is the union over all endpoints that match, and a
+//! denial beats every allowance.
+#![forbid(unsafe_code)]
+
+mod compile;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::IpAddr;
+
+pub(super) use compile::compile;
+use ipnet::IpNet;
+
+use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
+use super::destination::{self, DestinationDenied};
+use super::document::{Compatibility, Filesystem, Process};
+use super::glob::{PathGlob, Scope, ValueGlob, Wild};
+use super::host::Host;
+use super::suggestion;
+
+/// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
+#[derive(Clone)]
+pub struct Policy {
+    filesystem: Filesystem,
+    landlock: Compatibility,
+    process: Process,
+    /// Sorted by key: the index of the smallest key is the smallest index.
+    policies: Vec<Named>,
+    endpoints: Vec<Endpoint>,
+    ports: HashMap<u16, Port>,
+}
+
+/// A network policy's name and who it is for.
+#[derive(Debug, Clone)]
+struct Named {
+    key: String,
+    /// Everyone: `path: "/**"`.
+    anyone: bool,
+    exact: HashSet<String>,
+    globs: Vec<PathGlob>,
+}
+
+/// Indices of endpoints for one port.
+#[derive(Debug, Clone, Default)]
+struct Port {
+    exact: HashMap<String, Vec<usize>>,
+    wild: Vec<(Wild, usize)>,
+    hostless: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct Endpoint {
+    policy: usize,
+    named: bool,
+    exact: bool,
+    tls_skip: bool,
+    allowed_ips: Vec<IpNet>,
+    inspected: Option<Inspected>,
+}
+
+#[derive(Debug, Clone)]
+struct Inspected {
+    scope: Scope,
+    enforce: bool,
+    encoded_slash: bool,
+    allow: Vec<Rule>,
+    deny: Vec<Rule>,
+}
+
+#[derive(Debug, Clone)]
+struct Rule {
+    method: Method,
+    path: PathGlob,
+    query: Vec<(String, Vec<ValueGlob>)>,
+}
+
+#[derive(Debug, Clone)]
+enum Method {
+    Any,
+    /// HEAD too.
+    Get,
+    Other(String),
+}
+
+impl Named {
+    fn admits(&self, caller: &Caller) -> bool {
+        self.anyone
+            || std::iter::once(&caller.exe)
+                .chain(&caller.ancestors)
+                .any(|path| {
+                    self.exact.contains(path) || self.globs.iter().any(|glob| glob.matches(path))
+                })
+    }
+}
+
+impl Rule {
+    fn matches(&self, request: &Request<'_>) -> bool {
+        let method = match &self.method {
+            Method::Any => true,
+            Method::Get => ["GET", "HEAD"]
+                .iter()
+                .any(|m| m.eq_ignore_ascii_case(request.method)),
+            Method::Other(method) => method.eq_ignore_ascii_case(request.method),
+        };
+        method && self.path.matches(request.path)
+    }
+
+    /// Each key is there, and each of its values matches.
+    fn allows(&self, request: &Request<'_>) -> bool {
+        self.matches(request)
+            && self.query.iter().all(|(key, globs)| {
+                let mut values = request.query.iter().filter(|(k, _)| k == key).peekable();
+                values.peek().is_some()
+                    && values.all(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
+            })
+    }
+
+    /// Of each key one value matches: an absent key denies nothing.
+    fn denies(&self, request: &Request<'_>) -> bool {
+        self.matches(request)
+            && self.query.iter().all(|(key, globs)| {
+                let mut values = request.query.iter().filter(|(k, _)| k == key);
+                values.any(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
+            })
+    }
+}
+
+/// The smallest index seen.
+#[derive(Default, Clone, Copy)]
+struct Smallest(Option<usize>);
+
+impl Smallest {
+    fn see(&mut self, index: usize) {
+        self.0 = Some(self.0.map_or(index, |seen| seen.min(index)));
+    }
+}
+
+impl Policy {
+    /// Which files the agent reaches.
+    #[must_use]
+    pub fn filesystem(&self) -> &Filesystem {
+        &self.filesystem
+    }
+
+    /// What happens when the kernel cannot enforce all file rules.
+    #[must_use]
+    pub fn landlock(&self) -> Compatibility {
+        self.landlock
+    }
+
+    /// Who the agent runs as.
+    #[must_use]
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Whether a verdict can depend on who asks.
+    #[must_use]
+    pub fn names_binaries(&self) -> bool {
+        self.policies.iter().any(|policy| !policy.anyone)
+    }
+
+    /// Adds, for each binary named without a wildcard that is a symlink, what it points to.
+    ///
+    /// `resolve` follows all links and returns the final absolute path, or `None` where there is
+    /// none. Called once at start, before the agent runs: later the agent may own the links.
+    pub fn resolve_binaries(&mut self, resolve: impl Fn(&str) -> Option<String>) {
+        for policy in &mut self.policies {
+            let targets: Vec<_> = policy
+                .exact
+                .iter()
+                .filter_map(|path| resolve(path))
+                .collect();
+            policy
+                .exact
+                .extend(targets.into_iter().filter(|path| path.starts_with('/')));
+        }
+    }
+
+    /// Judges a connection, before any DNS look-up.
+    #[must_use]
+    pub fn connect(&self, caller: &Caller, host: &Host, port: u16) -> Connect {
+        let mut smallest = Smallest::default();
+        let mut inspect = false;
+        let mut skip = false;
+        let mut listed = false;
+        let mut named = false;
+        let mut exact_host = false;
+        let mut allow_encoded_slash = false;
+        let mut allowed_ips = Vec::new();
+        for endpoint in self.matching(caller, host, port) {
+            smallest.see(endpoint.policy);
+            if let Some(inspected) = &endpoint.inspected {
+                inspect = true;
+                allow_encoded_slash |= inspected.encoded_slash;
+            }
+            skip |= endpoint.tls_skip;
+            named |= endpoint.named;
+            exact_host |= endpoint.exact;
+            listed |= endpoint.named && !endpoint.allowed_ips.is_empty();
+            allowed_ips.extend_from_slice(&endpoint.allowed_ips);
+        }
+        let Some(policy) = smallest.0 else {
+            return Connect::Deny(self.unmatched(caller, host, port, None));
+        };
+        Connect::Allow(Grant {
+            policy: self.policies[policy].key.clone(),
+            inspect: if inspect {
+                Inspect::Rest
+            } else {
+                Inspect::None
+            },
+            tls: if skip && !inspect {
+                TlsMode::Skip
+            } else {
+                TlsMode::Auto
+            },
+            allowed_ips,
+            restricted: listed || !named,
+            exact_host,
+            allow_encoded_slash,
+        })
+    }
+
+    /// Judges one HTTP request on a connection that [`Policy::connect`] allowed.
+    #[must_use]
+    pub fn request(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+    ) -> Verdict {
+        let encoded_slash = request.path.contains("%2F");
+        let mut uninspected = Smallest::default();
+        let mut inspected = Smallest::default();
+        let mut allowed = Smallest::default();
+        // By `enforce`: deny rules that match, and endpoints that cover the path.
+        let mut denied = [Smallest::default(); 2];
+        let mut covered = [Smallest::default(); 2];
+        let mut slash_refused = false;
+        for endpoint in self.matching(caller, host, port) {
+            let Some(rules) = &endpoint.inspected else {
+                uninspected.see(endpoint.policy);
+                continue;
+            };
+            inspected.see(endpoint.policy);
+            let enforce = usize::from(rules.enforce);
+            if !rules.deny.is_empty()
+                && rules.scope.denies(request.path)
+                && rules.deny.iter().any(|rule| rule.denies(request))
+            {
+                denied[enforce].see(endpoint.policy);
+            }
+            if !rules.scope.allows(request.path) {
+                continue;
+            }
+            covered[enforce].see(endpoint.policy);
+            if encoded_slash && !rules.encoded_slash {
+                slash_refused = true;
+            } else if rules.allow.iter().any(|rule| rule.allows(request)) {
+                allowed.see(endpoint.policy);
+            }
+        }
+        let key = |index: usize| self.policies[index].key.clone();
+        let deny = |index: usize, reason: &str, suggestion: String| {
+            Verdict::Deny(Denial {
+                policy: key(index),
+                reason: reason.into(),
+                rule: rule_line(request),
+                suggestion,
+            })
+        };
+        let suggest = || {
+            suggestion::allow(
+                &caller.exe,
+                host,
+                port,
+                Some((request.method, request.path)),
+            )
+        };
+        if let Some(index) = denied[1].0 {
+            return deny(index, DENY_RULE, NO_LINE.into());
+        }
+        let Some(any) = inspected.0 else {
+            return match uninspected.0 {
+                Some(index) => Verdict::Allow { policy: key(index) },
+                None => Verdict::Deny(self.unmatched(caller, host, port, Some(request))),
+            };
+        };
+        if let Some(index) = allowed.0 {
+            return match denied[0].0 {
+                Some(denied) => Verdict::Audit {
+                    policy: key(denied),
+                    reason: DENY_RULE.into(),
+                },
+                None => Verdict::Allow { policy: key(index) },
+            };
+        }
+        if slash_refused {
+            return deny(any, ENCODED_SLASH, suggest());
+        }
+        match (covered[1].0, covered[0].0) {
+            (Some(index), _) => deny(index, NO_RULE, suggest()),
+            (None, Some(index)) => Verdict::Audit {
+                policy: key(index),
+                reason: NO_RULE.into(),
+            },
+            (None, None) => deny(any, NO_COVER, suggest()),
+        }
+    }
+
+    /// Judges one address that the host resolved to, before it is dialled. Each is judged alone:
+    /// dial only those that pass.
+    ///
+    /// The pod's own addresses are the caller's to judge: this room does not know them.
+    ///
+    /// # Errors
+    /// Why the address must not be dialled.
+    pub fn destination(
+        &self,
+        grant: &Grant,
+        host: &Host,
+        port: u16,
+        ip: IpAddr,
+    ) -> Result<(), DestinationDenied> {
+        destination::judge(grant, host, port, ip)
+    }
+
+    /// The endpoints for a host and a port, whoever asks.
+    fn candidates<'p>(
+        &'p self,
+        host: &'p Host,
+        port: u16,
+    ) -> impl Iterator<Item = &'p Endpoint> + 'p {
+        self.ports.get(&port).into_iter().flat_map(move |port| {
+            let exact = port.exact.get(host.as_str()).into_iter().flatten();
+            let wild = port
+                .wild
+                .iter()
+                .filter(|(wild, _)| wild.matches(host))
+                .map(|(_, i)| i);
+            exact
+                .chain(wild)
+                .chain(&port.hostless)
+                .map(|index| &self.endpoints[*index])
+        })
+    }
+
+    fn matching<'p>(
+        &'p self,
+        caller: &'p Caller,
+        host: &'p Host,
+        port: u16,
+    ) -> impl Iterator<Item = &'p Endpoint> + 'p {
+        // Endpoints of one policy stand side by side: ask once.
+        let mut last = None;
+        self.candidates(host, port)
+            .filter(move |endpoint| match last {
+                Some((policy, admitted)) if policy == endpoint.policy => admitted,
+                _ => {
+                    let admitted = self.policies[endpoint.policy].admits(caller);
+                    last = Some((endpoint.policy, admitted));
+                    admitted
+                }
+            })
+    }
+
+    /// The refusal of a connection that no endpoint allows.
+    fn unmatched(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: Option<&Request<'_>>,
+    ) -> Denial {
+        let reason = if self.candidates(host, port).next().is_some() {
+            "the policy allows this host and port, but not for this binary"
+        } else {
+            "no policy allows this host and port"
+        };
+        Denial {
+            policy: "-".into(),
+            reason: reason.into(),
+            rule: request.map(rule_line).unwrap_or_default(),
+            suggestion: suggestion::allow(&caller.exe, host, port, None),
+        }
+    }
+}
+
+const DENY_RULE: &str = "a deny rule refuses this request";
+const NO_RULE: &str = "no rule allows this request";
+const NO_COVER: &str = "no endpoint of the policy covers this path";
+const ENCODED_SLASH: &str = "the endpoint does not allow an encoded slash (%2F) in paths";
+const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
+                       that rule or make it narrower";
+
+fn rule_line(request: &Request<'_>) -> String {
+    suggestion::printable(&format!("{} {}", request.method, request.path))
+}
+
+/// Counts only: a policy may be long.
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Policy")
+            .field("network_policies", &self.policies.len())
+            .field("endpoints", &self.endpoints.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

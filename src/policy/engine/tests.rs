@@ -1,0 +1,217 @@
+//! What the engine answers. The bulk of the cases is data: `tests/corpus/policy`.
+
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::policy::{Source, load};
+
+fn policy(yaml: &str) -> Policy {
+    let source = Source {
+        name: "policy.yaml",
+        bytes: yaml.as_bytes(),
+    };
+    load(&source, None)
+        .unwrap_or_else(|error| panic!("{error}"))
+        .policy
+}
+
+fn caller(exe: &str) -> Caller {
+    Caller {
+        exe: exe.into(),
+        ancestors: vec!["/bin/sh".into(), "/usr/bin/agent".into()],
+    }
+}
+
+fn host(text: &str) -> Host {
+    Host::parse(text).expect("host")
+}
+
+fn allowed(policy: &Policy, exe: &str, name: &str, port: u16) -> bool {
+    matches!(
+        policy.connect(&caller(exe), &host(name), port),
+        Connect::Allow(_)
+    )
+}
+
+const EXAMPLE: &str = "
+network_policies:
+  b:
+    endpoints:
+      - { host: api.example.com, port: 443 }
+      - { host: \"*.wild.example.com\", ports: [443, 8443] }
+    binaries: [{ path: /usr/bin/python3 }]
+  a:
+    endpoints:
+      - { host: api.example.com, port: 443, protocol: rest, enforcement: enforce, access: read-only }
+    binaries: [{ path: \"/opt/*/bin/**\" }]
+  anyone:
+    endpoints: [{ host: open.example.com, port: 80 }]
+    binaries: [{ path: \"/**\" }]
+";
+
+#[test]
+fn symlinks_are_added_once_resolved() {
+    let mut policy = policy(EXAMPLE);
+    assert!(!allowed(
+        &policy,
+        "/usr/bin/python3.12",
+        "api.example.com",
+        443
+    ));
+    policy.resolve_binaries(|path| {
+        assert_eq!(path, "/usr/bin/python3", "patterns are not resolved");
+        Some("/usr/bin/python3.12".into())
+    });
+    assert!(allowed(
+        &policy,
+        "/usr/bin/python3.12",
+        "api.example.com",
+        443
+    ));
+    assert!(allowed(&policy, "/usr/bin/python3", "api.example.com", 443));
+    policy.resolve_binaries(|_| None);
+    policy.resolve_binaries(|_| Some("relative".into()));
+    assert!(!allowed(&policy, "relative", "api.example.com", 443));
+}
+
+#[test]
+fn policies_for_everyone_need_no_identity() {
+    let policy = policy(EXAMPLE);
+    assert!(policy.names_binaries());
+    assert!(allowed(&policy, "", "open.example.com", 80));
+    let open = "
+network_policies:
+  a:
+    endpoints: [{ host: open.example.com, port: 80 }]
+    binaries: [{ path: \"**\" }]
+";
+    assert!(!self::policy(open).names_binaries());
+    assert!(!self::policy("version: 1\n").names_binaries());
+}
+
+#[test]
+fn debug_shows_no_rules() {
+    let shown = format!("{:?}", policy(EXAMPLE));
+    assert!(
+        shown.contains("endpoints: 4") && !shown.contains("example"),
+        "{shown}"
+    );
+}
+
+#[test]
+fn grants_carry_the_conditions() {
+    let yaml = "
+network_policies:
+  listed:
+    endpoints:
+      - { host: db.example.com, port: 5432, allowed_ips: [10.0.0.0/8], tls: skip }
+      - { allowed_ips: [172.16.0.0/12], port: 80 }
+      - { host: web.example.com, port: 80 }
+    binaries: [{ path: \"/**\" }]
+";
+    let policy = policy(yaml);
+    let grant = |name: &str, port| match policy.connect(&caller("/x"), &host(name), port) {
+        Connect::Allow(grant) => grant,
+        Connect::Deny(denial) => panic!("{denial:?}"),
+    };
+    let db = grant("db.example.com", 5432);
+    assert_eq!((db.tls, db.inspect), (TlsMode::Skip, Inspect::None));
+    assert!(db.restricted && db.exact_host);
+    let other = grant("other.example.com", 80);
+    assert!(other.restricted && !other.exact_host);
+    // An endpoint without a host adds addresses and takes nothing from the one that names it.
+    let web = grant("web.example.com", 80);
+    assert!(!web.restricted && web.exact_host && web.allowed_ips.len() == 1);
+    assert_eq!(
+        policy.destination(&web, &host("web.example.com"), 80, [8, 8, 8, 8].into()),
+        Ok(())
+    );
+}
+
+#[test]
+fn denials_name_the_binary_and_nothing_else() {
+    let policy = policy(EXAMPLE);
+    let Connect::Deny(denial) =
+        policy.connect(&caller("/usr/bin/curl"), &host("api.example.com"), 443)
+    else {
+        panic!("allowed");
+    };
+    assert_eq!(denial.policy, "-");
+    assert!(denial.reason.contains("binary"));
+    assert!(denial.suggestion.contains("/usr/bin/curl"));
+    assert!(!denial.suggestion.contains("python3"));
+    let request = Request {
+        method: "GE\nT",
+        path: "/\u{1b}x",
+        query: &[],
+    };
+    let Verdict::Deny(denial) = policy.request(
+        &caller("/opt/x/bin/y"),
+        &host("api.example.com"),
+        443,
+        &request,
+    ) else {
+        panic!("allowed");
+    };
+    assert_eq!(denial.rule, "GE\\u{a}T /\\u{1b}x");
+    assert_eq!(denial.policy, "a");
+}
+
+static PARSED: LazyLock<Policy> = LazyLock::new(|| policy(EXAMPLE));
+static DENYING: LazyLock<Policy> = LazyLock::new(|| {
+    policy(
+        "
+network_policies:
+  a:
+    endpoints:
+      - { host: h.example.com, port: 443, protocol: rest, enforcement: enforce, access: full }
+    binaries: [{ path: \"/**\" }]
+  b:
+    endpoints:
+      - host: \"*.example.com\"
+        port: 443
+        protocol: rest
+        enforcement: enforce
+        access: read-only
+        deny_rules: [{ method: \"*\", path: \"/a*/**\" }, { method: GET, path: \"/b\" }]
+    binaries: [{ path: \"/**\" }]
+",
+    )
+});
+
+proptest! {
+    /// However a name is spelt, the verdict is the same, and it is the one of the canonical name.
+    #[test]
+    fn spelling_changes_no_verdict(
+        name in "(api|a\\.wild|wild|open|x)\\.example\\.com",
+        upper in any::<u64>(),
+        dot in any::<bool>(),
+    ) {
+        let policy = &*PARSED;
+        let spelt: String = name
+            .chars()
+            .enumerate()
+            .map(|(n, c)| if upper >> (n % 64) & 1 == 1 { c.to_ascii_uppercase() } else { c })
+            .chain(dot.then_some('.'))
+            .collect();
+        prop_assert_eq!(host(&spelt), host(&name));
+        for port in [80, 443] {
+            prop_assert_eq!(
+                allowed(policy, "/usr/bin/python3", &spelt, port),
+                allowed(policy, "/usr/bin/python3", &name, port)
+            );
+        }
+    }
+
+    /// A deny rule wins, whatever else allows the request.
+    #[test]
+    fn deny_beats_allow(path in "/[a-d]{1,3}(/[a-d]{1,3}){0,3}", method in "GET|HEAD|POST|DELETE") {
+        let request = Request { method: &method, path: &path, query: &[] };
+        let verdict = DENYING.request(&caller("/x"), &host("h.example.com"), 443, &request);
+        let under_a = path.starts_with("/a") && path[1..].contains('/');
+        let b = path == "/b" && matches!(method.as_str(), "GET" | "HEAD");
+        prop_assert_eq!(matches!(verdict, Verdict::Deny(_)), under_a || b, "{:?}", verdict);
+    }
+}

@@ -1,0 +1,197 @@
+//! The lines of policy that would have allowed what was refused.
+//!
+//! What the agent sent ends up in a file that a person edits: every string is quoted, everything but
+//! printable ASCII is escaped, and the whole is bounded.
+#![forbid(unsafe_code)]
+
+use std::fmt::Write as _;
+
+use super::host::Host;
+
+/// Longer strings than this are not repeated.
+const MAX_PART: usize = 512;
+
+/// A policy of its own that allows this connection; with a method and a path, this request only.
+pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &str)>) -> String {
+    let parts = request.map_or([0, 0], |(method, path)| [method.len(), path.len()]);
+    if exe.len() > MAX_PART || parts.iter().any(|len| *len > MAX_PART) {
+        return "# too long to suggest".into();
+    }
+    if exe.is_empty() {
+        return "# the binary is not known: no line can allow it".into();
+    }
+    let mut out = String::from("network_policies:\n");
+    let _ = writeln!(out, "  allow-{}-{port}:", key(host));
+    let _ = writeln!(out, "    endpoints:");
+    let host = quote(host.as_str());
+    match request {
+        None => {
+            let _ = writeln!(out, "      - {{ host: {host}, port: {port} }}");
+        }
+        Some((method, path)) => {
+            let (method, path) = (quote(method), quote(&escape_glob(path)));
+            let _ = writeln!(out, "      - host: {host}");
+            let _ = writeln!(out, "        port: {port}");
+            let _ = writeln!(out, "        protocol: rest");
+            let _ = writeln!(out, "        enforcement: enforce");
+            if path.contains("%2F") {
+                let _ = writeln!(out, "        allow_encoded_slash: true");
+            }
+            let _ = writeln!(out, "        rules:");
+            let _ = writeln!(
+                out,
+                "          - allow: {{ method: {method}, path: {path} }}"
+            );
+        }
+    }
+    let exe = if exe.contains('*') {
+        escape_glob(exe)
+    } else {
+        exe.to_owned()
+    };
+    let _ = writeln!(out, "    binaries:");
+    let _ = writeln!(out, "      - {{ path: {} }}", quote(&exe));
+    out
+}
+
+/// A map key made of the host.
+fn key(host: &Host) -> String {
+    let mut key = host
+        .as_str()
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    key.truncate(64);
+    key
+}
+
+/// A pattern that matches this string only.
+fn escape_glob(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '!') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out
+}
+
+/// A double-quoted YAML scalar in printable ASCII.
+pub(super) fn quote(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => {
+                out.push('\\');
+                out.push(c);
+            }
+            ' '..='~' => out.push(c),
+            _ => {
+                let _ = write!(out, "\\U{:08X}", u32::from(c));
+            }
+        }
+    }
+    out.push('"');
+    out
+}
+
+/// A string for a message: printable ASCII, bounded.
+pub(super) fn printable(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if out.len() >= MAX_PART {
+            out.push_str("...");
+            break;
+        }
+        match c {
+            ' '..='~' => out.push(c),
+            _ => {
+                let _ = write!(out, "\\u{{{:x}}}", u32::from(c));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Caller, Connect, Request, Source, Verdict, load};
+
+    /// What is suggested is loaded, and allows what was refused.
+    fn round_trip(exe: &str, host: &str, request: Option<(&str, &str)>) {
+        let host = Host::parse(host).expect("host");
+        let yaml = allow(exe, &host, 8443, request);
+        assert!(
+            yaml.bytes()
+                .all(|b| b == b'\n' || (b' '..=b'~').contains(&b)),
+            "{yaml}"
+        );
+        let source = Source {
+            name: "suggested.yaml",
+            bytes: yaml.as_bytes(),
+        };
+        let loaded = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+        let caller = Caller {
+            exe: exe.into(),
+            ancestors: Vec::new(),
+        };
+        let connect = loaded.policy.connect(&caller, &host, 8443);
+        assert!(matches!(connect, Connect::Allow(_)), "{yaml}\n{connect:?}");
+        let other = Caller {
+            exe: "/usr/bin/other".into(),
+            ancestors: Vec::new(),
+        };
+        assert!(
+            matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)),
+            "{yaml}"
+        );
+        if let Some((method, path)) = request {
+            let request = Request {
+                method,
+                path,
+                query: &[],
+            };
+            let verdict = loaded.policy.request(&caller, &host, 8443, &request);
+            assert!(
+                matches!(verdict, Verdict::Allow { .. }),
+                "{yaml}\n{verdict:?}"
+            );
+            let request = Request {
+                method,
+                path: "/other",
+                query: &[],
+            };
+            let verdict = loaded.policy.request(&caller, &host, 8443, &request);
+            assert!(matches!(verdict, Verdict::Deny(_)), "{yaml}\n{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn suggestions_do_what_they_say() {
+        round_trip("/usr/bin/curl", "example.com", None);
+        round_trip("/usr/bin/curl", "10.0.0.1", None);
+        round_trip("/usr/bin/curl", "[2001:db8::1]", Some(("GET", "/")));
+        round_trip(
+            "/usr/bin/curl",
+            "example.com",
+            Some(("POST", "/a*b,c!d(e)")),
+        );
+        round_trip(
+            "/usr/bin/curl",
+            "example.com",
+            Some(("GET", "/%7Ba%7D/100%25/%2F%5B")),
+        );
+        round_trip("/tmp/\u{202e}a\"b\\c*[x] y: #\u{e4}", "example.com", None);
+        round_trip("/tmp/no*", "example.com", Some(("GET", "/x")));
+    }
+
+    #[test]
+    fn too_long_is_not_repeated() {
+        let host = Host::parse("example.com").expect("host");
+        assert!(allow(&"x".repeat(MAX_PART + 1), &host, 1, None).starts_with('#'));
+        assert!(allow("/x", &host, 1, Some(("GET", &"x".repeat(9999)))).starts_with('#'));
+        assert!(allow("", &host, 1, None).starts_with('#'));
+        assert!(printable(&"\u{7}".repeat(9999)).len() < MAX_PART + 16);
+    }
+}

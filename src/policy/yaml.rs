@@ -1,0 +1,495 @@
+//! YAML as a tree in which every value knows its line.
+//!
+//! The document is read into typed structs from this tree and not by serde's derive, because one
+//! run must find every problem, each with its line, and because an unknown key is a warning while
+//! a list where a map belongs is an error.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::options::MergeKeyPolicy;
+use serde_saphyr::{Location, Spanned};
+
+use super::MAX_BYTES;
+use super::problem::{Place, Problem, Problems, Source};
+
+/// A value and where it stands.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub at: Place,
+    pub value: Value,
+}
+
+#[derive(Debug)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Int(i64),
+    /// No key takes one.
+    Float,
+    Text(String),
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+/// A map's key and where it stands.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub at: Place,
+    pub name: String,
+}
+
+/// Deeper nesting than any policy has.
+const MAX_DEPTH: usize = 24;
+/// More values than any policy has.
+const MAX_NODES: usize = 200_000;
+
+/// Parses one document.
+pub(super) fn read(source: &Source<'_>) -> Result<Node, Problem> {
+    let refuse = |what: String, fix: &str| Problem {
+        file: source.name.to_owned(),
+        line: None,
+        column: None,
+        what,
+        fix: Some(fix.to_owned()),
+    };
+    if source.bytes.len() > MAX_BYTES {
+        return Err(refuse(
+            format!("the policy is larger than {MAX_BYTES} bytes"),
+            "split it, or use wildcards for hosts and paths",
+        ));
+    }
+    let text = std::str::from_utf8(source.bytes).map_err(|error| {
+        let read = String::from_utf8_lossy(&source.bytes[..error.valid_up_to()]);
+        Problem {
+            line: u64::try_from(read.split('\n').count()).ok(),
+            ..refuse("the policy is not UTF-8".into(), "save it as UTF-8")
+        }
+    })?;
+    serde_saphyr::from_str_with_options::<Node>(text, options()).map_err(|error| {
+        let at = error.location().map(place).unwrap_or_default();
+        Problem {
+            file: source.name.to_owned(),
+            line: (at.line > 0).then_some(at.line),
+            column: (at.column > 0).then_some(at.column),
+            what: format!("not a YAML document that can be read: {}", message(&error)),
+            fix: None,
+        }
+    })
+}
+
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            max_nodes: MAX_NODES,
+            max_events: 2 * MAX_NODES,
+            max_documents: 1,
+            max_aliases: 1000,
+            max_anchors: 1000,
+            max_total_scalar_bytes: MAX_BYTES,
+        },
+        // An alias bomb is refused by what it expands to, not by what it looks like.
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: MAX_NODES,
+            max_replay_stack_depth: MAX_DEPTH,
+        },
+        duplicate_keys: serde_saphyr::options::DuplicateKeyPolicy::Error,
+        // OpenShell's reader does not merge: what one reader merges the other ignores.
+        merge_keys: MergeKeyPolicy::Error,
+        strict_booleans: true,
+        reject_unsupported_tags: true,
+        with_snippet: false,
+    }
+}
+
+/// The first line of the parser's message, without its location (we print our own).
+fn message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let line = line.strip_prefix("error: ").unwrap_or(line);
+    let cut = line.find(" at line ").unwrap_or(line.len());
+    line[..cut]
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(200)
+        .collect()
+}
+
+fn place(location: Location) -> Place {
+    Place {
+        line: location.line(),
+        column: location.column(),
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<Value>::deserialize(deserializer)?;
+        Ok(Self {
+            at: place(spanned.referenced),
+            value: spanned.value,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::<String>::deserialize(deserializer)?;
+        Ok(Self {
+            at: place(spanned.referenced),
+            name: spanned.value,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Value {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ValueVisitor)
+    }
+}
+
+struct ValueVisitor;
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a YAML value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        Value::deserialize(deserializer)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Int(value))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
+        i64::try_from(value)
+            .map(Value::Int)
+            .map_err(|_| E::custom("number out of range"))
+    }
+
+    fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<Value, E> {
+        i64::try_from(value)
+            .map(Value::Int)
+            .map_err(|_| E::custom("number out of range"))
+    }
+
+    fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<Value, E> {
+        i64::try_from(value)
+            .map(Value::Int)
+            .map_err(|_| E::custom("number out of range"))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
+        Ok(Value::Float)
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Text(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Value::List(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries: Vec<(Key, Node)> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        while let Some(key) = map.next_key::<Key>()? {
+            // The parser refuses these too; a lost denial is worth a second look.
+            if !seen.insert(key.name.clone()) {
+                return Err(A::Error::custom(format!("duplicate key {:?}", key.name)));
+            }
+            entries.push((key, map.next_value()?));
+        }
+        Ok(Value::Map(entries))
+    }
+}
+
+impl Node {
+    /// What it is, for a message.
+    fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "a boolean",
+            Value::Int(_) | Value::Float => "a number",
+            Value::Text(_) => "a string",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a map",
+        }
+    }
+
+    fn wrong(&self, what: &str, wanted: &str, fix: &str, problems: &mut Problems) {
+        let kind = self.kind();
+        problems.error(self.at, format!("{what} must be {wanted}, not {kind}"), fix);
+    }
+
+    /// A string, or an error.
+    pub fn text(&self, what: &str, problems: &mut Problems) -> Option<Located> {
+        match &self.value {
+            Value::Text(text) => {
+                if text.chars().any(char::is_control) {
+                    problems.error(
+                        self.at,
+                        format!("{what} holds a control character"),
+                        "remove it",
+                    );
+                    return None;
+                }
+                Some(Located {
+                    at: self.at,
+                    text: text.clone(),
+                })
+            }
+            Value::Int(_) | Value::Float | Value::Bool(_) => {
+                self.wrong(what, "a string", "put it in quotes", problems);
+                None
+            }
+            _ => {
+                self.wrong(what, "a string", "", problems);
+                None
+            }
+        }
+    }
+
+    pub fn boolean(&self, what: &str, problems: &mut Problems) -> Option<bool> {
+        if let Value::Bool(value) = self.value {
+            return Some(value);
+        }
+        self.wrong(
+            what,
+            "true or false",
+            "write true or false, without quotes",
+            problems,
+        );
+        None
+    }
+
+    pub fn list(&self, what: &str, problems: &mut Problems) -> Option<&[Node]> {
+        if let Value::List(items) = &self.value {
+            return Some(items);
+        }
+        let fix = "write one entry a line, each after `- `; remove the key if nothing is meant";
+        self.wrong(what, "a list", fix, problems);
+        None
+    }
+
+    pub fn map(&self, what: &str, problems: &mut Problems) -> Option<&[(Key, Node)]> {
+        if let Value::Map(entries) = &self.value {
+            return Some(entries);
+        }
+        self.wrong(what, "a map", "write `key: value`, without `- `", problems);
+        None
+    }
+}
+
+/// A string of the document and where it stands.
+#[derive(Debug, Clone)]
+pub(super) struct Located {
+    pub at: Place,
+    pub text: String,
+}
+
+/// The entries of a map, taken one key at a time: what is left at the end was not known.
+pub(super) struct Fields<'n> {
+    what: String,
+    entries: &'n [(Key, Node)],
+    known: Vec<&'static str>,
+}
+
+impl<'n> Fields<'n> {
+    /// `what` names the map in messages.
+    pub fn of(node: &'n Node, what: impl Into<String>, problems: &mut Problems) -> Option<Self> {
+        let what = what.into();
+        let entries = node.map(&what, problems)?;
+        Some(Self {
+            what,
+            entries,
+            known: Vec::new(),
+        })
+    }
+
+    /// The value of a key, if it is there.
+    pub fn take(&mut self, name: &'static str) -> Option<&'n Node> {
+        self.known.push(name);
+        self.entries
+            .iter()
+            .find(|(key, _)| key.name == name)
+            .map(|(_, node)| node)
+    }
+
+    /// As [`Self::take`], but a key without a value counts as absent.
+    pub fn take_filled(&mut self, name: &'static str) -> Option<&'n Node> {
+        self.take(name)
+            .filter(|node| !matches!(node.value, Value::Null))
+    }
+
+    /// Names a key for a message.
+    pub fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.what)
+    }
+
+    /// Keys that nobody asked for. `strict` makes all of them errors; else only those that look
+    /// like a known key misspelt.
+    pub fn finish(self, strict: Option<&str>, problems: &mut Problems) {
+        for (key, _) in self.entries {
+            if self.known.contains(&key.name.as_str()) {
+                continue;
+            }
+            let what = format!("{} has an unknown key {:?}", self.what, key.name);
+            let near = self.known.iter().find(|known| misspelt(&key.name, known));
+            match (near, strict) {
+                (Some(near), _) => problems.error(key.at, what, format!("did you mean `{near}`?")),
+                (None, Some(why)) => problems.error(key.at, what, why),
+                (None, None) => problems.warn(key.at, format!("{what}: ignored"), "remove it"),
+            }
+        }
+    }
+}
+
+/// Whether one edit (two or three, in a long word) makes `word` the known key.
+fn misspelt(word: &str, known: &str) -> bool {
+    let allowed = (known.len() / 5).clamp(1, 3);
+    known.len() >= 4 && word.len().abs_diff(known.len()) <= allowed && {
+        let word = word.to_lowercase().replace('-', "_");
+        distance(word.as_bytes(), known.as_bytes()) <= allowed
+    }
+}
+
+/// Levenshtein's.
+fn distance(a: &[u8], b: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let substituted = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Node, Problem> {
+        read(&Source {
+            name: "p.yaml",
+            bytes: text.as_bytes(),
+        })
+    }
+
+    fn entry<'n>(node: &'n Node, name: &str) -> (&'n Key, &'n Node) {
+        let Value::Map(entries) = &node.value else {
+            panic!("not a map: {node:?}")
+        };
+        let (key, value) = entries.iter().find(|(k, _)| k.name == name).expect("key");
+        (key, value)
+    }
+
+    #[test]
+    fn every_value_knows_its_line() {
+        let root = parse("a: 1\nb:\n  - x\n  - { c: true }\n").expect("parses");
+        let (key, value) = entry(&root, "b");
+        assert_eq!(key.at.line, 2);
+        let Value::List(items) = &value.value else {
+            panic!("list")
+        };
+        assert_eq!(items[0].at, Place { line: 3, column: 5 });
+        let (key, value) = entry(&items[1], "c");
+        assert_eq!((key.at.line, key.at.column), (4, 7));
+        assert!(matches!(value.value, Value::Bool(true)));
+    }
+
+    #[test]
+    fn refuses_what_two_readers_read_differently() {
+        for (text, line) in [
+            ("a: 1\nb: 2\na: 3\n", Some(3)),
+            ("a: &x {k: v}\nb:\n  <<: *x\n", Some(3)),
+            ("a: !custom 1\n", Some(1)),
+            ("a: [1\n", None),
+            ("a: 1\n---\nb: 2\n", None),
+        ] {
+            let problem = parse(text).expect_err(text);
+            if line.is_some() {
+                assert_eq!(problem.line, line, "{text:?}: {problem}");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_bombs() {
+        let mut text = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
+        for n in 1..9 {
+            let refs = vec![format!("*a{}", n - 1); 10].join(",");
+            text += &[
+                "a",
+                &n.to_string(),
+                ": &a",
+                &n.to_string(),
+                " [",
+                &refs,
+                "]\n",
+            ]
+            .concat();
+        }
+        parse(&text).expect_err("alias bomb");
+        parse(&"[".repeat(100_000)).expect_err("deep");
+        parse(&format!("a: {}", "x".repeat(MAX_BYTES))).expect_err("large");
+        read(&Source {
+            name: "p",
+            bytes: b"a: 1\nb: \xff\n",
+        })
+        .expect_err("not UTF-8");
+    }
+
+    #[test]
+    fn words_stay_words() {
+        let root = parse("a: yes\nb: \"1\"\nc: 1\nd: 10.0.0.1\ne: ~\n").expect("parses");
+        assert!(matches!(&entry(&root, "a").1.value, Value::Text(t) if t == "yes"));
+        assert!(matches!(&entry(&root, "b").1.value, Value::Text(t) if t == "1"));
+        assert!(matches!(entry(&root, "c").1.value, Value::Int(1)));
+        assert!(matches!(&entry(&root, "d").1.value, Value::Text(t) if t == "10.0.0.1"));
+        assert!(matches!(entry(&root, "e").1.value, Value::Null));
+    }
+
+    #[test]
+    fn misspellings() {
+        assert!(misspelt("alowed_ips", "allowed_ips"));
+        assert!(misspelt("deny_rule", "deny_rules"));
+        assert!(misspelt("deny-rules", "deny_rules"));
+        assert!(misspelt("hosts", "host"));
+        assert!(misspelt("network_policy", "network_policies"));
+        assert!(misspelt("Binaries", "binaries"));
+        assert!(!misspelt("note", "name"));
+        assert!(!misspelt("description", "endpoints"));
+    }
+}

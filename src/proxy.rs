@@ -1,0 +1,216 @@
+//! What the network sees: the one way out of the fence, and the one way in.
+//!
+//! The proxy runs as a process of its own, without capabilities and locked before its first
+//! thread, in the pod's network namespace; the listeners it gets were made in the gateway's. All
+//! hostile bytes are parsed here. What passes is decided by [`crate::policy`], in this order, and
+//! nothing is done for a connection before the step above it has said yes:
+//!
+//! 1. who is it: the supervisor's record of the connect, and the executable's hash ([`caller`]);
+//! 2. may it connect there: host and port, before any look-up ([`session`]);
+//! 3. which addresses has the name, and may each be dialled ([`destination`]);
+//! 4. what is spoken, and is it what was judged: SNI, `Host` ([`tunnel`]);
+//! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`]).
+#![forbid(unsafe_code)]
+
+mod caller;
+mod connect;
+pub mod control;
+mod control_client;
+mod destination;
+mod dns;
+mod forward;
+mod http;
+mod inbound;
+mod l7;
+mod listener;
+mod ready;
+mod refusal;
+mod report;
+mod resolve;
+mod roots;
+mod session;
+mod stream;
+mod tls;
+mod transparent;
+mod tunnel;
+mod upstream;
+
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::num::NonZero;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::pki::Authority;
+use crate::policy::Policy;
+use caller::Executables;
+use control::ToProxy;
+use control_client::{Control, START_FDS};
+use resolve::Resolver;
+use tls::AgentTls;
+use upstream::UpstreamTls;
+
+pub use inbound::Inbound;
+pub use roots::bundle_pem;
+
+/// The sandbox CA's common name.
+const CA_NAME: &str = "Ringfence Sandbox CA";
+
+/// How long the sandbox CA is valid: longer than any pod lives.
+const CA_VALID: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// What the proxy works with.
+#[derive(Debug)]
+pub struct Config {
+    /// What is allowed.
+    pub policy: Policy,
+    /// The pod's own addresses.
+    pub pod_ips: Vec<IpAddr>,
+    /// Authorities that the operator trusts upstreams by, PEM; may be empty.
+    pub extra_roots_pem: Vec<u8>,
+    /// The image's trust store, PEM; empty when it has none.
+    pub image_roots_pem: Vec<u8>,
+    /// Which ports of the fence are reachable from outside.
+    pub inbound: Inbound,
+    /// The resolver's configuration; read when the first name is looked up.
+    pub resolv_conf: PathBuf,
+    /// The hosts file; followed.
+    pub hosts: PathBuf,
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    policy: Policy,
+    pod_ips: Vec<IpAddr>,
+    control: Arc<Control>,
+    executables: Executables,
+    resolver: Resolver,
+    agent_tls: AgentTls,
+    upstream_tls: UpstreamTls,
+    inbound: inbound::Ports,
+}
+
+/// Runs the proxy until the supervisor says stop or closes the control socket.
+///
+/// The caller has locked the process and there is one thread; the runtime's are made here. The
+/// certificate goes to the supervisor before the listeners come from it.
+pub fn run(config: Config, control: OwnedFd) -> Result<()> {
+    let authority = Authority::ephemeral(CA_NAME, CA_VALID)?;
+    let workers = std::thread::available_parallelism()
+        .map_or(2, NonZero::get)
+        .clamp(2, 4);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .thread_name("proxy")
+        .enable_all()
+        .build()
+        .context("cannot start the proxy's runtime")?;
+    let ca_pem = authority.certificate_pem().to_owned();
+    let bundle = bundle_pem(&config.image_roots_pem, &config.extra_roots_pem, &ca_pem);
+    ready::send(&control, ca_pem, bundle)?;
+    let result = runtime.block_on(serve(config, authority, control));
+    // What still runs is past its grace.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result<()> {
+    let control = Arc::new(Control::new(control).context("control socket")?);
+    let listeners = match control.next().await.context("waiting for the listeners")? {
+        None => return Ok(()),
+        Some((ToProxy::Start, fds)) => Listeners::new(fds)?,
+        Some((other, _)) => bail!("the supervisor began with {other:?}"),
+    };
+    let shared = Arc::new(Shared {
+        resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
+        policy: config.policy,
+        pod_ips: config.pod_ips.iter().map(IpAddr::to_canonical).collect(),
+        executables: Executables::new(),
+        agent_tls: AgentTls::new(authority)?,
+        upstream_tls: UpstreamTls::new(config.image_roots_pem, config.extra_roots_pem),
+        inbound: inbound::Ports::new(config.inbound, Arc::clone(&control)),
+        control,
+    });
+    let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
+    let dns = dns::PolicyDns::new();
+    let mut listening = JoinSet::new();
+    listening.spawn(listener::serve(
+        listeners.proxy,
+        Arc::clone(&shared),
+        Arc::clone(&slots),
+    ));
+    listening.spawn(transparent::serve(listeners.captured, Arc::clone(&shared)));
+    listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
+    listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
+
+    let grace = loop {
+        tokio::select! {
+            message = shared.control.next() => match message.context("control socket")? {
+                None => return Ok(()),
+                Some((ToProxy::Inbound { ports }, _)) => shared.inbound.follow(&ports),
+                Some((ToProxy::Stop { grace_ms }, _)) => break Duration::from_millis(grace_ms),
+                Some((other, _)) => bail!("the supervisor said {other:?} at the wrong time"),
+            },
+            ended = listening.join_next() => {
+                // Each serves for ever: this is a fault, and the agent must not outlive it.
+                bail!("a listener ended: {ended:?}");
+            }
+        }
+    };
+    listening.shutdown().await;
+    shared.inbound.follow(&[]);
+    let all = u32::try_from(listener::CONNECTIONS).unwrap_or(u32::MAX);
+    let drained = async {
+        tokio::select! {
+            _ = slots.acquire_many(all) => {}
+            // The supervisor is still asked who connections that came late belong to.
+            () = answers(&shared.control) => {}
+        }
+    };
+    let _ = tokio::time::timeout(grace, drained).await;
+    Ok(())
+}
+
+/// Hands answers to those who wait until the supervisor is gone.
+async fn answers(control: &Control) {
+    while let Ok(Some(_)) = control.next().await {}
+}
+
+/// The gateway's sockets.
+struct Listeners {
+    proxy: tokio::net::TcpListener,
+    captured: tokio::net::TcpListener,
+    dns_udp: tokio::net::UdpSocket,
+    dns_tcp: tokio::net::TcpListener,
+}
+
+impl Listeners {
+    /// In the order of [`ToProxy::Start`].
+    fn new(fds: Vec<OwnedFd>) -> Result<Self> {
+        let count = fds.len();
+        let Ok([proxy, captured, dns_udp, dns_tcp]) = <[OwnedFd; START_FDS]>::try_from(fds) else {
+            bail!("{count} listeners came, not {START_FDS}");
+        };
+        let tcp = |name: &str, fd: OwnedFd| -> Result<tokio::net::TcpListener> {
+            let listener = TcpListener::from(fd);
+            ensure!(listener.local_addr().is_ok(), "{name}: not a TCP listener");
+            listener
+                .set_nonblocking(true)
+                .with_context(|| name.to_owned())?;
+            tokio::net::TcpListener::from_std(listener).with_context(|| name.to_owned())
+        };
+        let udp = UdpSocket::from(dns_udp);
+        udp.set_nonblocking(true).context("DNS over UDP")?;
+        Ok(Self {
+            proxy: tcp("proxy", proxy)?,
+            captured: tcp("captured TCP", captured)?,
+            dns_udp: tokio::net::UdpSocket::from_std(udp).context("DNS over UDP")?,
+            dns_tcp: tcp("DNS over TCP", dns_tcp)?,
+        })
+    }
+}

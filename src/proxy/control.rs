@@ -1,0 +1,97 @@
+//! The words between the supervisor and the proxy process.
+//!
+//! One `SOCK_SEQPACKET` pair joins the two; each packet is one JSON message of at most
+//! [`MAX_MESSAGE`] bytes, with descriptors beside it (`SCM_RIGHTS`) where the message says so.
+//! The supervisor is uid 0 and parses nothing hostile: what comes from the proxy is bounded,
+//! typed, and only ever asks for the three things below.
+#![forbid(unsafe_code)]
+
+use std::net::SocketAddrV4;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest message in bytes; a longer one is an error on either side.
+pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// From the supervisor to the proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToProxy {
+    /// The gateway's sockets, made in the gateway's namespace: four descriptors in this order:
+    /// proxy (TCP, listening on 10.200.0.1:3128), captured TCP (IP_TRANSPARENT, listening on
+    /// :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on :15053).
+    /// Sent once, first.
+    Start,
+    /// The answer to [`ToSupervisor::Identify`]. With `caller` comes one descriptor: the
+    /// executable, opened read-only, to be hashed.
+    Caller {
+        /// The question's number.
+        id: u64,
+        /// Who owns the connection; `None` when no record of its connect exists: no access.
+        caller: Option<CallerRecord>,
+    },
+    /// The answer to [`ToSupervisor::GatewaySocket`], with one descriptor: a fresh, unconnected
+    /// non-blocking TCP socket of the gateway's namespace.
+    GatewaySocket {
+        /// The question's number.
+        id: u64,
+    },
+    /// The question `id` could not be answered.
+    Failed {
+        /// The question's number.
+        id: u64,
+        /// Why, for a log.
+        reason: String,
+    },
+    /// The TCP ports (of 10.200.0.2 or the wildcard) on which something in the fence listens
+    /// now. The proxy listens on exactly these in the pod's namespace; sent on each change.
+    Inbound {
+        /// Sorted, without repeats.
+        ports: Vec<u16>,
+    },
+    /// End: close the listeners, give connections that are open this long to finish, exit 0.
+    Stop {
+        /// Milliseconds.
+        grace_ms: u64,
+    },
+}
+
+/// From the proxy to the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToSupervisor {
+    /// The proxy is locked, has its CA and is about to serve; sent once, before anything else.
+    Ready {
+        /// The sandbox CA's certificate, PEM. The key never leaves the proxy.
+        ca_pem: String,
+        /// The bundle for the agent: what upstreams are verified against, and the CA above, PEM
+        /// without comments. Empty when one descriptor comes with the message: the reading end of
+        /// a pipe with the bundle, which is longer than a message may be.
+        bundle_pem: String,
+    },
+    /// Whose connection is this? Answered by [`ToProxy::Caller`].
+    Identify {
+        /// Chosen by the proxy, never used twice.
+        id: u64,
+        /// The agent's end.
+        client: SocketAddrV4,
+        /// Our end: the listener's address, or for captured TCP the address that was dialled.
+        server: SocketAddrV4,
+    },
+    /// A socket to reach a port of the fence. Answered by [`ToProxy::GatewaySocket`].
+    GatewaySocket {
+        /// Chosen by the proxy, never used twice.
+        id: u64,
+    },
+}
+
+/// Who made a connection, as recorded when it called connect(2).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallerRecord {
+    /// The process, as the supervisor numbers it.
+    pub pid: u32,
+    /// Its executable's path in the container, symlinks resolved by the kernel.
+    pub exe: String,
+    /// Executables of its parent, its parent's parent and so on, up to the agent's first process.
+    pub ancestors: Vec<String>,
+}

@@ -1,0 +1,3 @@
+//! Protocols that are judged request by request.
+
+pub(crate) mod rest;

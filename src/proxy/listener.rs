@@ -1,0 +1,137 @@
+//! The proxy's listener: bounded, patient with a full descriptor table, one task a connection.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::caller::{self, CallerError};
+use super::http::head::{self, HeadError, RequestHead};
+use super::refusal::Refusal;
+use super::session::Session;
+use super::stream::{Conn, Stream, tune};
+use super::transparent::Quiet;
+use super::{Shared, connect, forward, report};
+
+/// The most connections of the agent at a time.
+pub(crate) const CONNECTIONS: usize = 1024;
+
+/// How long a connection may stay silent before its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
+
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_LAST: Duration = Duration::from_secs(1);
+
+/// The next connection. Never gives up: what makes accept(2) fail (no descriptors, no memory)
+/// passes, and a listener that ended would take all access with it.
+pub(crate) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let mut pause = PAUSE_FIRST;
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                if pause == PAUSE_FIRST {
+                    report::accept_failed(&error);
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_LAST);
+            }
+        }
+    }
+}
+
+/// Errors that tell of the connection that was about to be accepted (accept(2)).
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+/// Accepts and serves until it is aborted.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc<Semaphore>) {
+    let mut quiet = Quiet::new();
+    loop {
+        let (tcp, peer) = accept(&listener).await;
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            if quiet.tell((), Instant::now()) {
+                report::too_many_connections();
+            }
+            let detail = "too many connections through the proxy at a time";
+            let refusal = Refusal::new(503, "too_many_connections", detail);
+            // Fits the socket's empty buffer; a client that gets less is closed all the same.
+            let _ = tcp.try_write(&refusal.to_bytes());
+            continue;
+        };
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            let _slot = slot;
+            connection(tcp, peer, shared).await;
+        });
+    }
+}
+
+async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+    tune(&tcp);
+    let Ok(local) = tcp.local_addr() else { return };
+    let mut client = Conn::new(Stream::Tcp(tcp));
+    // The supervisor looks for the caller while the request is on its way.
+    let (identity, head) = tokio::join!(
+        caller::identify(&shared.control, peer, local),
+        head::read_request(&mut client.rd, FIRST_REQUEST),
+    );
+    let head = match head {
+        Ok(Some(head)) => head,
+        Ok(None) => return,
+        Err(error) => return refuse(client, &refusal_for(error)).await,
+    };
+    match identity {
+        Ok(identity) => serve_client(Session::new(shared, identity), client, head).await,
+        Err(error) => {
+            report::unknown_caller(peer, &head, &error);
+            refuse(client, &unknown(&head, &error)).await;
+        }
+    }
+}
+
+/// Hands the first request to who it is for.
+async fn serve_client(session: Session, client: Conn, head: RequestHead) {
+    if head.method() == "CONNECT" {
+        connect::serve(&session, client, &head).await;
+    } else {
+        forward::serve(&session, client, head).await;
+    }
+}
+
+/// The answer to a head that was not accepted.
+pub(crate) fn refusal_for(error: HeadError) -> Refusal {
+    let (status, code) = match error {
+        HeadError::TooLong | HeadError::TooManyFields => (431, "head_too_large"),
+        HeadError::Timeout => (408, "head_timeout"),
+        _ => (400, "invalid_request"),
+    };
+    Refusal::new(status, code, &error.to_string())
+}
+
+fn unknown(head: &RequestHead, error: &CallerError) -> Refusal {
+    let target = if head.method() == "CONNECT" {
+        head.target()
+    } else {
+        "request"
+    };
+    let detail = format!("{} {target} not permitted by policy", head.method());
+    Refusal::new(403, "policy_denied", &detail).because(&error.to_string())
+}
+
+/// Sends a refusal and closes so that it arrives.
+pub(crate) async fn refuse(mut client: Conn, refusal: &Refusal) {
+    if client.send(&refusal.to_bytes()).await.is_ok() {
+        client.close().await;
+    }
+}

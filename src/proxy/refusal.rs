@@ -1,0 +1,207 @@
+//! What a client is told when something is refused: HTTP responses with a JSON body, in the shape
+//! that OpenShell's clients know, with the policy lines that would allow it.
+
+use serde_json::{Map, Value, json};
+
+use crate::policy::{Denial, Host};
+
+/// A response that ends the connection.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: u16,
+    /// The policy that refused, for `X-OpenShell-Policy`.
+    policy: Option<String>,
+    body: Value,
+}
+
+impl Refusal {
+    /// Any refusal: `error` is the code a program reads, `detail` what a person reads.
+    pub(crate) fn new(status: u16, error: &str, detail: &str) -> Self {
+        Self {
+            status,
+            policy: None,
+            body: json!({ "error": error, "detail": detail }),
+        }
+    }
+
+    /// Adds a reason.
+    pub(crate) fn because(mut self, reason: &str) -> Self {
+        self.body["reason"] = reason.into();
+        self
+    }
+
+    /// A connection that no policy allows. `what` is the method: `CONNECT`, or that of a plain
+    /// request.
+    pub(crate) fn connection(what: &str, host: &Host, port: u16, denial: &Denial) -> Self {
+        let detail = format!("{what} {host}:{port} not permitted by policy");
+        let mut refusal = Self::new(403, "policy_denied", &detail).because(&denial.reason);
+        if !denial.suggestion.is_empty() {
+            refusal.body["suggestion"] = denial.suggestion.as_str().into();
+        }
+        refusal
+    }
+
+    /// A request that no rule allows.
+    pub(crate) fn request(request: &DeniedRequest<'_>, denial: &Denial) -> Self {
+        let &DeniedRequest {
+            method,
+            path,
+            host,
+            port,
+            binary,
+        } = request;
+        let place = json!({
+            "method": method, "path": path, "host": host.as_str(), "port": port, "binary": binary,
+        });
+        let mut body = json!({
+            "error": "policy_denied",
+            "policy": denial.policy,
+            "rule": format!("{method} {path}"),
+            "detail": denial.reason,
+            "layer": "l7",
+            "protocol": "rest",
+        });
+        let mut missing = Map::new();
+        missing.insert("type".to_owned(), "rest_allow".into());
+        missing.insert("layer".to_owned(), "l7".into());
+        if let (Some(body), Value::Object(place)) = (body.as_object_mut(), place) {
+            body.extend(place.clone());
+            missing.extend(place);
+            body.insert("rule_missing".to_owned(), missing.into());
+            body.insert("next_steps".to_owned(), json!([]));
+            if !denial.suggestion.is_empty() {
+                body.insert("suggestion".to_owned(), denial.suggestion.as_str().into());
+            }
+        }
+        Self {
+            status: 403,
+            policy: Some(denial.policy.clone()),
+            body,
+        }
+    }
+
+    /// The whole response.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let body = self.body.to_string();
+        let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status));
+        out.push_str("Content-Type: application/json\r\n");
+        if let Some(policy) = &self.policy {
+            // A map key of the policy file: what a header cannot hold is left out.
+            let value: String = policy.chars().filter(|c| matches!(c, ' '..='~')).collect();
+            out.push_str("X-OpenShell-Policy: ");
+            out.push_str(&value);
+            out.push_str("\r\n");
+        }
+        out.push_str(&format!(
+            "Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        ));
+        out.push_str(&body);
+        out.into_bytes()
+    }
+}
+
+/// What was asked for, as the client is told about it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeniedRequest<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) path: &'a str,
+    pub(crate) host: &'a Host,
+    pub(crate) port: u16,
+    pub(crate) binary: &'a str,
+}
+
+fn phrase(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        408 => "Request Timeout",
+        421 => "Misdirected Request",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denial() -> Denial {
+        Denial {
+            policy: "github".to_owned(),
+            reason: "no rule allows it".to_owned(),
+            rule: "DELETE /repos".to_owned(),
+            suggestion: String::new(),
+        }
+    }
+
+    fn host() -> Host {
+        Host::parse("api.example.com").expect("host")
+    }
+
+    #[test]
+    fn connection_body_starts_as_clients_expect() {
+        let refusal = Refusal::connection("CONNECT", &host(), 443, &denial());
+        let text = String::from_utf8(refusal.to_bytes()).expect("utf-8");
+        let (head, body) = text.split_once("\r\n\r\n").expect("two parts");
+        assert!(head.starts_with("HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n"));
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
+        assert!(head.ends_with("Connection: close"));
+        assert_eq!(
+            body,
+            "{\"error\":\"policy_denied\",\
+             \"detail\":\"CONNECT api.example.com:443 not permitted by policy\",\
+             \"reason\":\"no rule allows it\"}"
+        );
+    }
+
+    #[test]
+    fn request_body_names_the_missing_rule() {
+        let host = host();
+        let request = DeniedRequest {
+            method: "DELETE",
+            path: "/repos",
+            host: &host,
+            port: 443,
+            binary: "/usr/bin/curl",
+        };
+        let text =
+            String::from_utf8(Refusal::request(&request, &denial()).to_bytes()).expect("utf-8");
+        assert!(
+            text.contains("\r\nX-OpenShell-Policy: github\r\n"),
+            "{text}"
+        );
+        let body = text.split_once("\r\n\r\n").expect("two parts").1;
+        assert_eq!(
+            body,
+            "{\"error\":\"policy_denied\",\"policy\":\"github\",\"rule\":\"DELETE /repos\",\
+             \"detail\":\"no rule allows it\",\"layer\":\"l7\",\"protocol\":\"rest\",\
+             \"method\":\"DELETE\",\"path\":\"/repos\",\"host\":\"api.example.com\",\"port\":443,\
+             \"binary\":\"/usr/bin/curl\",\"rule_missing\":{\"type\":\"rest_allow\",\
+             \"layer\":\"l7\",\"method\":\"DELETE\",\"path\":\"/repos\",\
+             \"host\":\"api.example.com\",\"port\":443,\"binary\":\"/usr/bin/curl\"},\
+             \"next_steps\":[]}"
+        );
+    }
+
+    #[test]
+    fn policy_header_cannot_be_split() {
+        let mut denial = denial();
+        denial.policy = "a\r\nX: b\u{e9}".to_owned();
+        let host = host();
+        let request = DeniedRequest {
+            method: "GET",
+            path: "/",
+            host: &host,
+            port: 1,
+            binary: "/b",
+        };
+        let text =
+            String::from_utf8(Refusal::request(&request, &denial).to_bytes()).expect("utf-8");
+        assert!(text.contains("\r\nX-OpenShell-Policy: aX: b\r\n"), "{text}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Names to addresses, only after the policy has said yes: the hosts file, then DNS in the pod's
+//! namespace.
+//!
+//! A name with a dot is looked up as it is and only then with the search domains, whatever
+//! `ndots` says: `api.example.com` must not become `api.example.com.some-namespace.svc…` because
+//! that happens to exist, and needs one question instead of five. A name without a dot has only
+//! the search domains.
+
+use std::io::Read as _;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::proto::rr::Name;
+use hickory_resolver::{TokioResolver, system_conf};
+use tokio::sync::OnceCell;
+
+use crate::policy::Host;
+
+/// The most addresses of a name that are looked at.
+const ADDRESSES: usize = 16;
+
+/// The longest hosts or resolv.conf file that is read, in bytes.
+const FILE_MAX: u64 = 1024 * 1024;
+
+/// Why a name has no address.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    #[error("no such name")]
+    NoSuchName,
+    #[error("the name has no address")]
+    NoAddress,
+    #[error("DNS: {0}")]
+    Dns(String),
+    #[error("{path}: {what}")]
+    Config { path: String, what: String },
+}
+
+/// Looks names up.
+pub(crate) struct Resolver {
+    resolv_conf: PathBuf,
+    strategy: LookupIpStrategy,
+    dns: OnceCell<(TokioResolver, Vec<Name>)>,
+    hosts: Hosts,
+}
+
+impl Resolver {
+    /// The files are read when they are first needed. Addresses of a family that the pod does
+    /// not have are not asked for.
+    pub(crate) fn new(resolv_conf: PathBuf, hosts: PathBuf, pod_ips: &[IpAddr]) -> Self {
+        let strategy = match (
+            pod_ips.iter().any(IpAddr::is_ipv4),
+            pod_ips.iter().any(IpAddr::is_ipv6),
+        ) {
+            (true, false) => LookupIpStrategy::Ipv4Only,
+            (false, true) => LookupIpStrategy::Ipv6Only,
+            _ => LookupIpStrategy::Ipv4AndIpv6,
+        };
+        Self {
+            resolv_conf,
+            strategy,
+            dns: OnceCell::new(),
+            hosts: Hosts::new(hosts),
+        }
+    }
+
+    /// The addresses of a name, at least one, in the order to try them.
+    pub(crate) async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
+        if let Some(ip) = host.ip() {
+            return Ok(vec![ip]);
+        }
+        let name = host.as_str();
+        let listed = self.hosts.find(name);
+        if !listed.is_empty() {
+            return Ok(listed);
+        }
+        let (dns, search) = self
+            .dns
+            .get_or_try_init(|| async { self.configure() })
+            .await?;
+        let mut absolute =
+            Name::from_ascii(name).map_err(|_| ResolveError::Dns("not a DNS name".to_owned()))?;
+        absolute.set_fqdn(true);
+        let mut result = Err(ResolveError::NoSuchName);
+        let whole = name.contains('.').then(|| absolute.clone());
+        let searched = search.iter().filter_map(|domain| {
+            let mut relative = absolute.clone();
+            relative.set_fqdn(false);
+            let mut name = relative.append_domain(domain).ok()?;
+            name.set_fqdn(true);
+            Some(name)
+        });
+        for name in whole.into_iter().chain(searched) {
+            match dns.lookup_ip(name).await {
+                Ok(found) => {
+                    let addresses: Vec<IpAddr> = found.iter().take(ADDRESSES).collect();
+                    if !addresses.is_empty() {
+                        return Ok(addresses);
+                    }
+                    result = Err(ResolveError::NoAddress);
+                }
+                Err(error) if error.is_nx_domain() => {}
+                Err(error) if error.is_no_records_found() => {
+                    result = Err(ResolveError::NoAddress);
+                }
+                // A server that fails says nothing about the name: going on to the next
+                // candidate could reach somebody else.
+                Err(error) => return Err(ResolveError::Dns(describe(&error))),
+            }
+        }
+        result
+    }
+
+    fn configure(&self) -> Result<(TokioResolver, Vec<Name>), ResolveError> {
+        let failed = |what: String| ResolveError::Config {
+            path: self.resolv_conf.display().to_string(),
+            what,
+        };
+        let bytes = read(&self.resolv_conf).map_err(|error| failed(error.to_string()))?;
+        let (config, mut options) =
+            system_conf::parse_resolv_conf(&bytes).map_err(|error| failed(error.to_string()))?;
+        let search = config.search().to_vec();
+        options.ip_strategy = self.strategy;
+        options.use_hosts_file = ResolveHosts::Never;
+        options.cache_size = 1024;
+        let servers = config.name_servers().to_vec();
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers);
+        let mut builder =
+            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let resolver = builder.build().map_err(|error| failed(error.to_string()))?;
+        Ok((resolver, search))
+    }
+}
+
+/// The error without what the server sent.
+fn describe(error: &NetError) -> String {
+    match error {
+        NetError::Timeout => "no answer in time".to_owned(),
+        NetError::Io(error) => error.to_string(),
+        NetError::NoConnections => "no server could be reached".to_owned(),
+        _ => "the server failed".to_owned(),
+    }
+}
+
+fn read(path: &PathBuf) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?
+        .take(FILE_MAX)
+        .read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The hosts file, read again when it changes.
+struct Hosts {
+    path: PathBuf,
+    read: Mutex<Option<(SystemTime, Arc<Vec<(IpAddr, String)>>)>>,
+}
+
+impl Hosts {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            read: Mutex::default(),
+        }
+    }
+
+    /// The addresses of a lower-case name.
+    fn find(&self, name: &str) -> Vec<IpAddr> {
+        let matching = self.entries();
+        matching
+            .iter()
+            .filter(|(_, n)| n == name)
+            .map(|(ip, _)| *ip)
+            .take(ADDRESSES)
+            .collect()
+    }
+
+    fn entries(&self) -> Arc<Vec<(IpAddr, String)>> {
+        let modified = std::fs::metadata(&self.path)
+            .and_then(|meta| meta.modified())
+            .ok();
+        let mut kept = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some((at, entries)), Some(modified)) = (&*kept, modified)
+            && *at == modified
+        {
+            return Arc::clone(entries);
+        }
+        let entries = Arc::new(parse_hosts(&read(&self.path).unwrap_or_default()));
+        *kept = modified.map(|modified| (modified, Arc::clone(&entries)));
+        entries
+    }
+}
+
+fn parse_hosts(bytes: &[u8]) -> Vec<(IpAddr, String)> {
+    let text = String::from_utf8_lossy(bytes);
+    let mut entries = Vec::new();
+    for line in text.lines() {
+        let mut words = line
+            .split('#')
+            .next()
+            .unwrap_or_default()
+            .split_ascii_whitespace();
+        let Some(Ok(ip)) = words.next().map(str::parse::<IpAddr>) else {
+            continue;
+        };
+        for name in words {
+            let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+            entries.push((ip, name));
+        }
+    }
+    entries
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn hosts_file_is_followed_and_literals_need_none() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("hosts");
+        let text = "10.1.1.1 One.example. one # 10.9.9.9 no\n::1 six\nnonsense x\n10.1.1.2 one\n";
+        std::fs::write(&path, text).expect("write");
+        let resolver = Resolver::new("/nonexistent".into(), path.clone(), &[]);
+        let resolve = |name: &str| {
+            let host = Host::parse(name).expect("host");
+            let resolver = &resolver;
+            async move { resolver.resolve(&host).await }
+        };
+        let ip = |text: &str| text.parse::<IpAddr>().expect("ip");
+        assert_eq!(
+            resolve("ONE.example").await.expect("listed"),
+            [ip("10.1.1.1")]
+        );
+        assert_eq!(
+            resolve("one").await.expect("listed"),
+            [ip("10.1.1.1"), ip("10.1.1.2")]
+        );
+        assert_eq!(
+            resolve("10.7.7.7").await.expect("literal"),
+            [ip("10.7.7.7")]
+        );
+        let error = resolve("no").await.expect_err("no DNS here").to_string();
+        assert!(error.starts_with("/nonexistent: "), "{error}");
+        std::fs::write(&path, "10.2.2.2 two\n").expect("write");
+        let later = SystemTime::now() + std::time::Duration::from_secs(5);
+        let file = std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .expect("open");
+        file.set_modified(later).expect("touch");
+        assert_eq!(resolve("two").await.expect("listed"), [ip("10.2.2.2")]);
+    }
+}

@@ -1,0 +1,428 @@
+//! After `200 Connection Established`: what is spoken in the tunnel, found from as many bytes as
+//! it takes, and handled by what the grant says.
+//!
+//! Nothing is decided on one look at the first segment: a ClientHello is known by its first byte
+//! and then read whole, an HTTP head is known once `HTTP/1.` stands where it must, and until then
+//! every byte has to be one that such a head can have.
+
+use std::time::{Duration, Instant};
+
+use rustls::server::Acceptor;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::server::StartHandshake;
+
+use super::destination::{DialError, Origin};
+use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
+use super::l7::rest::{self, Link, Scheme};
+use super::listener::refuse;
+use super::refusal::Refusal;
+use super::report;
+use super::session::Session;
+use super::stream::{Conn, Stream, duplex};
+use super::tls::{HTTP10, HTTP11};
+use crate::policy::{Host, Inspect, TlsMode};
+
+/// How long the client of an inspected endpoint may stay silent.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// How long a TLS handshake with the agent may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// The longest `ClientHello` in bytes, record headers included.
+const HELLO_MAX: usize = 68 * 1024;
+
+/// TLS alerts (RFC 8446, section 6).
+const ALERT_UNRECOGNIZED_NAME: u8 = 112;
+const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
+const ALERT_INTERNAL_ERROR: u8 = 80;
+
+/// What a client's first bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum First {
+    Tls,
+    Http,
+    /// Something else.
+    Other,
+    /// The upstream spoke before the client did.
+    ServerFirst,
+    /// An inspected endpoint's client said nothing, or only part of a head.
+    Silent,
+    /// One of the two is gone.
+    Closed,
+}
+
+/// Serves an established tunnel to its end.
+pub(crate) async fn run(session: &Session, mut client: Conn, tcp: TcpStream, origin: &Origin) {
+    let mut upstream = Conn::new(Stream::Tcp(tcp));
+    match first(&mut client, &mut upstream, origin.grant.inspect).await {
+        First::Tls => secured(session, client, upstream, origin).await,
+        first => inner(session, client, upstream, origin, Scheme::Http, first).await,
+    }
+}
+
+/// Handles what is not TLS, or what was found inside TLS.
+async fn inner(
+    session: &Session,
+    client: Conn,
+    upstream: Conn,
+    origin: &Origin,
+    scheme: Scheme,
+    first: First,
+) {
+    match (first, origin.grant.inspect) {
+        (First::Http, _) => {
+            let link = Link::open(origin, scheme, upstream);
+            rest::serve(session, client, link, origin).await;
+        }
+        (First::Closed, _) => client.close().await,
+        (First::Tls | First::Other | First::ServerFirst, Inspect::None) => {
+            raw(session, client, upstream, origin).await;
+        }
+        (First::Silent, Inspect::None) => {
+            report::tunnel_refused(session, origin, "incomplete HTTP request");
+        }
+        (first, Inspect::Rest) => {
+            let reason = match first {
+                First::ServerFirst => "the upstream spoke first: not HTTP/1.1",
+                First::Silent => "the client sent no complete HTTP request",
+                _ => "neither TLS nor HTTP/1.1",
+            };
+            report::tunnel_refused(session, origin, reason);
+            let detail = "this endpoint is inspected: only HTTP/1.1 passes, plain or in TLS";
+            let refusal = Refusal::new(403, "unsupported_l7_protocol", detail).because(reason);
+            refuse(client, &refusal).await;
+        }
+    }
+}
+
+/// Waits until the client's first bytes say what they are.
+async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> First {
+    let wait = |begun| match (begun, inspect) {
+        (true, _) => HEAD_TIMEOUT,
+        (false, Inspect::Rest) => SILENCE,
+        // A pooled connection of an opaque protocol may rest for as long as both ends like.
+        (false, Inspect::None) => Duration::from_secs(86_400 * 365),
+    };
+    loop {
+        let begun = !client.rd.data().is_empty();
+        if let Some(first) = recognise(client.rd.data()) {
+            return first;
+        }
+        tokio::select! {
+            biased;
+            read = timeout(wait(begun), client.rd.fill()) => match read {
+                Err(_) => return First::Silent,
+                Ok(Ok(0) | Err(_)) => return First::Closed,
+                Ok(Ok(_)) => {}
+            },
+            read = upstream.rd.fill(), if !begun => match read {
+                Ok(0) | Err(_) => return First::Closed,
+                Ok(_) => return First::ServerFirst,
+            },
+        }
+    }
+}
+
+/// What `data` is the start of; `None` when it takes more to tell.
+fn recognise(data: &[u8]) -> Option<First> {
+    const VERSION: &[u8] = b"HTTP/1.";
+    const METHOD_MAX: usize = 32;
+    if *data.first()? == 0x16 {
+        return Some(First::Tls);
+    }
+    let mut parts = data.splitn(3, |byte| *byte == b' ');
+    let method = parts.next().unwrap_or_default();
+    let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
+    if method.is_empty() || method.len() > METHOD_MAX || !method.iter().all(token) {
+        return Some(First::Other);
+    }
+    let target = parts.next()?;
+    if !target.iter().all(u8::is_ascii_graphic) {
+        return Some(First::Other);
+    }
+    let Some(rest) = parts.next() else {
+        return (data.len() > REQUEST_MAX).then_some(First::Other);
+    };
+    let seen = rest.len().min(VERSION.len());
+    if target.is_empty() || rest[..seen] != VERSION[..seen] {
+        return Some(First::Other);
+    }
+    (seen == VERSION.len()).then_some(First::Http)
+}
+
+/// Copies both ways until both ends are done.
+async fn raw(session: &Session, mut client: Conn, mut upstream: Conn, origin: &Origin) {
+    let start = Instant::now();
+    let carried = duplex(&mut client, &mut upstream).await;
+    report::tunnel_ended(session, origin, carried, start.elapsed());
+}
+
+/// What the `ClientHello` asks for.
+enum Alpn {
+    /// Nothing.
+    None,
+    /// HTTP/1.x among others.
+    Http(&'static [u8]),
+    /// Only other protocols.
+    Other(Vec<Vec<u8>>),
+}
+
+/// Reads the `ClientHello`, checks its name, and terminates TLS or, where the grant says so,
+/// passes it through.
+async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &Origin) {
+    let accepted = match client_hello(&mut client).await {
+        Ok(Some(accepted)) => accepted,
+        Ok(None) => return,
+        Err(reason) => {
+            report::tunnel_refused(session, origin, &reason);
+            return client.close().await;
+        }
+    };
+    let hello = accepted.client_hello();
+    if let Err(reason) = name_matches(hello.server_name(), &origin.host) {
+        report::tunnel_refused(session, origin, reason);
+        return alert(client, ALERT_UNRECOGNIZED_NAME).await;
+    }
+    if origin.grant.tls == TlsMode::Skip && origin.grant.inspect == Inspect::None {
+        // Nothing of the hello was consumed: it goes out as it came.
+        return raw(session, client, upstream, origin).await;
+    }
+    let offered: Vec<Vec<u8>> = hello
+        .alpn()
+        .into_iter()
+        .flatten()
+        .map(<[u8]>::to_vec)
+        .collect();
+    let alpn = if offered.is_empty() {
+        Alpn::None
+    } else {
+        match [HTTP11, HTTP10]
+            .into_iter()
+            .find(|http| offered.iter().any(|one| one == http))
+        {
+            Some(http) => Alpn::Http(http),
+            None => Alpn::Other(offered),
+        }
+    };
+    let (Stream::Tcp(client_tcp), Stream::Tcp(upstream_tcp)) =
+        (client.into_stream(), upstream.into_stream())
+    else {
+        return;
+    };
+    let start = StartHandshake::from_parts(accepted, client_tcp);
+    let both = match alpn {
+        Alpn::None => terminate(session, start, upstream_tcp, origin, None).await,
+        Alpn::Http(http) => terminate(session, start, upstream_tcp, origin, Some(http)).await,
+        Alpn::Other(_) if origin.grant.inspect == Inspect::Rest => {
+            report::tunnel_refused(session, origin, "the client does not offer http/1.1");
+            let client = Conn::new(Stream::Tcp(start.io));
+            return alert(client, ALERT_NO_APPLICATION_PROTOCOL).await;
+        }
+        Alpn::Other(offered) => mirror(session, start, upstream_tcp, origin, &offered).await,
+    };
+    let Some((mut client, upstream)) = both else {
+        return;
+    };
+    match upstream {
+        Ok(mut upstream) => {
+            let first = first(&mut client, &mut upstream, origin.grant.inspect).await;
+            inner(session, client, upstream, origin, Scheme::Https, first).await;
+        }
+        // Told in the answer to the first request.
+        Err(error) => {
+            let link = Link::failed(origin, Scheme::Https, error);
+            rest::serve(session, client, link, origin).await;
+        }
+    }
+}
+
+type Both = Option<(Conn, Result<Conn, DialError>)>;
+
+/// Both handshakes at once. `None`: the client's failed.
+async fn terminate(
+    session: &Session,
+    start: StartHandshake<TcpStream>,
+    upstream: TcpStream,
+    origin: &Origin,
+    alpn: Option<&[u8]>,
+) -> Both {
+    let config = match session.shared.agent_tls.config(&origin.host, alpn) {
+        Ok(config) => config,
+        Err(error) => {
+            report::tunnel_refused(session, origin, &error.to_string());
+            alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
+            return None;
+        }
+    };
+    let offer: Vec<Vec<u8>> = alpn.map(|_| HTTP11.to_vec()).into_iter().collect();
+    let (agent, upstream) = tokio::join!(
+        timeout(HANDSHAKE, start.into_stream(config)),
+        session
+            .shared
+            .upstream_tls
+            .connect(upstream, &origin.host, &offer),
+    );
+    let agent = accepted(session, origin, agent)?;
+    Some((agent, upstream.map(|(stream, _)| Conn::new(stream))))
+}
+
+/// A protocol other than HTTP/1.1, on an endpoint that is allowed whole: the upstream chooses
+/// first, then the client is told.
+async fn mirror(
+    session: &Session,
+    start: StartHandshake<TcpStream>,
+    upstream: TcpStream,
+    origin: &Origin,
+    offered: &[Vec<u8>],
+) -> Both {
+    let connected = session
+        .shared
+        .upstream_tls
+        .connect(upstream, &origin.host, offered)
+        .await;
+    let (stream, agreed) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            report::dial_failed(session, origin, &error);
+            alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
+            return None;
+        }
+    };
+    let config = match session
+        .shared
+        .agent_tls
+        .config(&origin.host, agreed.as_deref())
+    {
+        Ok(config) => config,
+        Err(error) => {
+            report::tunnel_refused(session, origin, &error.to_string());
+            return None;
+        }
+    };
+    let agent = timeout(HANDSHAKE, start.into_stream(config)).await;
+    Some((accepted(session, origin, agent)?, Ok(Conn::new(stream))))
+}
+
+type Handshake<S> = Result<std::io::Result<S>, tokio::time::error::Elapsed>;
+
+fn accepted(
+    session: &Session,
+    origin: &Origin,
+    handshake: Handshake<tokio_rustls::server::TlsStream<TcpStream>>,
+) -> Option<Conn> {
+    match handshake {
+        Ok(Ok(stream)) => Some(Conn::new(Stream::Agent(Box::new(stream)))),
+        Ok(Err(error)) => {
+            report::handshake_failed(session, origin, &error.to_string());
+            None
+        }
+        Err(_) => {
+            report::handshake_failed(session, origin, "not completed in time");
+            None
+        }
+    }
+}
+
+/// Reads the whole `ClientHello`, from however many segments and records, and leaves its bytes in
+/// the reader. `None`: the client is gone.
+async fn client_hello(client: &mut Conn) -> Result<Option<rustls::server::Accepted>, String> {
+    let mut acceptor = Acceptor::default();
+    let mut fed = 0;
+    let deadline = tokio::time::Instant::now() + HANDSHAKE;
+    loop {
+        while fed < client.rd.data().len() {
+            let mut rest = &client.rd.data()[fed..];
+            match acceptor.read_tls(&mut rest) {
+                Ok(read) if read > 0 => fed += read,
+                _ => return Err("ClientHello not understood".to_owned()),
+            }
+        }
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return Ok(Some(accepted)),
+            Ok(None) if fed > HELLO_MAX => return Err("ClientHello is too long".to_owned()),
+            Ok(None) => {}
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                if alert.write_all(&mut bytes).is_ok() {
+                    let _ = client.send(&bytes).await;
+                }
+                return Err(format!("ClientHello refused: {error}"));
+            }
+        }
+        match tokio::time::timeout_at(deadline, client.rd.fill()).await {
+            Ok(Ok(0) | Err(_)) => return Ok(None),
+            Ok(Ok(_)) => {}
+            Err(_) => return Err("ClientHello not completed in time".to_owned()),
+        }
+    }
+}
+
+/// The name in TLS must be the name that was judged; an address has none.
+fn name_matches(sni: Option<&str>, host: &Host) -> Result<(), &'static str> {
+    match sni {
+        Some(sni) if Host::parse(sni).is_ok_and(|sni| sni == *host) => Ok(()),
+        Some(_) => Err("the name in TLS (SNI) is not the host of CONNECT"),
+        None if host.is_ip() => Ok(()),
+        None => Err("no name in TLS (SNI): it must be the host of CONNECT"),
+    }
+}
+
+/// Says why a handshake ends, in the one form that a client understands at this point.
+async fn alert(mut client: Conn, description: u8) {
+    // Record: alert, TLS 1.2, two bytes: fatal.
+    if client.send(&[21, 3, 3, 0, 2, 2, description]).await.is_ok() {
+        client.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of `data` when it arrives one byte after the other.
+    fn bytewise(data: &[u8]) -> Option<First> {
+        (1..=data.len()).find_map(|end| recognise(&data[..end]))
+    }
+
+    #[test]
+    fn recognised_alike_however_it_is_split() {
+        let cases: &[(&[u8], Option<First>)] = &[
+            (b"", None),
+            (&[0x16], Some(First::Tls)),
+            (&[0x16, 3, 1], Some(First::Tls)),
+            (b"GE", None),
+            (b"GET", None),
+            (b"GET /", None),
+            (b"GET / HT", None),
+            (b"GET / HTTP/1.", Some(First::Http)),
+            (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", Some(First::Http)),
+            (b"purge /x HTTP/1.0\r\n", Some(First::Http)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Other)),
+            (b"GET / HTTP/3", Some(First::Other)),
+            (b"GET  / HTTP/1.1\r\n", Some(First::Other)),
+            (b"GET /\r\n", Some(First::Other)),
+            (b"SSH-2.0-x\r\n", Some(First::Other)),
+            (b"\x00\x00\x00\x08", Some(First::Other)),
+            (b"*1\r\n", Some(First::Other)),
+            (b" GET / HTTP/1.1", Some(First::Other)),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ", Some(First::Other)),
+        ];
+        for (data, expected) in cases {
+            let shown = String::from_utf8_lossy(data);
+            assert_eq!(recognise(data), *expected, "{shown:?}");
+            assert_eq!(bytewise(data), *expected, "{shown:?} bytewise");
+        }
+    }
+
+    #[test]
+    fn names_in_tls() {
+        let name = Host::parse("api.example.com").expect("host");
+        let ip = Host::parse("10.0.0.1").expect("host");
+        assert!(name_matches(Some("API.example.com"), &name).is_ok());
+        assert!(name_matches(Some("example.com"), &name).is_err());
+        assert!(name_matches(None, &name).is_err());
+        assert!(name_matches(None, &ip).is_ok());
+        assert!(name_matches(Some("api.example.com"), &ip).is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! TLS towards upstreams.
+
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::OnceCell;
+use tokio_rustls::TlsConnector;
+
+use super::destination::DialError;
+use super::stream::Stream;
+use super::tls::HTTP11;
+use super::{report, roots};
+use crate::pki::provider;
+use crate::policy::Host;
+
+/// How long a handshake may take.
+const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Verifies and speaks to upstreams. The authorities are parsed when the first one is needed.
+pub(crate) struct UpstreamTls {
+    image_roots_pem: Vec<u8>,
+    extra_roots_pem: Vec<u8>,
+    configs: OnceCell<Configs>,
+}
+
+/// With and without the protocol's name; sessions are shared.
+struct Configs {
+    http: Arc<ClientConfig>,
+    bare: Arc<ClientConfig>,
+}
+
+impl UpstreamTls {
+    pub(crate) fn new(image_roots_pem: Vec<u8>, extra_roots_pem: Vec<u8>) -> Self {
+        Self {
+            image_roots_pem,
+            extra_roots_pem,
+            configs: OnceCell::new(),
+        }
+    }
+
+    /// Does the handshake for `host`, offering `alpn` (none: without the extension), and says
+    /// which protocol was agreed on.
+    pub(crate) async fn connect(
+        &self,
+        tcp: TcpStream,
+        host: &Host,
+        alpn: &[Vec<u8>],
+    ) -> Result<(Stream, Option<Vec<u8>>), DialError> {
+        let configs = self
+            .configs()
+            .await
+            .map_err(|error| DialError::Tls(error.to_string()))?;
+        let config = match alpn {
+            [] => Arc::clone(&configs.bare),
+            [one] if one == HTTP11 => Arc::clone(&configs.http),
+            several => {
+                let mut config = ClientConfig::clone(&configs.bare);
+                config.alpn_protocols = several.to_vec();
+                Arc::new(config)
+            }
+        };
+        let name = match host.ip() {
+            Some(ip) => ServerName::from(ip),
+            None => ServerName::try_from(host.as_str().to_owned())
+                .map_err(|_| DialError::Tls("the name cannot be in a certificate".to_owned()))?,
+        };
+        let handshake = TlsConnector::from(config).connect(name, tcp);
+        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+            .await
+            .map_err(|_| DialError::Timeout("TLS handshake".to_owned()))?
+            .map_err(|error| DialError::Tls(error.to_string()))?;
+        let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        Ok((Stream::Upstream(Box::new(stream)), agreed))
+    }
+
+    async fn configs(&self) -> Result<&Configs, rustls::Error> {
+        self.configs
+            .get_or_try_init(|| async {
+                let (image, extra) = (self.image_roots_pem.clone(), self.extra_roots_pem.clone());
+                // A millisecond or two of parsing: not on a thread that serves.
+                let parsed =
+                    tokio::task::spawn_blocking(move || roots::store(&image, &extra)).await;
+                let (store, unread) =
+                    parsed.map_err(|error| rustls::Error::General(error.to_string()))?;
+                if unread > 0 {
+                    report::unread_roots(unread);
+                }
+                let bare = ClientConfig::builder_with_provider(provider())
+                    .with_safe_default_protocol_versions()?
+                    .with_root_certificates(store)
+                    .with_no_client_auth();
+                let mut http = bare.clone();
+                http.alpn_protocols = vec![HTTP11.to_vec()];
+                Ok(Configs {
+                    http: Arc::new(http),
+                    bare: Arc::new(bare),
+                })
+            })
+            .await
+    }
+}

@@ -1,0 +1,27 @@
+//! The pod's PID 1: builds the fence, runs the agent in it, and ends with the agent's exit code.
+//!
+//! [`run`] reads as the order in which a fence is built. Four processes come of it: this one
+//! (uid 0; small blocking threads; parses nothing hostile), the proxy ([`proxy_process`]), the
+//! keeper ([`keeper`]) and the agent. [`init`] is what this process does while the agent runs.
+#![forbid(unsafe_code)]
+
+pub mod args;
+mod attestation;
+mod caller;
+pub mod enter;
+mod entered;
+mod environment;
+pub mod failure;
+mod filesystem;
+mod identity;
+mod init;
+pub mod install;
+mod keeper;
+mod launch;
+mod packet;
+mod policy_files;
+pub mod proxy_process;
+mod proxy_service;
+pub mod run;
+pub mod run_dir;
+pub mod status;

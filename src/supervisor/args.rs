@@ -1,0 +1,259 @@
+//! The command line, and the environment where the command line allows it (DESIGN 4.3).
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::event::Level;
+
+/// Runs a command inside the fence that a policy describes.
+///
+/// Exit codes: the command's own; 128+n when signal n ended it; 124 after --timeout; 125 when
+/// the fence could not be built or broke; 126 and 127 when the command could not be executed or
+/// was not found.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ringfence-supervisor",
+    version,
+    args_conflicts_with_subcommands = true
+)]
+pub struct Args {
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Verbs beside running a command.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Copies this program to DIR/ringfence-supervisor.
+    Install {
+        /// A directory that exists and is writable.
+        dir: PathBuf,
+    },
+    /// Runs a command inside the fence of the supervisor that runs in this container.
+    Enter(EnterArgs),
+    /// Prints what is enforced for the agent of this container, as JSON.
+    Status {
+        /// Where the supervisor keeps its files.
+        #[arg(long, default_value = super::run_dir::DEFAULT)]
+        run_dir: PathBuf,
+    },
+    /// The proxy process; started by the supervisor only.
+    #[command(hide = true)]
+    Proxy,
+}
+
+/// `enter`'s own arguments.
+#[derive(Debug, Parser)]
+pub struct EnterArgs {
+    /// Where the supervisor keeps its files.
+    #[arg(long, default_value = super::run_dir::DEFAULT)]
+    pub run_dir: PathBuf,
+    /// Seconds to wait for the fence to be up.
+    #[arg(long, default_value_t = 5)]
+    pub wait: u64,
+    /// The command and its arguments.
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// The arguments of a run.
+#[derive(Debug, Clone, Parser)]
+pub struct RunArgs {
+    /// The policy's Rego text; absent or recognised: the native engine decides.
+    #[arg(long, value_name = "FILE")]
+    pub policy_rules: Option<PathBuf>,
+    /// The policy's data, YAML. Required.
+    #[arg(long, value_name = "FILE")]
+    pub policy_data: Option<PathBuf>,
+    /// What the policy's files must hash to (`sha256:<hex>`); another digest does not start.
+    #[arg(long, value_name = "DIGEST")]
+    pub policy_digest: Option<String>,
+    /// More CA certificates (PEM) that upstreams are verified against.
+    #[arg(long, value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
+    /// The agent's working directory (default: this process's).
+    #[arg(short = 'w', long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    /// The agent's user, by number or by a name of the image's /etc/passwd.
+    #[arg(long, value_name = "USER[:GROUP]")]
+    pub run_as: Option<String>,
+    /// More groups of the agent, by number.
+    #[arg(long, value_delimiter = ',', value_name = "GID")]
+    pub groups: Vec<u32>,
+    /// Seconds after which the agent is ended; 0: never.
+    #[arg(short = 't', long, default_value_t = 0, value_name = "SECONDS")]
+    pub timeout: u64,
+    /// What is written to stderr: error, warn, info, debug or trace. Denials always are.
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<Level>,
+    /// Which of the agent's ports the pod listens on: mirror (what listens in the fence), none,
+    /// or a list of ports.
+    #[arg(long, default_value = "mirror", value_name = "mirror|none|PORTS")]
+    pub inbound: Inbound,
+    /// The admin endpoint's port; 0: off. Not available yet: only 0.
+    #[arg(long, default_value_t = 0, value_name = "PORT")]
+    pub admin_port: u16,
+    /// Where the supervisor keeps its files.
+    #[arg(long, default_value = super::run_dir::DEFAULT, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Take nothing from the environment: an image's ENV can forge names, argv cannot.
+    #[arg(long)]
+    pub no_env: bool,
+    /// The command and its arguments.
+    #[arg(last = true, value_name = "CMD")]
+    pub command: Vec<String>,
+}
+
+/// Which of the agent's ports are reachable at the pod's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inbound {
+    /// What listens in the fence.
+    Mirror,
+    /// Nothing.
+    None,
+    /// These, while they listen in the fence.
+    Ports(Vec<u16>),
+}
+
+impl std::str::FromStr for Inbound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "mirror" => Ok(Self::Mirror),
+            "none" => Ok(Self::None),
+            list => list
+                .split(',')
+                .map(|port| match port.trim().parse() {
+                    Ok(0) | Err(_) => Err(format!(
+                        "'{port}' is not mirror, none or a port from 1 to 65535"
+                    )),
+                    Ok(port) => Ok(port),
+                })
+                .collect::<Result<_, _>>()
+                .map(Self::Ports),
+        }
+    }
+}
+
+impl RunArgs {
+    /// Fills what the command line left open from OPENSHELL_* variables, unless `--no-env`.
+    ///
+    /// `lookup` reads one variable; an unknown log level is an error that names the variable.
+    pub fn complete(mut self, lookup: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        if self.no_env {
+            return Ok(self);
+        }
+        let path = |name: &str| {
+            lookup(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        if self.policy_rules.is_none() {
+            self.policy_rules = path("OPENSHELL_POLICY_RULES");
+        }
+        if self.policy_data.is_none() {
+            self.policy_data = path("OPENSHELL_POLICY_DATA");
+        }
+        if self.log_level.is_none()
+            && let Some(level) = lookup("OPENSHELL_LOG_LEVEL")
+        {
+            let level = level
+                .parse()
+                .map_err(|error| format!("OPENSHELL_LOG_LEVEL: {error}"))?;
+            self.log_level = Some(level);
+        }
+        if self.command.is_empty()
+            && let Some(command) = lookup("OPENSHELL_SANDBOX_COMMAND")
+        {
+            self.command = command.split_whitespace().map(str::to_owned).collect();
+        }
+        Ok(self)
+    }
+}
+
+/// The pod's addresses (`POD_IP` by the downward API, `POD_IPS` where set): the proxy never dials
+/// them unless the policy says so. An image's ENV cannot add harm here: an address too many is
+/// one more refusal.
+pub fn pod_ips(lookup: impl Fn(&str) -> Option<String>) -> Vec<IpAddr> {
+    ["POD_IP", "POD_IPS"]
+        .iter()
+        .filter_map(|name| lookup(name))
+        .flat_map(|list| {
+            list.split(',')
+                .filter_map(|ip| ip.trim().parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from([&["ringfence-supervisor"], words].concat())
+    }
+
+    #[test]
+    fn the_command_keeps_its_own_flags() {
+        let args = parse(&[
+            "--policy-data",
+            "/p",
+            "--no-env",
+            "--",
+            "sh",
+            "-c",
+            "--help",
+        ])
+        .unwrap();
+        assert_eq!(args.run.command, ["sh", "-c", "--help"]);
+        assert!(args.run.no_env);
+    }
+
+    #[test]
+    fn inbound_takes_three_forms_and_nothing_else() {
+        assert_eq!("mirror".parse(), Ok(Inbound::Mirror));
+        assert_eq!("none".parse(), Ok(Inbound::None));
+        assert_eq!("80,8001".parse(), Ok(Inbound::Ports(vec![80, 8001])));
+        for bad in ["", "0", "70000", "80,", "all"] {
+            assert!(bad.parse::<Inbound>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_env_ignores_the_environment() {
+        let lookup = |name: &str| (name == "OPENSHELL_POLICY_DATA").then(|| "/forged".to_owned());
+        let args = parse(&["--", "true"]).unwrap().run;
+        assert_eq!(
+            args.clone().complete(lookup).unwrap().policy_data,
+            Some("/forged".into())
+        );
+        let args = RunArgs {
+            no_env: true,
+            ..args
+        };
+        assert_eq!(args.complete(lookup).unwrap().policy_data, None);
+    }
+
+    #[test]
+    fn verbs_and_run_flags_do_not_mix() {
+        assert!(parse(&["install", "/x"]).is_ok());
+        assert!(parse(&["enter", "--", "id"]).is_ok());
+        assert!(parse(&["enter"]).is_err());
+    }
+
+    #[test]
+    fn pod_ips_come_from_both_variables() {
+        let lookup = |name: &str| match name {
+            "POD_IP" => Some("10.0.0.5".to_owned()),
+            "POD_IPS" => Some("10.0.0.5,fd00::5".to_owned()),
+            _ => None,
+        };
+        assert_eq!(pod_ips(lookup).len(), 3);
+    }
+}

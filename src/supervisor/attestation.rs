@@ -1,0 +1,74 @@
+//! What was asked and what is enforced, as JSON: written before the agent runs.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::identity::User;
+use super::keeper::Confinement;
+
+/// One fence's record. Everything in it was read back from the kernel or is what the agent was
+/// verified against.
+#[derive(Debug, Serialize)]
+pub struct Attestation<'a> {
+    /// The supervisor's version.
+    pub version: &'static str,
+    /// Digest of the policy's files.
+    pub policy_digest: String,
+    /// The agent's user.
+    pub user: UserRecord<'a>,
+    /// The network namespaces and their rules.
+    pub network: NetworkRecord,
+    /// Files.
+    pub landlock: &'a Confinement,
+    /// System calls: filters on the agent.
+    pub seccomp_filters: u32,
+    /// Executables are bound to connections at connect(2).
+    pub binary_identity: bool,
+    /// The agent has a PID namespace of its own, and whether /proc shows it.
+    pub pid_namespace: PidRecord,
+    /// Threads of the proxy, each seen without capability, with `no_new_privs` and a filter.
+    pub proxy_threads: usize,
+    /// Directories that the policy promised and the image lacked.
+    pub made: Vec<PathBuf>,
+}
+
+/// The agent's user.
+#[derive(Debug, Serialize)]
+pub struct UserRecord<'a> {
+    uid: u32,
+    gid: u32,
+    groups: &'a [u32],
+    home: &'a str,
+    notes: &'a [String],
+}
+
+/// The network.
+#[derive(Debug, Serialize)]
+pub struct NetworkRecord {
+    /// Device and inode of the agent's network namespace.
+    pub namespace: (u64, u64),
+    /// The packet rules were loaded and read back; else why not.
+    pub nftables: Result<(), String>,
+}
+
+/// Processes.
+#[derive(Debug, Serialize)]
+pub struct PidRecord {
+    /// Its own, with the keeper as init.
+    pub own: bool,
+    /// Why /proc still shows the container's processes.
+    pub proc_shared: Option<String>,
+}
+
+impl<'a> From<&'a User> for UserRecord<'a> {
+    fn from(user: &'a User) -> Self {
+        Self {
+            uid: user.identity.uid,
+            gid: user.identity.gid,
+            groups: &user.identity.groups,
+            home: &user.home,
+            notes: &user.notes,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What of the file system the agent sees: the policy's lists, a base without which no program
+//! starts, and the directories that the policy promises and the image lacks.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::identity::User;
+use crate::fence::landlock::{Access, PathRule};
+use crate::policy::Filesystem;
+
+/// Readable in every fence: OpenShell's baseline for proxy mode (format reference, 6), and the
+/// places of the dynamic loader in images whose /bin, /sbin and /lib64 are not links into /usr.
+const READ: [&str; 10] = [
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/bin",
+    "/sbin",
+    "/etc",
+    "/app",
+    "/var/log",
+    "/proc",
+    "/dev/urandom",
+];
+/// Writable in every fence. /dev/null as well: a shell without it does nothing useful.
+const WRITE: [&str; 3] = ["/sandbox", "/tmp", "/dev/null"];
+
+/// Rules for what the policy asks, in the order of their paths; the wider access wins where a
+/// path is named twice.
+///
+/// `named` rules must exist under `hard_requirement`; the base is left out where the image has
+/// nothing at the path.
+#[must_use]
+pub fn rules(policy: &Filesystem, workdir: Option<&Path>, tls: &Path) -> Vec<PathRule> {
+    let base = |path: &&str| Path::new(*path).exists();
+    let read = READ.iter().copied().filter(base).map(PathBuf::from);
+    let write = WRITE.iter().copied().filter(base).map(PathBuf::from);
+    let workdir = workdir
+        .filter(|_| policy.include_workdir)
+        .map(Path::to_owned);
+    let read = read
+        .chain(policy.read_only.iter().map(PathBuf::from))
+        .chain([tls.to_owned()]);
+    let write = write
+        .chain(policy.read_write.iter().map(PathBuf::from))
+        .chain(workdir);
+    let mut rules = BTreeMap::new();
+    for (path, access) in read
+        .map(|path| (path, Access::ReadOnly))
+        .chain(write.map(|path| (path, Access::ReadWrite)))
+    {
+        rules.insert(path, access);
+    }
+    rules
+        .into_iter()
+        .map(|(path, access)| PathRule { path, access })
+        .collect()
+}
+
+/// Makes the `read_write` directories that are missing and gives to the agent what was made.
+///
+/// What exists is left as it is. A symlink on the way is refused: root would follow it to a place
+/// that the policy does not name.
+pub fn make_missing(policy: &Filesystem, user: &User) -> Result<Vec<PathBuf>> {
+    let mut made = Vec::new();
+    for path in policy.read_write.iter().map(Path::new) {
+        if std::fs::symlink_metadata(path).is_ok() {
+            continue;
+        }
+        make(path, user, &mut made).with_context(|| {
+            format!(
+                "filesystem_policy.read_write: cannot make {}",
+                path.display()
+            )
+        })?;
+    }
+    Ok(made)
+}
+
+fn make(path: &Path, user: &User, made: &mut Vec<PathBuf>) -> Result<()> {
+    let mut at = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::RootDir => {}
+            Component::Normal(_) if at.is_absolute() => {}
+            _ => bail!("the path is not absolute or not plain"),
+        }
+        at.push(component);
+        match std::fs::symlink_metadata(&at) {
+            Ok(meta) if meta.is_dir() => continue,
+            Ok(meta) if meta.is_symlink() => bail!("{} is a symbolic link", at.display()),
+            Ok(_) => bail!("{} is not a directory", at.display()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("{}", at.display())),
+        }
+        // The mode comes with the making: without CAP_FOWNER it could not be changed after the
+        // directory has gone to the agent.
+        std::fs::DirBuilder::new().mode(0o755).create(&at)?;
+        std::os::unix::fs::lchown(&at, Some(user.identity.uid), Some(user.identity.gid))
+            .with_context(|| {
+                format!("cannot give {} to uid {}", at.display(), user.identity.uid)
+            })?;
+        made.push(at.clone());
+    }
+    Ok(())
+}
+
+/// Where execvp(3) would find `program` on `path`, seen from `workdir`.
+///
+/// Resolved before the fork, since nothing may allocate after it; the agent's own rights are
+/// checked by the kernel at execve(2).
+pub fn find_program(
+    program: &str,
+    path: Option<&str>,
+    workdir: &Path,
+) -> Result<CString, NotFound> {
+    let not_found = || NotFound {
+        program: program.to_owned(),
+        executable: false,
+    };
+    let c_string = |path: PathBuf| {
+        use std::os::unix::ffi::OsStringExt;
+        CString::new(path.into_os_string().into_vec()).map_err(|_| not_found())
+    };
+    if program.is_empty() {
+        return Err(not_found());
+    }
+    if program.contains('/') {
+        let path = workdir.join(program);
+        return if path.exists() {
+            c_string(path)
+        } else {
+            Err(not_found())
+        };
+    }
+    let mut error = not_found();
+    for dir in path.unwrap_or("/usr/local/bin:/usr/bin:/bin").split(':') {
+        let candidate = workdir.join(dir).join(program);
+        let Ok(meta) = candidate.metadata() else {
+            continue;
+        };
+        if meta.is_file() {
+            use std::os::unix::fs::PermissionsExt;
+            if meta.permissions().mode() & 0o111 != 0 {
+                return c_string(candidate);
+            }
+            error.executable = true;
+        }
+    }
+    Err(error)
+}
+
+/// No such program on the agent's PATH.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {}", program.escape_debug(), if *executable { "not executable" } else { "not found" })]
+pub struct NotFound {
+    program: String,
+    /// A file was there that nobody may execute (exit code 126 instead of 127).
+    pub executable: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::credentials::Identity;
+
+    fn policy(read_only: &[&str], read_write: &[&str]) -> Filesystem {
+        Filesystem {
+            read_only: read_only.iter().map(ToString::to_string).collect(),
+            read_write: read_write.iter().map(ToString::to_string).collect(),
+            include_workdir: true,
+        }
+    }
+
+    fn user() -> User {
+        let identity = Identity {
+            uid: 12,
+            gid: 34,
+            groups: vec![],
+        };
+        User {
+            identity,
+            name: None,
+            home: "/".into(),
+            notes: vec![],
+        }
+    }
+
+    #[test]
+    fn the_wider_access_wins() {
+        let rules = rules(
+            &policy(&["/tmp", "/srv"], &["/srv"]),
+            None,
+            Path::new("/r/tls"),
+        );
+        let access = |path: &str| {
+            let rule = rules
+                .iter()
+                .find(|rule| rule.path == Path::new(path))
+                .unwrap();
+            matches!(rule.access, Access::ReadWrite)
+        };
+        assert!(access("/srv") && access("/tmp"));
+        assert!(!access("/usr") && !access("/r/tls"));
+    }
+
+    #[test]
+    fn the_workdir_joins_only_when_the_policy_includes_it() {
+        let has = |include_workdir| {
+            let policy = Filesystem {
+                include_workdir,
+                ..policy(&[], &[])
+            };
+            rules(&policy, Some(Path::new("/work")), Path::new("/r"))
+                .iter()
+                .any(|rule| rule.path == Path::new("/work"))
+        };
+        assert!(has(true) && !has(false));
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/tmp", dir.path().join("link")).unwrap();
+        let path = dir.path().join("link/deep");
+        let error = make_missing(&policy(&[], &[path.to_str().unwrap()]), &user()).unwrap_err();
+        assert!(format!("{error:#}").contains("symbolic link"), "{error:#}");
+    }
+
+    #[test]
+    fn programs_are_found_as_execvp_would() {
+        let find = |program: &str, path| find_program(program, path, Path::new("/"));
+        assert!(
+            find("sh", Some("/nowhere:/bin"))
+                .unwrap()
+                .to_str()
+                .unwrap()
+                .ends_with("/bin/sh")
+        );
+        assert!(find("/bin/sh", None).is_ok());
+        assert!(find("bin/sh", None).is_ok());
+        for missing in ["", "no-such-program", "/no/such"] {
+            assert!(!find(missing, None).unwrap_err().executable);
+        }
+    }
+}

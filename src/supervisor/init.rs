@@ -1,0 +1,176 @@
+//! The supervisor's life while the agent runs: it passes signals on, reaps, serves `enter`, and
+//! ends when the agent, the proxy or the keeper does.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, WaitOptions};
+
+use super::entered::Entered;
+use super::keeper::exit_code;
+use super::launch::{Keeper, Launched};
+
+/// The exit code after `--timeout`, as timeout(1) has it.
+pub const TIMED_OUT: i32 = 124;
+/// How long an agent has between SIGTERM and SIGKILL after `--timeout`.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What is passed on to the agent. SIGKILL and SIGSTOP cannot be; faults are the supervisor's own.
+const FORWARDED: [Signal; 11] = [
+    Signal::SIGTERM,
+    Signal::SIGINT,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGCONT,
+    Signal::SIGALRM,
+    Signal::SIGTSTP,
+    Signal::SIGURG,
+];
+
+/// The signals that come to this process, as a descriptor.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Blocks them; called first of all, so that every later thread and process starts with them
+    /// blocked and none is lost.
+    pub fn block() -> Result<Self> {
+        let mut mask = SigSet::from(Signal::SIGCHLD);
+        for signal in FORWARDED {
+            mask.add(signal);
+        }
+        mask.thread_block().context("cannot block signals")?;
+        SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .map(Self)
+            .context("cannot make a signalfd")
+    }
+}
+
+/// The processes that are watched.
+#[derive(Debug)]
+pub struct Watch {
+    /// The signals.
+    pub signals: Signals,
+    /// The keeper, by which children are signalled and told of.
+    pub keeper: Keeper,
+    /// The keeper's own pid.
+    pub keeper_pid: Pid,
+    /// The proxy's pid.
+    pub proxy_pid: Pid,
+    /// The agent.
+    pub agent: Launched,
+    /// `enter`.
+    pub entered: Entered,
+    /// When the agent's time is over.
+    pub deadline: Option<Instant>,
+}
+
+impl Watch {
+    /// Runs until the agent has ended; returns the exit code. An error means that the fence
+    /// broke: the caller ends, and everything in the fence with it.
+    pub fn run(mut self) -> Result<i32> {
+        let mut timed_out = false;
+        loop {
+            if let Some(code) = self.children()? {
+                return Ok(if timed_out { TIMED_OUT } else { code });
+            }
+            let timeout = self
+                .deadline
+                .map(|at| at.saturating_duration_since(Instant::now()));
+            let ready = self.wait(timeout)?;
+            if self.deadline.is_some_and(|at| Instant::now() >= at) {
+                let signal = if timed_out {
+                    Signal::SIGKILL
+                } else {
+                    Signal::SIGTERM
+                };
+                self.keeper.signal(self.agent.id, signal as i32)?;
+                self.deadline = Some(Instant::now() + GRACE);
+                timed_out = true;
+            }
+            if ready[0] {
+                self.signals()?;
+            }
+            self.entered.serve(&ready[2..], &mut self.keeper);
+        }
+    }
+
+    fn wait(&self, timeout: Option<Duration>) -> Result<Vec<bool>> {
+        let mut fds = vec![
+            PollFd::new(&self.signals.0, PollFlags::IN),
+            PollFd::new(&self.keeper, PollFlags::IN),
+        ];
+        fds.extend(self.entered.poll_fds());
+        let timeout = timeout.map(|time| Timespec {
+            tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        });
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for events"),
+        }
+        Ok(fds.iter().map(|fd| !fd.revents().is_empty()).collect())
+    }
+
+    /// The agent's exit code once it has ended.
+    fn children(&mut self) -> Result<Option<i32>> {
+        let Some(ended) = self.keeper.ended().context("the keeper")? else {
+            bail!("the keeper has ended");
+        };
+        let mut code = None;
+        for (id, status) in ended {
+            if id == self.agent.id {
+                code = Some(status);
+            } else {
+                self.entered.ended(id, status);
+            }
+        }
+        Ok(code)
+    }
+
+    fn signals(&mut self) -> Result<()> {
+        let mut children = false;
+        while let Some(info) = self
+            .signals
+            .0
+            .read_signal()
+            .context("cannot read a signal")?
+        {
+            let signal = info.ssi_signo.cast_signed();
+            if signal == Signal::SIGCHLD as i32 {
+                children = true;
+            } else {
+                self.keeper
+                    .signal(self.agent.id, signal)
+                    .context("cannot signal the agent")?;
+            }
+        }
+        if children { self.reap() } else { Ok(()) }
+    }
+
+    /// Reaps our own two and, as PID 1, everything that lost its parent.
+    fn reap(&self) -> Result<()> {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let code = exit_code(status).unwrap_or_default();
+                    if pid == self.proxy_pid {
+                        bail!("the proxy has ended with code {code}");
+                    }
+                    if pid == self.keeper_pid {
+                        bail!("the keeper has ended with code {code}");
+                    }
+                }
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("cannot reap"),
+            }
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The proxy's process: started first, locked before it has a second thread, seen from outside.
+//!
+//! It is this program executed again, with an empty environment and two descriptors: its end of
+//! the control socket and a memfd with what it has to know. It gives up root, every capability
+//! and the file system itself; the supervisor reads back from outside that it did, thread by
+//! thread, since credentials, no_new_privs and filters are each thread's own.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::args::Inbound;
+use super::identity::PROXY;
+use super::packet;
+use super::policy_files::PolicyFiles;
+use crate::event::{self, Level};
+use crate::fence::credentials::{self, Bounding, Identity};
+use crate::fence::spawn::{self, ExecImage, Forked};
+use crate::fence::{landlock, seccomp, status};
+use crate::proxy;
+use crate::proxy::control::{ToProxy, ToSupervisor};
+
+/// Where the proxy finds its end of the control socket: standard input, which a program may take
+/// without `unsafe`.
+const CONTROL: RawFd = 0;
+/// Where it finds its configuration: standard output.
+const CONFIG: RawFd = 1;
+/// Read by the proxy while it lives: the resolver's files.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+const HOSTS: &str = "/etc/hosts";
+/// Where images keep their trust store; the first that exists counts (openssl's and Go's lists).
+const TRUST_STORES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
+];
+
+/// What the proxy has to know; no secret is in it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProxyConfig {
+    parent: i32,
+    policy: PolicyFiles,
+    pod_ips: Vec<IpAddr>,
+    inbound: Option<Vec<u16>>,
+    mirror: bool,
+    log_level: String,
+}
+
+impl ProxyConfig {
+    /// From the supervisor's own arguments.
+    #[must_use]
+    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, inbound: &Inbound, level: Level) -> Self {
+        let ports = match inbound {
+            Inbound::Ports(ports) => Some(ports.clone()),
+            Inbound::Mirror | Inbound::None => None,
+        };
+        Self {
+            parent: rustix::process::getpid().as_raw_nonzero().get(),
+            policy,
+            pod_ips,
+            inbound: ports,
+            mirror: *inbound == Inbound::Mirror,
+            log_level: level.to_string(),
+        }
+    }
+}
+
+/// Starts the proxy; the calling process must have one thread.
+pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
+    let (ours, theirs) = packet::pair().context("cannot make the control socket")?;
+    let memfd = rustix::fs::memfd_create("ringfence-config", rustix::fs::MemfdFlags::CLOEXEC)
+        .context("cannot make a memfd")?;
+    let mut file = File::from(memfd);
+    file.write_all(&serde_json::to_vec(config)?)
+        .context("cannot write the configuration")?;
+    file.rewind().context("cannot rewind the configuration")?;
+    // Above every number that is about to be taken, so that no dup2 closes what the next needs.
+    let high = |fd: &dyn AsFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 10);
+    let (theirs, memfd) = (high(&theirs)?, high(&file)?);
+    let c = |word: &str| CString::new(word).expect("a literal without NUL");
+    let image = ExecImage::new(
+        c("/proc/self/exe"),
+        vec![c("ringfence-supervisor"), c("proxy")],
+        Vec::new(),
+    );
+    match spawn::fork().context("cannot fork the proxy")? {
+        Forked::Parent(pid) => Ok((pid, ours)),
+        Forked::Child => {
+            spawn::reset_signals();
+            let placed = [(&theirs, CONTROL), (&memfd, CONFIG)]
+                .iter()
+                .all(|(fd, target)| spawn::place(fd.as_raw_fd(), *target).is_ok());
+            if placed && spawn::close_on_exec_from(3).is_ok() {
+                let _ = image.exec();
+            }
+            spawn::exit_now(125)
+        }
+    }
+}
+
+/// The proxy's own `main`, in the process that [`start`] made.
+pub fn main() -> Result<()> {
+    let control = std::io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("no control socket")?;
+    let config = std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("no configuration")?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    let mut bytes = Vec::new();
+    File::from(config)
+        .read_to_end(&mut bytes)
+        .context("cannot read the configuration")?;
+    let config: ProxyConfig = serde_json::from_slice(&bytes).context(
+        "the configuration: this verb is the supervisor's own and is not to be called by hand",
+    )?;
+    event::set_level(config.log_level.parse().map_err(anyhow::Error::msg)?);
+
+    let policy = config.policy.load()?.policy;
+    let image_roots_pem = TRUST_STORES
+        .iter()
+        .find_map(|path| std::fs::read(path).ok());
+    lock(config.parent)?;
+    proxy::run(
+        proxy::Config {
+            policy,
+            pod_ips: config.pod_ips,
+            extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
+            image_roots_pem: image_roots_pem.unwrap_or_default(),
+            inbound: match (config.mirror, config.inbound) {
+                (true, _) => proxy::Inbound::Mirror,
+                (false, Some(ports)) => proxy::Inbound::Ports(ports),
+                (false, None) => proxy::Inbound::None,
+            },
+            resolv_conf: PathBuf::from(RESOLV_CONF),
+            hosts: PathBuf::from(HOSTS),
+        },
+        control,
+    )
+}
+
+/// Gives up everything that the proxy does not need; this process has one thread.
+fn lock(parent: i32) -> Result<()> {
+    let identity = identity();
+    credentials::drop_to(&identity, Bounding::Required)
+        .context("cannot drop to the proxy's user")?;
+    credentials::parent_death_signal_kill(Pid::from_raw(parent))
+        .context("cannot bind the proxy's life to the supervisor's")?;
+    credentials::undumpable().context("cannot make the proxy undumpable")?;
+    credentials::no_new_privs().context("cannot set no_new_privs")?;
+    // Without Landlock in the kernel the proxy still has no capability, no file it could write
+    // and its own filter; the attestation says what is missing.
+    landlock::proxy_domain(&[Path::new(RESOLV_CONF), Path::new(HOSTS)])
+        .context("cannot confine the proxy to its files")?;
+    seccomp::install(&seccomp::proxy()).context("cannot install the proxy's filter")?;
+    Ok(())
+}
+
+/// The proxy's user.
+#[must_use]
+pub fn identity() -> Identity {
+    Identity {
+        uid: PROXY,
+        gid: PROXY,
+        groups: Vec::new(),
+    }
+}
+
+/// The largest bundle of certificates that is taken from the proxy, in bytes.
+const MAX_BUNDLE: u64 = 16 << 20;
+
+/// Waits until the proxy is ready; returns the sandbox CA and the bundle for the agent, PEM.
+pub fn ready(control: impl AsFd) -> Result<(String, String)> {
+    let mut packet = packet::receive(control)
+        .context("cannot hear the proxy")?
+        .context("the proxy ended before it was ready; its own message is above")?;
+    let (ca, mut bundle) = match packet.json().context("the proxy's first message")? {
+        ToSupervisor::Ready { ca_pem, bundle_pem } => (ca_pem, bundle_pem),
+        other => bail!("the proxy began with {other:?}"),
+    };
+    if let Some(pipe) = packet.descriptors.pop() {
+        File::from(pipe)
+            .take(MAX_BUNDLE)
+            .read_to_string(&mut bundle)
+            .context("cannot read the certificates from the proxy")?;
+    }
+    ensure!(bundle.contains(ca.trim()), "the proxy's bundle lacks its own certificate");
+    Ok((ca, bundle))
+}
+
+/// Hands the gateway's listeners to the proxy.
+pub fn hand_over(control: impl AsFd, listeners: [&OwnedFd; 4]) -> Result<()> {
+    packet::send(control, &ToProxy::Start, &listeners.map(AsFd::as_fd))
+        .context("cannot hand the listeners to the proxy")
+}
+
+/// Reads from outside, thread by thread, that the proxy is locked; returns how many it has.
+///
+/// A thread that has ended since they were listed needs no lock; one that never was seen would,
+/// so the list is taken anew until every thread on it was read.
+pub fn verify(pid: Pid) -> Result<usize> {
+    for _ in 0..100 {
+        let threads = status::threads(pid).context("cannot list the proxy's threads")?;
+        ensure!(!threads.is_empty(), "the proxy has no thread");
+        let mut all = true;
+        for thread in &threads {
+            all &= verify_thread(pid, *thread)?;
+        }
+        if all {
+            return Ok(threads.len());
+        }
+    }
+    bail!("the proxy's threads come and go: they cannot be verified")
+}
+
+/// `false` when the thread has ended.
+fn verify_thread(pid: Pid, thread: Pid) -> Result<bool> {
+    let status = match status::Status::read(pid, Some(thread)) {
+        Ok(status) => status,
+        Err(error) if is_gone(&error) => return Ok(false),
+        Err(error) => return Err(error).context("cannot read the status of the proxy's thread"),
+    };
+    status
+        .verify_fenced(&identity(), 1)
+        .with_context(|| format!("the proxy's thread {} is not locked", thread.as_raw_nonzero()))?;
+    Ok(true)
+}
+
+/// ENOENT from open(2), or ESRCH from a read(2) that came later.
+fn is_gone(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}

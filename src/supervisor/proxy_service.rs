@@ -1,0 +1,145 @@
+//! Answers the proxy: who owns this connection, give me a socket into the fence; and tells it
+//! what listens in the fence.
+//!
+//! One thread, which lives in the gateway's network namespace: a socket stays in the namespace
+//! that it was made in.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::args::Inbound;
+use super::caller::Callers;
+use super::packet;
+use crate::fence::netns::{self, Namespace};
+use crate::fence::sockdiag::SockDiag;
+use crate::fence::{listeners, seccomp};
+use crate::proxy::control::{ToProxy, ToSupervisor};
+
+/// How often the fence's listening ports are looked at. There is no notification for them; a dump
+/// of the listening sockets of one small namespace costs some 20 µs.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+
+/// What the thread works with.
+#[derive(Debug)]
+pub struct ProxyService {
+    /// Our end of the control socket.
+    pub control: OwnedFd,
+    /// The gateway's namespace.
+    pub gateway: Namespace,
+    /// A sock_diag socket of the fence's namespace.
+    pub diag: SockDiag,
+    /// The records of connects.
+    pub callers: Arc<Callers>,
+    /// Which ports of the fence are told of.
+    pub inbound: Inbound,
+}
+
+impl ProxyService {
+    /// Starts the thread. It ends when the proxy's end of the socket closes; that the proxy has
+    /// ended the main thread learns as its parent.
+    pub fn start(self) -> Result<()> {
+        let (entered, wait) = std::sync::mpsc::sync_channel(1);
+        thread::Builder::new()
+            .name("gateway".into())
+            .spawn(move || {
+                let outcome = netns::enter(&self.gateway)
+                    .map_err(anyhow::Error::from)
+                    .and_then(|()| Ok(seccomp::install(&seccomp::supervisor_sealed())?));
+                let go = outcome.is_ok();
+                drop(entered.send(outcome));
+                if go {
+                    self.serve();
+                }
+            })
+            .context("cannot start the gateway's thread")?;
+        wait.recv()
+            .context("the gateway's thread ended")?
+            .context("cannot enter the gateway")
+    }
+
+    fn serve(mut self) {
+        let mut told = Vec::new();
+        let looks = self.inbound != Inbound::None;
+        loop {
+            let mut ready = [PollFd::new(&self.control, PollFlags::IN)];
+            match poll(&mut ready, looks.then_some(&LOOK)) {
+                Ok(0) => {
+                    let ports = self.ports();
+                    if ports != told
+                        && packet::send(
+                            &self.control,
+                            &ToProxy::Inbound {
+                                ports: ports.clone(),
+                            },
+                            &[],
+                        )
+                        .is_ok()
+                    {
+                        told = ports;
+                    }
+                }
+                Ok(_) => match packet::receive(&self.control) {
+                    Ok(Some(packet)) => {
+                        if self.answer(&packet).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) | Err(_) => return,
+                },
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn ports(&mut self) -> Vec<u16> {
+        let mut ports = self.diag.listening().unwrap_or_default();
+        if let Inbound::Ports(declared) = &self.inbound {
+            ports.retain(|port| declared.contains(port));
+        }
+        ports
+    }
+
+    fn answer(&mut self, packet: &packet::Packet) -> std::io::Result<()> {
+        match packet.json()? {
+            ToSupervisor::Identify { id, client, server } => {
+                match self.callers.find(&mut self.diag, client, server) {
+                    Ok(Some((caller, executable))) => packet::send(
+                        &self.control,
+                        &ToProxy::Caller {
+                            id,
+                            caller: Some(caller),
+                        },
+                        &[executable.as_fd()],
+                    ),
+                    Ok(None) => {
+                        packet::send(&self.control, &ToProxy::Caller { id, caller: None }, &[])
+                    }
+                    Err(error) => self.failed(id, &error),
+                }
+            }
+            ToSupervisor::GatewaySocket { id } => match listeners::socket() {
+                Ok(socket) => packet::send(
+                    &self.control,
+                    &ToProxy::GatewaySocket { id },
+                    &[socket.as_fd()],
+                ),
+                Err(error) => self.failed(id, &error),
+            },
+            // Said once, before this thread began.
+            ToSupervisor::Ready { .. } => Ok(()),
+        }
+    }
+
+    fn failed(&self, id: u64, error: &dyn std::fmt::Display) -> std::io::Result<()> {
+        let reason = error.to_string();
+        packet::send(&self.control, &ToProxy::Failed { id, reason }, &[])
+    }
+}

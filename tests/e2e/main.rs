@@ -1,0 +1,17 @@
+//! Cluster tests: what a person sees who installed Ringfence with its chart and labelled a
+//! namespace. A real API server, kubelet and containerd (`scripts/cluster`); nothing is played.
+//!
+//! `tests/e2e/setup` puts everything into the cluster, `tests/e2e/run` runs this program in the
+//! node's network namespace. Each test has a namespace of its own; they run beside each other.
+#![forbid(unsafe_code)]
+
+mod host;
+mod place;
+mod rig;
+
+mod authors;
+mod broken;
+mod kernel;
+mod lifecycle;
+mod network;
+mod workloads;

@@ -1,0 +1,261 @@
+//! Runs the policy corpus: `tests/corpus/policy/*.yaml`, each a policy and what it must answer.
+//!
+//! A file holds a list of groups. A group with `cases` loads its policy and asks it; a group with
+//! `error` must not load, and says so; `warnings` names words that its warnings must hold.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use ringfence::policy::{
+    self, Caller, Connect, Host, Inspect, Loaded, PathError, Request, Source, TlsMode, Verdict,
+};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
+    name: String,
+    policy: String,
+    #[serde(default)]
+    cases: Vec<Case>,
+    /// Words of the error.
+    error: Option<String>,
+    /// The line of the error, or of the first warning asked for.
+    line: Option<u64>,
+    #[serde(default)]
+    warnings: Vec<String>,
+    /// The policy must load without any warning.
+    #[serde(default)]
+    quiet: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    #[serde(default = "curl")]
+    caller: String,
+    #[serde(default)]
+    ancestors: Vec<String>,
+    host: String,
+    port: u16,
+    /// `METHOD target`: the request is judged, not only the connection.
+    request: Option<String>,
+    /// The address is judged, not only the connection.
+    ip: Option<std::net::IpAddr>,
+    verdict: Wanted,
+    /// Words of the reason.
+    reason: Option<String>,
+    /// Which policy is named.
+    policy: Option<String>,
+    /// Whether requests are judged, and whether TLS is left alone.
+    inspect: Option<bool>,
+    skip_tls: Option<bool>,
+}
+
+#[derive(Deserialize, Debug, PartialEq, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum Wanted {
+    Allow,
+    Audit,
+    Deny,
+    /// The host or the target is refused before any judging.
+    Refuse,
+}
+
+fn curl() -> String {
+    "/usr/bin/curl".into()
+}
+
+/// What came out: the verdict, the policy and the reason.
+type Outcome = (Wanted, String, String);
+
+fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
+    let refused = |reason: String| Ok((Wanted::Refuse, String::new(), reason));
+    let host = match Host::parse(&case.host) {
+        Ok(host) => host,
+        Err(error) => return refused(error.to_string()),
+    };
+    let caller = Caller {
+        exe: case.caller.clone(),
+        ancestors: case.ancestors.clone(),
+    };
+    let grant = match policy.connect(&caller, &host, case.port) {
+        Connect::Allow(grant) => grant,
+        Connect::Deny(denial) => {
+            fit_to_print(&denial)?;
+            return Ok((Wanted::Deny, denial.policy, denial.reason));
+        }
+    };
+    if case
+        .inspect
+        .is_some_and(|wanted| wanted != (grant.inspect == Inspect::Rest))
+    {
+        return Err(format!("inspect is {:?}", grant.inspect));
+    }
+    if case
+        .skip_tls
+        .is_some_and(|wanted| wanted != (grant.tls == TlsMode::Skip))
+    {
+        return Err(format!("tls is {:?}", grant.tls));
+    }
+    if let Some(ip) = case.ip
+        && let Err(denied) = policy.destination(&grant, &host, case.port, ip)
+    {
+        return Ok((Wanted::Deny, grant.policy, denied.to_string()));
+    }
+    let Some(request) = &case.request else {
+        return Ok((Wanted::Allow, grant.policy, String::new()));
+    };
+    let (method, target) = request
+        .split_once(' ')
+        .ok_or("request is not `METHOD target`")?;
+    let target = match policy::canonical_path(target, grant.allow_encoded_slash) {
+        Ok(target) => target,
+        Err(error @ PathError::EncodedSlash) => {
+            return Ok((Wanted::Deny, grant.policy, error.to_string()));
+        }
+        Err(error) => return refused(error.to_string()),
+    };
+    let request = Request {
+        method,
+        path: &target.path,
+        query: &target.pairs,
+    };
+    Ok(match policy.request(&caller, &host, case.port, &request) {
+        Verdict::Allow { policy } => (Wanted::Allow, policy, String::new()),
+        Verdict::Audit { policy, reason } => (Wanted::Audit, policy, reason),
+        Verdict::Deny(denial) => {
+            fit_to_print(&denial)?;
+            (Wanted::Deny, denial.policy, denial.reason)
+        }
+    })
+}
+
+fn fit_to_print(denial: &policy::Denial) -> Result<(), String> {
+    let plain = |text: &str| text.chars().all(|c| (' '..='~').contains(&c) || c == '\n');
+    let fit = [
+        &denial.policy,
+        &denial.reason,
+        &denial.rule,
+        &denial.suggestion,
+    ]
+    .iter()
+    .all(|text| plain(text));
+    if fit && denial.suggestion.len() <= 4096 && !denial.suggestion.is_empty() {
+        Ok(())
+    } else {
+        Err(format!("denial is not fit to print: {denial:?}"))
+    }
+}
+
+fn check_case(policy: &policy::Policy, case: &Case) -> Result<(), String> {
+    let (verdict, named, reason) = judge(policy, case)?;
+    if verdict != case.verdict {
+        return Err(format!(
+            "{verdict:?} instead of {:?} ({reason})",
+            case.verdict
+        ));
+    }
+    if let Some(words) = &case.reason
+        && !reason.contains(words.as_str())
+    {
+        return Err(format!("reason is {reason:?}"));
+    }
+    match &case.policy {
+        Some(wanted) if *wanted != named => Err(format!("policy is {named:?}")),
+        _ => Ok(()),
+    }
+}
+
+fn check_group(group: &Group) -> Vec<(String, String)> {
+    let source = Source {
+        name: "policy.yaml",
+        bytes: group.policy.as_bytes(),
+    };
+    let whole = |what: String| vec![(group.name.clone(), what)];
+    let loaded = match (policy::load(&source, None), &group.error) {
+        (Ok(loaded), None) => loaded,
+        (Err(error), None) => return whole(format!("did not load:\n{error}")),
+        (Ok(_), Some(words)) => return whole(format!("loaded; {words:?} was to be refused")),
+        (Err(error), Some(words)) => {
+            let found = error.0.iter().any(|problem| {
+                problem.to_string().contains(words.as_str())
+                    && (group.line.is_none() || group.line == problem.line)
+            });
+            return if found {
+                Vec::new()
+            } else {
+                whole(format!("another error:\n{error}"))
+            };
+        }
+    };
+    let mut failures = warnings(group, &loaded);
+    failures.extend(group.cases.iter().filter_map(|case| {
+        let failure = check_case(&loaded.policy, case).err()?;
+        Some((format!("{}: {}", group.name, case.name), failure))
+    }));
+    failures
+}
+
+fn warnings(group: &Group, loaded: &Loaded) -> Vec<(String, String)> {
+    let shown = || {
+        let lines: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+        format!("\n{}", lines.join("\n"))
+    };
+    let mut failures = Vec::new();
+    for words in &group.warnings {
+        let found = loaded.warnings.iter().any(|problem| {
+            problem.to_string().contains(words.as_str())
+                && (group.line.is_none() || group.line == problem.line)
+        });
+        if !found {
+            failures.push((
+                group.name.clone(),
+                format!("no warning {words:?} in:{}", shown()),
+            ));
+        }
+    }
+    if group.quiet && !loaded.warnings.is_empty() {
+        failures.push((group.name.clone(), format!("warnings:{}", shown())));
+    }
+    failures
+}
+
+#[test]
+fn corpus() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/policy");
+    let mut report = String::new();
+    let mut names = HashSet::new();
+    let mut count = 0;
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .expect("corpus folder")
+        .map(|entry| entry.expect("entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "yaml"))
+        .collect();
+    files.sort();
+    for file in files {
+        let shown = file
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let text = std::fs::read_to_string(&file).expect("corpus file");
+        let groups: Vec<Group> =
+            serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{shown}: {error}"));
+        for group in groups {
+            assert!(
+                names.insert(group.name.clone()),
+                "{shown}: {:?} twice",
+                group.name
+            );
+            count += group.cases.len().max(1);
+            for (name, failure) in check_group(&group) {
+                let _ = writeln!(report, "{shown}: {name}: {failure}");
+            }
+        }
+    }
+    assert!(report.is_empty(), "\n{report}");
+    assert!(count >= 80, "only {count} cases");
+}

@@ -1,0 +1,19 @@
+//! The proxy over real sockets: real TLS upstreams, real curl, each test in a network namespace of
+//! its own. Only the supervisor's end of the control socket is a double.
+#![cfg(feature = "proxy")]
+
+#[path = "proxy/rig.rs"]
+mod rig;
+#[path = "proxy/upstream.rs"]
+mod upstream;
+
+#[path = "proxy/bypasses.rs"]
+mod bypasses;
+#[path = "proxy/curl.rs"]
+mod curl;
+#[path = "proxy/destinations.rs"]
+mod destinations;
+#[path = "proxy/gateway.rs"]
+mod gateway;
+#[path = "proxy/tunnels.rs"]
+mod tunnels;

@@ -1,0 +1,422 @@
+//! A network namespace with an upstream, a proxy in it, and clients.
+
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ringfence::pki::{Authority, provider};
+use ringfence::policy::{self, Source};
+use ringfence::proxy::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
+use ringfence::proxy::{Config, Inbound, run};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::upstream::Upstream;
+
+/// Where upstreams listen; a private address, since loopback is never dialled.
+pub const UPSTREAM: &str = "10.77.0.1";
+
+const PROXY: &str = "10.200.0.1:3128";
+const CAPTURED: &str = "10.200.0.1:15001";
+pub const DNS: &str = "10.200.0.1:15053";
+
+const POLICY: &str = r#"
+version: 1
+network_policies:
+  api:
+    endpoints:
+      - host: api.test
+        port: 443
+        protocol: rest
+        enforcement: enforce
+        rules:
+          - allow: { method: GET, path: "/ok/**" }
+          - allow: { method: POST, path: "/post" }
+          - allow: { method: GET, path: "/search", query: { q: "cats" } }
+      - { host: api.test, port: 80, protocol: rest, enforcement: enforce, access: read-only }
+      - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
+    binaries: [{ path: /usr/bin/curl }]
+  whole:
+    endpoints:
+      - { host: raw.test, ports: [80, 443, 2525, 4433] }
+      - { host: skip.test, port: 443, tls: skip }
+      - { host: expired.test, port: 4434 }
+      - { host: nowhere.test, port: 443 }
+      - { host: closed.test, port: 9 }
+      - { host: meta.test, port: 80 }
+      - { host: mixed.test, port: 80 }
+      - { host: "*.wild.test", port: 443 }
+      - { host: 127.0.0.1, port: 8090 }
+      - { host: pod.ringfence.internal, ports: [80, 7001] }
+      - { host: own.test, port: 80 }
+      - { host: 10.77.0.1, port: 80, allowed_ips: ["10.0.0.0/8"] }
+    binaries: [{ path: /usr/bin/curl }]
+"#;
+
+const HOSTS: &str = "\
+10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test
+169.254.169.254 meta.test
+10.77.0.1 mixed.test
+127.0.0.1 mixed.test
+10.88.0.1 own.test
+";
+
+/// Who the supervisor's double says made every connection.
+#[derive(Clone)]
+pub struct Who {
+    pub exe: String,
+    pub file: PathBuf,
+}
+
+pub struct Rig {
+    pub upstream: Upstream,
+    pub who: Arc<Mutex<Option<Who>>>,
+    pub ca_pem: String,
+    pub bundle_pem: String,
+    pub dir: tempfile::TempDir,
+    control: Arc<OwnedFd>,
+    fence: Sender<(u16, Sender<TcpListener>)>,
+    proxy: Option<std::thread::JoinHandle<()>>,
+}
+
+/// Runs `test` in a new network namespace, as root; otherwise says that it is skipped.
+pub fn in_namespace(test: impl FnOnce(Rig) + Send + 'static) {
+    in_namespace_with(Inbound::Mirror, b"", test);
+}
+
+pub fn in_namespace_with(
+    inbound: Inbound,
+    image_roots: &[u8],
+    test: impl FnOnce(Rig) + Send + 'static,
+) {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: needs root");
+        return;
+    }
+    let image_roots = image_roots.to_vec();
+    // A thread of its own: what it starts (threads, programs, sockets) lives in its namespace.
+    let thread = std::thread::spawn(move || {
+        new_namespace(&[
+            "link set lo up",
+            "addr add 10.77.0.1/32 dev lo",
+            "addr add 10.88.0.1/32 dev lo",
+            "addr add 10.200.0.1/32 dev lo",
+            "addr add 10.200.0.2/32 dev lo",
+        ]);
+        test(Rig::start(inbound, image_roots));
+    });
+    if let Err(panic) = thread.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Rig {
+    fn start(inbound: Inbound, image_roots_pem: Vec<u8>) -> Self {
+        let day = Duration::from_secs(86_400);
+        let authority = Authority::ephemeral("Upstream CA", day).expect("authority");
+        let dir = tempfile::tempdir().expect("tempdir");
+        let hosts = dir.path().join("hosts");
+        std::fs::write(&hosts, HOSTS).expect("hosts");
+        let source = Source {
+            name: "policy.yaml",
+            bytes: POLICY.as_bytes(),
+        };
+        let config = Config {
+            policy: policy::load(&source, None).expect("policy").policy,
+            pod_ips: vec!["10.88.0.1".parse().expect("ip")],
+            extra_roots_pem: authority.certificate_pem().into(),
+            image_roots_pem,
+            inbound,
+            resolv_conf: dir.path().join("no-resolv.conf"),
+            hosts,
+        };
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .expect("socketpair");
+        let upstream = Upstream::start(&authority);
+        let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
+        let (ready, fds) = receive(&ours).expect("ready");
+        let ToSupervisor::Ready {
+            ca_pem,
+            mut bundle_pem,
+        } = ready
+        else {
+            panic!("{ready:?}")
+        };
+        if let Some(pipe) = fds.into_iter().next() {
+            File::from(pipe)
+                .read_to_string(&mut bundle_pem)
+                .expect("bundle");
+        }
+        std::fs::write(dir.path().join("bundle.pem"), &bundle_pem).expect("bundle");
+        let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
+        let listeners = [
+            tcp(PROXY),
+            tcp(CAPTURED),
+            OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
+            tcp(DNS),
+        ];
+        send(
+            &ours,
+            &ToProxy::Start,
+            &listeners.each_ref().map(AsFd::as_fd),
+        );
+        let curl = Who {
+            exe: "/usr/bin/curl".into(),
+            file: "/usr/bin/curl".into(),
+        };
+        let who = Arc::new(Mutex::new(Some(curl)));
+        let control = Arc::new(ours);
+        let fence = fence(Arc::clone(&control), Arc::clone(&who));
+        Self {
+            upstream,
+            who,
+            ca_pem,
+            bundle_pem,
+            dir,
+            control,
+            fence,
+            proxy: Some(proxy),
+        }
+    }
+
+    /// Says something to the proxy.
+    pub fn tell(&self, message: &ToProxy) {
+        send(&self.control, message, &[]);
+    }
+
+    /// A listener inside the fence.
+    pub fn listen_in_fence(&self, port: u16) -> TcpListener {
+        let (sender, receiver) = channel();
+        self.fence.send((port, sender)).expect("fence");
+        receiver.recv().expect("listener")
+    }
+
+    /// Waits until the proxy has ended by itself.
+    pub fn ended(&mut self) {
+        self.proxy.take().expect("once").join().expect("proxy");
+    }
+
+    pub fn bundle(&self) -> String {
+        self.dir.path().join("bundle.pem").display().to_string()
+    }
+
+    /// A connection to the proxy.
+    pub fn connect(&self) -> TcpStream {
+        let address: SocketAddr = PROXY.parse().expect("address");
+        let tcp = TcpStream::connect(address).expect("proxy");
+        tcp.set_nodelay(true).expect("nodelay");
+        tcp.set_read_timeout(Some(Duration::from_secs(20)))
+            .expect("timeout");
+        tcp
+    }
+
+    /// Sends `bytes` and reads to the end of the connection.
+    pub fn exchange(&self, bytes: &[u8]) -> String {
+        let mut tcp = self.connect();
+        tcp.write_all(bytes).expect("send");
+        read_to_end(&mut tcp)
+    }
+
+    /// An established tunnel.
+    pub fn tunnel(&self, authority: &str) -> TcpStream {
+        let mut tcp = self.connect();
+        write!(
+            tcp,
+            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
+        )
+        .expect("send");
+        let head = read_head(&mut tcp);
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        tcp
+    }
+
+    /// TLS in a tunnel, verified by the sandbox CA only.
+    pub fn tls(
+        &self,
+        authority: &str,
+        sni: &str,
+        alpn: &[&str],
+    ) -> StreamOwned<ClientConnection, TcpStream> {
+        StreamOwned::new(self.client(sni, alpn), self.tunnel(authority))
+    }
+
+    pub fn client(&self, sni: &str, alpn: &[&str]) -> ClientConnection {
+        client(self.ca_pem.as_bytes(), sni, alpn)
+    }
+}
+
+pub fn client(ca_pem: &[u8], sni: &str, alpn: &[&str]) -> ClientConnection {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(ca_pem).expect("pem"))
+        .expect("root");
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
+    let name = ServerName::try_from(sni.to_owned()).expect("name");
+    ClientConnection::new(Arc::new(config), name).expect("client")
+}
+
+/// One head, its empty line included.
+pub fn read_head(from: &mut impl Read) -> String {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match from.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            end => panic!("{end:?} after {:?}", String::from_utf8_lossy(&head)),
+        }
+    }
+    String::from_utf8(head).expect("utf-8")
+}
+
+/// One response with its body by Content-Length.
+pub fn read_response(from: &mut impl Read) -> (String, String) {
+    let head = read_head(from);
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("Content-Length: "))
+        .map_or(0, |length| length.parse().expect("length"));
+    let mut body = vec![0; length];
+    from.read_exact(&mut body).expect("body");
+    (head, String::from_utf8(body).expect("utf-8"))
+}
+
+/// All until the end, however it comes.
+pub fn read_to_end(from: &mut impl Read) -> String {
+    let mut all = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(read) => all.extend_from_slice(&buffer[..read]),
+            Err(error) => {
+                assert_ne!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock,
+                    "nothing came: {all:?}"
+                );
+                break;
+            }
+        }
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// The fence's namespace: a thread in it makes listeners, another answers the proxy from it.
+fn fence(
+    control: Arc<OwnedFd>,
+    who: Arc<Mutex<Option<Who>>>,
+) -> Sender<(u16, Sender<TcpListener>)> {
+    let (sender, wishes) = channel::<(u16, Sender<TcpListener>)>();
+    std::thread::spawn(move || {
+        new_namespace(&["link set lo up", "addr add 10.200.0.2/32 dev lo"]);
+        std::thread::spawn(move || answer(&control, &who));
+        for (port, wisher) in wishes {
+            let _ = wisher.send(TcpListener::bind(("10.200.0.2", port)).expect("listener"));
+        }
+    });
+    sender
+}
+
+/// Moves the calling thread, and what it starts, to a new network namespace.
+fn new_namespace(addresses: &[&str]) {
+    // SAFETY: only this thread's network namespace changes, no memory or descriptor table.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
+        .expect("new network namespace");
+    for words in addresses {
+        let status = Command::new("ip")
+            .args(words.split(' '))
+            .status()
+            .expect("ip");
+        assert!(status.success(), "ip {words}");
+    }
+}
+
+fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>) {
+    while let Some((question, _)) = receive(control) {
+        match question {
+            ToSupervisor::Identify { id, .. } => match who.lock().expect("lock").clone() {
+                None => send(control, &ToProxy::Caller { id, caller: None }, &[]),
+                Some(Who { exe, file }) => {
+                    let file = File::open(file).expect("executable");
+                    let caller = Some(CallerRecord {
+                        pid: 42,
+                        exe,
+                        ancestors: Vec::new(),
+                    });
+                    send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
+                }
+            },
+            ToSupervisor::GatewaySocket { id } => {
+                let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+                let socket =
+                    rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
+                        .expect("socket");
+                send(control, &ToProxy::GatewaySocket { id }, &[socket.as_fd()]);
+            }
+            ToSupervisor::Ready { .. } => panic!("ready twice"),
+        }
+    }
+}
+
+fn send(control: &OwnedFd, message: &ToProxy, fds: &[BorrowedFd<'_>]) {
+    let bytes = serde_json::to_vec(message).expect("json");
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(beside.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    // A proxy that has ended hears nothing.
+    let _ = sendmsg(
+        control,
+        &[IoSlice::new(&bytes)],
+        &mut beside,
+        SendFlags::NOSIGNAL,
+    );
+}
+
+fn receive(control: &OwnedFd) -> Option<(ToSupervisor, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut beside = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(
+        control,
+        &mut [IoSliceMut::new(&mut bytes)],
+        &mut beside,
+        RecvFlags::CMSG_CLOEXEC,
+    )
+    .ok()?;
+    let mut fds = Vec::new();
+    for message in beside.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    (got.bytes > 0).then(|| {
+        (
+            serde_json::from_slice(&bytes[..got.bytes]).expect("json"),
+            fds,
+        )
+    })
+}
