@@ -7,7 +7,8 @@
 //!
 //! | file | what it is for |
 //! |---|---|
-//! | `inject` | the function itself, what has to be looked up before it, verification |
+//! | `inject` | the function itself, verification |
+//! | `plan` | what is to be fenced, what has to be looked up before |
 //! | `restore` | UPDATE: a re-applied manifest gets its injection back from the old object |
 //! | `verdict` | every class of pod that gets another answer than "fenced", as one enum |
 //! | `namespace` | labels and annotations of Ringfence, read strictly |
@@ -34,6 +35,7 @@ mod mounts;
 mod namespace;
 mod notes;
 mod patch;
+mod plan;
 mod probes;
 mod restore;
 pub mod review;
@@ -48,11 +50,9 @@ mod verdict;
 
 pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
-pub use inject::{
-    ImageNeed, Injection, Needs, Outcome, PolicyRef, ephemeral, fenced_containers, inject, needs,
-    policy_name, verify,
-};
+pub use inject::{Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject, verify};
 pub use namespace::{Mode, Namespace};
+pub use plan::{ImageNeed, Needs, needs, policy_name};
 pub use restore::restore;
 pub use settings::{Delivery, IpFamily, LogLevel, Profile, Settings};
 pub use source::{COPY_PREFIX, POLICY_KEYS, PolicySource};

@@ -133,12 +133,7 @@ impl Event {
     pub fn passes(&self, level: Level) -> bool {
         self.action == Some(Action::Denied)
             || self.severity >= Severity::Medium
-            || level
-                >= if self.severity == Severity::Low {
-                    Level::Warn
-                } else {
-                    Level::Info
-                }
+            || level >= if self.severity == Severity::Low { Level::Warn } else { Level::Info }
     }
 }
 

@@ -38,3 +38,6 @@ pub mod spawn;
 pub mod status;
 
 pub use error::NetworkError;
+
+#[cfg(test)]
+mod network_tests;

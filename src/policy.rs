@@ -12,8 +12,10 @@ mod destination;
 pub mod digest;
 mod document;
 mod engine;
+mod fields;
 mod glob;
 mod host;
+mod host_pattern;
 mod path;
 mod presets;
 mod problem;
@@ -66,9 +68,5 @@ pub fn load(yaml: &Source<'_>, rego: Option<&Source<'_>>) -> Result<Loaded, Load
     let policy = engine::compile(&document, &mut problems);
     let (mut found, warnings) = problems.finish();
     errors.append(&mut found);
-    if errors.is_empty() {
-        Ok(Loaded { policy, warnings })
-    } else {
-        Err(LoadError(errors))
-    }
+    if errors.is_empty() { Ok(Loaded { policy, warnings }) } else { Err(LoadError(errors)) }
 }

@@ -77,10 +77,7 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
         Ok(host) => host,
         Err(error) => return refused(error.to_string()),
     };
-    let caller = Caller {
-        exe: case.caller.clone(),
-        ancestors: case.ancestors.clone(),
-    };
+    let caller = Caller { exe: case.caller.clone(), ancestors: case.ancestors.clone() };
     let grant = match policy.connect(&caller, &host, case.port) {
         Connect::Allow(grant) => grant,
         Connect::Deny(denial) => {
@@ -88,16 +85,10 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
             return Ok((Wanted::Deny, denial.policy, denial.reason));
         }
     };
-    if case
-        .inspect
-        .is_some_and(|wanted| wanted != (grant.inspect == Inspect::Rest))
-    {
+    if case.inspect.is_some_and(|wanted| wanted != (grant.inspect == Inspect::Rest)) {
         return Err(format!("inspect is {:?}", grant.inspect));
     }
-    if case
-        .skip_tls
-        .is_some_and(|wanted| wanted != (grant.tls == TlsMode::Skip))
-    {
+    if case.skip_tls.is_some_and(|wanted| wanted != (grant.tls == TlsMode::Skip)) {
         return Err(format!("tls is {:?}", grant.tls));
     }
     if let Some(ip) = case.ip
@@ -108,9 +99,7 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
     let Some(request) = &case.request else {
         return Ok((Wanted::Allow, grant.policy, String::new()));
     };
-    let (method, target) = request
-        .split_once(' ')
-        .ok_or("request is not `METHOD target`")?;
+    let (method, target) = request.split_once(' ').ok_or("request is not `METHOD target`")?;
     let target = match policy::canonical_path(target, grant.allow_encoded_slash) {
         Ok(target) => target,
         Err(error @ PathError::EncodedSlash) => {
@@ -118,11 +107,7 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
         }
         Err(error) => return refused(error.to_string()),
     };
-    let request = Request {
-        method,
-        path: &target.path,
-        query: &target.pairs,
-    };
+    let request = Request { method, path: &target.path, query: &target.pairs };
     Ok(match policy.request(&caller, &host, case.port, &request) {
         Verdict::Allow { policy } => (Wanted::Allow, policy, String::new()),
         Verdict::Audit { policy, reason } => (Wanted::Audit, policy, reason),
@@ -135,14 +120,9 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
 
 fn fit_to_print(denial: &policy::Denial) -> Result<(), String> {
     let plain = |text: &str| text.chars().all(|c| (' '..='~').contains(&c) || c == '\n');
-    let fit = [
-        &denial.policy,
-        &denial.reason,
-        &denial.rule,
-        &denial.suggestion,
-    ]
-    .iter()
-    .all(|text| plain(text));
+    let fit = [&denial.policy, &denial.reason, &denial.rule, &denial.suggestion]
+        .iter()
+        .all(|text| plain(text));
     if fit && denial.suggestion.len() <= 4096 && !denial.suggestion.is_empty() {
         Ok(())
     } else {
@@ -153,10 +133,7 @@ fn fit_to_print(denial: &policy::Denial) -> Result<(), String> {
 fn check_case(policy: &policy::Policy, case: &Case) -> Result<(), String> {
     let (verdict, named, reason) = judge(policy, case)?;
     if verdict != case.verdict {
-        return Err(format!(
-            "{verdict:?} instead of {:?} ({reason})",
-            case.verdict
-        ));
+        return Err(format!("{verdict:?} instead of {:?} ({reason})", case.verdict));
     }
     if let Some(words) = &case.reason
         && !reason.contains(words.as_str())
@@ -170,10 +147,7 @@ fn check_case(policy: &policy::Policy, case: &Case) -> Result<(), String> {
 }
 
 fn check_group(group: &Group) -> Vec<(String, String)> {
-    let source = Source {
-        name: "policy.yaml",
-        bytes: group.policy.as_bytes(),
-    };
+    let source = Source { name: "policy.yaml", bytes: group.policy.as_bytes() };
     let whole = |what: String| vec![(group.name.clone(), what)];
     let loaded = match (policy::load(&source, None), &group.error) {
         (Ok(loaded), None) => loaded,
@@ -184,11 +158,7 @@ fn check_group(group: &Group) -> Vec<(String, String)> {
                 problem.to_string().contains(words.as_str())
                     && (group.line.is_none() || group.line == problem.line)
             });
-            return if found {
-                Vec::new()
-            } else {
-                whole(format!("another error:\n{error}"))
-            };
+            return if found { Vec::new() } else { whole(format!("another error:\n{error}")) };
         }
     };
     let mut failures = warnings(group, &loaded);
@@ -211,10 +181,7 @@ fn warnings(group: &Group, loaded: &Loaded) -> Vec<(String, String)> {
                 && (group.line.is_none() || group.line == problem.line)
         });
         if !found {
-            failures.push((
-                group.name.clone(),
-                format!("no warning {words:?} in:{}", shown()),
-            ));
+            failures.push((group.name.clone(), format!("no warning {words:?} in:{}", shown())));
         }
     }
     if group.quiet && !loaded.warnings.is_empty() {
@@ -236,20 +203,12 @@ fn corpus() {
         .collect();
     files.sort();
     for file in files {
-        let shown = file
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
+        let shown = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let text = std::fs::read_to_string(&file).expect("corpus file");
         let groups: Vec<Group> =
             serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{shown}: {error}"));
         for group in groups {
-            assert!(
-                names.insert(group.name.clone()),
-                "{shown}: {:?} twice",
-                group.name
-            );
+            assert!(names.insert(group.name.clone()), "{shown}: {:?} twice", group.name);
             count += group.cases.len().max(1);
             for (name, failure) in check_group(&group) {
                 let _ = writeln!(report, "{shown}: {name}: {failure}");
@@ -258,4 +217,17 @@ fn corpus() {
     }
     assert!(report.is_empty(), "\n{report}");
     assert!(count >= 80, "only {count} cases");
+}
+
+#[test]
+fn the_example_loads_without_a_warning() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let yaml = std::fs::read(folder.join("policy.yaml")).expect("examples/policy.yaml");
+    let rego = std::fs::read(folder.join("policy.rego")).expect("examples/policy.rego");
+    let yaml = Source { name: "examples/policy.yaml", bytes: &yaml };
+    let rego = Source { name: "examples/policy.rego", bytes: &rego };
+    let loaded = policy::load(&yaml, Some(&rego)).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(loaded.warnings, []);
+    let unknown = Source { name: "policy.rego", bytes: b"package openshell.sandbox\n" };
+    policy::load(&yaml, Some(&unknown)).expect_err("an unknown policy.rego");
 }

@@ -17,7 +17,7 @@ use ringfence::pki::{Authority, LeafKey, SubjectName};
 
 const SUPERVISOR: &str = env!("CARGO_BIN_EXE_ringfence-supervisor");
 const INSIDE: &str = "RINGFENCE_TEST_INSIDE";
-const POLICY: &str = r#"
+const POLICY: &str = r"
 version: 1
 filesystem_policy:
   include_workdir: false
@@ -32,7 +32,7 @@ network_policies:
         access: read-only
     binaries:
       - path: /usr/bin/curl
-"#;
+";
 
 fn main() {
     if !rustix_is_root() {
@@ -280,7 +280,9 @@ fn identity(rig: &Rig) {
     let seen = text(&output.stdout);
     assert!(seen.starts_with("uid=1000"), "{seen}{}", text(&output.stderr));
     assert!(!seen.lines().next().unwrap().contains("(root)"), "{seen}");
-    for line in ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"] {
+    for line in
+        ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    {
         assert!(seen.contains(line), "{line} is not in {seen}");
     }
 }
@@ -386,7 +388,10 @@ fn proxy_of(supervisor: i32) -> i32 {
         fs::read_to_string(format!("/proc/{supervisor}/task/{supervisor}/children")).unwrap();
     children
         .split_whitespace()
-        .find(|pid| fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| text(&line).ends_with("\0proxy\0")))
+        .find(|pid| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| text(&line).ends_with("\0proxy\0"))
+        })
         .expect("the supervisor has a proxy")
         .parse()
         .unwrap()

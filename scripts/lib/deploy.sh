@@ -18,7 +18,9 @@ use_rig() {
         nsenter -t "$RINGFENCE_NODE_PID" -n --)
     kube() { "${in_node[@]}" kubectl "$@"; }
     helm_() { "${in_node[@]}" helm "$@"; }
-    push() { scripts/cluster push "$1" "$2"; }
+    push() {
+        scripts/cluster push "$1" "$2" 2>"$LOGS/push.log" || { cat "$LOGS/push.log" >&2; return 1; }
+    }
     insecure_registries="{$RINGFENCE_REGISTRY}"
 }
 

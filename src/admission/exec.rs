@@ -85,7 +85,9 @@ mod tests {
             ..PolicyRef::default()
         };
         match inject(None, &pod, &ns, &Settings::default(), &BTreeMap::new(), &policy) {
-            Outcome::Inject(injection) => json_patch::patch(&mut pod, &injection.ops).expect("applies"),
+            Outcome::Inject(injection) => {
+                json_patch::patch(&mut pod, &injection.ops).expect("applies")
+            }
             other => panic!("{other:?}"),
         }
         pod

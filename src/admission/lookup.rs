@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{
-    ConfigMap, LimitRange, Namespace as ApiNamespace, Pod, Secret,
-};
+use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Namespace as ApiNamespace, Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, watcher};

@@ -184,8 +184,8 @@ mod tests {
         run_as(pod, container, &original, Some(&image), &policy).map_err(|refusal| refusal.class)
     }
 
-    fn flag(pod: Value, container: Value, image: &str, policy: &str) -> String {
-        decide(&pod, &container, image, policy).unwrap().flag
+    fn flag(pod: &Value, container: &Value, image: &str, policy: &str) -> String {
+        decide(pod, container, image, policy).unwrap().flag
     }
 
     fn user(uid: u32) -> Value {
@@ -195,11 +195,11 @@ mod tests {
     #[test]
     fn the_first_source_wins() {
         let pod = json!({"spec": user(2)});
-        assert_eq!(flag(pod.clone(), user(3), "4", "5"), "5");
-        assert_eq!(flag(pod.clone(), user(3), "4", ""), "3");
-        assert_eq!(flag(pod, json!({}), "4", ""), "2");
-        assert_eq!(flag(json!({}), json!({}), "4", ""), "4");
-        assert_eq!(flag(json!({}), json!({}), "app:web", ""), "app:web");
+        assert_eq!(flag(&pod, &user(3), "4", "5"), "5");
+        assert_eq!(flag(&pod, &user(3), "4", ""), "3");
+        assert_eq!(flag(&pod, &json!({}), "4", ""), "2");
+        assert_eq!(flag(&json!({}), &json!({}), "4", ""), "4");
+        assert_eq!(flag(&json!({}), &json!({}), "app:web", ""), "app:web");
     }
 
     #[test]
@@ -215,20 +215,20 @@ mod tests {
                 "{image:?}"
             );
         }
-        assert_eq!(flag(json!({}), user(0), "5", ""), "65534:65534");
-        assert_eq!(flag(json!({}), json!({}), "5", "root"), "65534:65534");
-        assert_eq!(flag(json!({}), json!({}), "0:staff", ""), "65534:staff");
+        assert_eq!(flag(&json!({}), &user(0), "5", ""), "65534:65534");
+        assert_eq!(flag(&json!({}), &json!({}), "5", "root"), "65534:65534");
+        assert_eq!(flag(&json!({}), &json!({}), "0:staff", ""), "65534:staff");
     }
 
     #[test]
     fn gid_0_stays_where_the_container_had_it() {
         let container = json!({"securityContext": {"runAsUser": 0, "runAsGroup": 0}});
-        assert_eq!(flag(json!({}), container, "", ""), "65534:0");
-        assert_eq!(flag(json!({}), json!({}), "1001:0", ""), "1001:0");
+        assert_eq!(flag(&json!({}), &container, "", ""), "65534:0");
+        assert_eq!(flag(&json!({}), &json!({}), "1001:0", ""), "1001:0");
         assert_eq!(
             flag(
-                json!({"spec": {"securityContext": {"runAsGroup": 7}}}),
-                user(5),
+                &json!({"spec": {"securityContext": {"runAsGroup": 7}}}),
+                &user(5),
                 "",
                 ""
             ),
@@ -243,9 +243,9 @@ mod tests {
                 "/ringfence/d/bin/ringfence-supervisor", "--run-as", user, "--no-env", "--", "sh"]})
         };
         let pod = json!({"spec": user(2)});
-        assert_eq!(flag(pod.clone(), fenced("app:3"), "", ""), "app:3");
+        assert_eq!(flag(&pod, &fenced("app:3"), "", ""), "app:3");
         for forged in ["0", "root:5", "65530", ""] {
-            assert_eq!(flag(pod.clone(), fenced(forged), "", ""), "2", "{forged}");
+            assert_eq!(flag(&pod, &fenced(forged), "", ""), "2", "{forged}");
         }
     }
 

@@ -248,7 +248,10 @@ pub fn table() -> String {
         };
         let (slug, why, fix) = (class.slug(), class.why(), class.fix());
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "| `{slug}` | {enabled} | {strict} | {code} | {why} | {fix} |");
+        let _ = writeln!(
+            out,
+            "| `{slug}` | {enabled} | {strict} | {code} | {why} | {fix} |"
+        );
     }
     out
 }

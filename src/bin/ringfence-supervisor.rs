@@ -13,11 +13,7 @@ fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => {
             // `--help` and `--version` are no failure; a wrong command line is one of the fence.
-            let code = if error.use_stderr() {
-                failure::NO_FENCE
-            } else {
-                0
-            };
+            let code = if error.use_stderr() { failure::NO_FENCE } else { 0 };
             drop(error.print());
             return ExitCode::from(code);
         }

@@ -56,7 +56,8 @@ pub(super) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
 /// At most one byte more than a policy may have: the reader says the rest.
 fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
     use std::io::Read as _;
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file =
+        std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     let mut bytes = Vec::new();
     file.take(policy::MAX_BYTES as u64 + 1)
         .read_to_end(&mut bytes)

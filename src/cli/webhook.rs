@@ -85,7 +85,12 @@ pub(super) struct Args {
     default_policy: String,
     /// Environment variables whose URLs of localhost are rewritten to the pod's address, separated
     /// by commas.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', default_value = "AMBIENT_MCP_URL,CREDENTIAL_MCP_URLS")]
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "AMBIENT_MCP_URL,CREDENTIAL_MCP_URLS"
+    )]
     localhost_url_env: Vec<String>,
     /// error, warn, info, debug or trace: what supervisors write. Denials are always written.
     #[arg(long, value_name = "LEVEL", default_value = "warn", value_parser = word::<LogLevel>)]
@@ -145,12 +150,11 @@ fn word<T: DeserializeOwned>(text: &str) -> Result<T, String> {
 impl Args {
     fn settings(&self) -> Settings {
         // An IPv6 cluster's API server has an IPv6 Service.
-        let is_ipv6 = || {
-            std::env::var("KUBERNETES_SERVICE_HOST").is_ok_and(|host| host.contains(':'))
-        };
-        let family = self.ip_family.unwrap_or_else(|| {
-            if is_ipv6() { IpFamily::Ipv6 } else { IpFamily::Ipv4 }
-        });
+        let is_ipv6 =
+            || std::env::var("KUBERNETES_SERVICE_HOST").is_ok_and(|host| host.contains(':'));
+        let family = self
+            .ip_family
+            .unwrap_or_else(|| if is_ipv6() { IpFamily::Ipv6 } else { IpFamily::Ipv4 });
         Settings {
             image: self.supervisor_image.clone(),
             image_pull_policy: self.supervisor_pull_policy.clone(),
@@ -196,7 +200,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn start_log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("RINGFENCE_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Json => log.json().init(),
         LogFormat::Text => log.init(),
@@ -246,14 +253,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         settings.delivery,
         args.default_arch.clone(),
     );
-    let (lookups, watch_namespaces) =
-        Lookups::new(client.clone(), args.namespace.clone(), images);
-    let handler = Handler::new(HandlerConfig {
-        lookups,
-        settings,
-        cluster,
-        metrics: Arc::clone(&metrics),
-    });
+    let (lookups, watch_namespaces) = Lookups::new(client.clone(), args.namespace.clone(), images);
+    let handler =
+        Handler::new(HandlerConfig { lookups, settings, cluster, metrics: Arc::clone(&metrics) });
     let app = server::router(handler, limits.clone(), Arc::clone(&metrics), ready);
     let tls = Arc::new(server::tls_config(Arc::clone(&serving) as _)?);
     let reviews =
@@ -417,8 +419,13 @@ mod tests {
 
     #[test]
     fn words_are_read_as_the_settings_file_reads_them() {
-        let read = settings(&["--profile=reference", "--delivery=image", "--localhost-url-env=A,B",
-            "--supervisor-log-level=debug", "--ip-family=ipv6"]);
+        let read = settings(&[
+            "--profile=reference",
+            "--delivery=image",
+            "--localhost-url-env=A,B",
+            "--supervisor-log-level=debug",
+            "--ip-family=ipv6",
+        ]);
         assert_eq!(read.profile, Profile::Reference);
         assert_eq!(read.delivery, Delivery::Image);
         assert_eq!(read.localhost_url_env, ["A", "B"]);

@@ -21,11 +21,7 @@ pub(super) fn escape_also(text: &str, limit: usize, also: impl Fn(char) -> bool)
     let mut used = 0;
     for character in text.chars() {
         let plain = !also(character) && is_plain(character);
-        let width = if plain {
-            1
-        } else {
-            character.escape_unicode().len()
-        };
+        let width = if plain { 1 } else { character.escape_unicode().len() };
         if used + width > limit {
             out.push('…');
             break;
@@ -65,10 +61,7 @@ mod tests {
         assert_eq!(escape("a\n\u{1b}[31mb", 99), "a\\u{a}\\u{1b}[31mb");
         assert_eq!(escape("x\u{202e}y\u{200b}", 99), "x\\u{202e}y\\u{200b}");
         assert_eq!(escape("a\\u{a}", 99), "a\\u{5c}u{a}");
-        assert_eq!(
-            escape("\u{5d0}\u{2028}\u{feff}", 99),
-            "\\u{5d0}\\u{2028}\\u{feff}"
-        );
+        assert_eq!(escape("\u{5d0}\u{2028}\u{feff}", 99), "\\u{5d0}\\u{2028}\\u{feff}");
         assert_eq!(escape("größe", 99), "größe");
     }
 

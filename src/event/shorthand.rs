@@ -63,12 +63,7 @@ impl Event {
             let _ = write!(line, " [to allow: {advice}]");
         }
         if line.len() > LINE {
-            line.truncate(
-                (0..=LINE)
-                    .rev()
-                    .find(|at| line.is_char_boundary(*at))
-                    .unwrap_or(0),
-            );
+            line.truncate((0..=LINE).rev().find(|at| line.is_char_boundary(*at)).unwrap_or(0));
             line.push('…');
         }
         line
@@ -171,10 +166,7 @@ mod tests {
             .reason("x] [policy:trusted");
         let line = event.line(at(0));
         assert!(!line.contains("[policy:"), "{line}");
-        assert!(
-            line.contains("[host:\"h\\u{5d} \\u{5b}policy:trusted\"]"),
-            "{line}"
-        );
+        assert!(line.contains("[host:\"h\\u{5d} \\u{5b}policy:trusted\"]"), "{line}");
         assert!(line.contains("-> \\u{5b}::1]:443"), "{line}");
     }
 

@@ -52,10 +52,7 @@ impl FromStr for Level {
 
 impl fmt::Display for Level {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let word = LEVELS
-            .iter()
-            .find(|(_, level)| level == self)
-            .map_or("warn", |(name, _)| name);
+        let word = LEVELS.iter().find(|(_, level)| level == self).map_or("warn", |(name, _)| name);
         f.write_str(word)
     }
 }
@@ -72,10 +69,7 @@ pub fn set_level(level: Level) {
 /// A closed or full stderr loses the line: the fence does not depend on who reads its log.
 pub fn emit(event: &Event) {
     let level = LEVEL.load(Ordering::Relaxed);
-    let level = LEVELS
-        .iter()
-        .map(|(_, known)| *known)
-        .find(|known| *known as u8 == level);
+    let level = LEVELS.iter().map(|(_, known)| *known).find(|known| *known as u8 == level);
     if event.passes(level.unwrap_or_default()) {
         let mut line = event.shorthand();
         line.push('\n');
@@ -94,12 +88,6 @@ mod tests {
             assert_eq!(word.parse(), Ok(level));
             assert_eq!(level.to_string(), word);
         }
-        assert!(
-            "verbose"
-                .parse::<Level>()
-                .unwrap_err()
-                .to_string()
-                .contains("warn")
-        );
+        assert!("verbose".parse::<Level>().unwrap_err().to_string().contains("warn"));
     }
 }

@@ -69,21 +69,36 @@ const GROUPS_READ_BACK: usize = 256;
 /// Changing the user clears the parent death signal and the dumpable flag; set the former later.
 pub fn drop_to(identity: &Identity, bounding: Bounding) -> Result<Dropped, StepError> {
     if identity.uid == 0 || identity.uid == u32::MAX || identity.gid == u32::MAX {
-        return Err(StepError { step: ChildStep::Uid, errno: Errno::INVAL });
+        return Err(StepError {
+            step: ChildStep::Uid,
+            errno: Errno::INVAL,
+        });
     }
     let dropped = Dropped {
         bounding: optional(empty_bounding_set(), bounding, ChildStep::Bounding)?,
         securebits: {
-            at(ChildStep::Ambient, rustix::thread::clear_ambient_capability_set())?;
+            at(
+                ChildStep::Ambient,
+                rustix::thread::clear_ambient_capability_set(),
+            )?;
             optional(lock_securebits(), bounding, ChildStep::Securebits)?
         },
     };
     at(ChildStep::Groups, set_groups(&identity.groups))?;
     let gid = Gid::from_raw(identity.gid);
-    at(ChildStep::Gid, rustix::thread::set_thread_res_gid(gid, gid, gid))?;
+    at(
+        ChildStep::Gid,
+        rustix::thread::set_thread_res_gid(gid, gid, gid),
+    )?;
     let uid = Uid::from_raw(identity.uid);
-    at(ChildStep::Uid, rustix::thread::set_thread_res_uid(uid, uid, uid))?;
-    at(ChildStep::Capabilities, rustix::thread::set_capabilities(None, NO_CAPABILITY))?;
+    at(
+        ChildStep::Uid,
+        rustix::thread::set_thread_res_uid(uid, uid, uid),
+    )?;
+    at(
+        ChildStep::Capabilities,
+        rustix::thread::set_capabilities(None, NO_CAPABILITY),
+    )?;
     at(ChildStep::ReadBack, read_back(identity, dropped))?;
     at(ChildStep::Regain, cannot_regain(identity))?;
     Ok(dropped)
@@ -190,7 +205,9 @@ fn groups_are(groups: &[u32]) -> rustix::io::Result<bool> {
     }
     // SAFETY: the buffer has room for the number given with it.
     let number = check(unsafe { libc::getgroups(256, have.as_mut_ptr()) }.into())?;
-    let have = have.get(..usize::try_from(number).unwrap_or(0)).unwrap_or(&[]);
+    let have = have
+        .get(..usize::try_from(number).unwrap_or(0))
+        .unwrap_or(&[]);
     Ok(groups.iter().all(|group| have.contains(group)))
 }
 
@@ -221,24 +238,48 @@ fn prctl(option: i32, first: libc::c_ulong, second: libc::c_ulong) -> rustix::io
 /// supervisor signals the agent without `CAP_KILL`: the kernel compares the sender's effective uid
 /// with the receiver's. Real and saved uid stay 0, so the agent may not signal this thread.
 ///
-/// `f` should do nothing else: its files are the agent's too. The change clears the thread's
-/// parent death signal and makes the process undumpable. Aborts when root does not come back: the
-/// process would go on half privileged.
+/// `f` should do nothing else: its files are the agent's too. The process is undumpable from then
+/// on, as the kernel does at each change of user. Aborts when root does not come back: the process
+/// would go on half privileged.
 pub fn as_uid<T>(uid: u32, f: impl FnOnce() -> T) -> rustix::io::Result<T> {
-    struct BackToRoot;
-    impl Drop for BackToRoot {
-        fn drop(&mut self) {
-            if rustix::thread::set_thread_res_uid(None, Uid::ROOT, None).is_err() {
+    if uid == u32::MAX {
+        return Err(Errno::INVAL);
+    }
+    // The kernel clears the signal at each change of user, here twice.
+    let death_signal = rustix::process::parent_process_death_signal()?;
+    let parent = rustix::process::getppid();
+    let back = BackToRoot {
+        death_signal,
+        parent,
+    };
+    if let Err(errno) = rustix::thread::set_thread_res_uid(None, Uid::from_raw(uid), None) {
+        std::mem::forget(back);
+        return Err(errno);
+    }
+    let result = f();
+    drop(back);
+    Ok(result)
+}
+
+/// Root again, also when `f` panics.
+struct BackToRoot {
+    death_signal: Option<Signal>,
+    parent: Option<Pid>,
+}
+
+impl Drop for BackToRoot {
+    fn drop(&mut self) {
+        if rustix::thread::set_thread_res_uid(None, Uid::ROOT, None).is_err() {
+            std::process::abort();
+        }
+        if self.death_signal.is_some() {
+            let set = rustix::process::set_parent_process_death_signal(self.death_signal);
+            // The parent may have died meanwhile, when there was no signal to send.
+            if set.is_err() || rustix::process::getppid() != self.parent {
                 std::process::abort();
             }
         }
     }
-    if uid == u32::MAX {
-        return Err(Errno::INVAL);
-    }
-    rustix::thread::set_thread_res_uid(None, Uid::from_raw(uid), None)?;
-    let _back = BackToRoot;
-    Ok(f())
 }
 
 /// SIGKILL for this process when the thread that forked it ends. ESRCH when the parent is not
@@ -270,7 +311,11 @@ mod tests {
     #[test]
     fn root_is_not_an_identity_to_drop_to() {
         for (uid, gid) in [(0, 1000), (u32::MAX, 1000), (1000, u32::MAX)] {
-            let identity = Identity { uid, gid, groups: Vec::new() };
+            let identity = Identity {
+                uid,
+                gid,
+                groups: Vec::new(),
+            };
             let error = drop_to(&identity, Bounding::Required).unwrap_err();
             assert_eq!((error.step, error.errno), (ChildStep::Uid, Errno::INVAL));
         }
@@ -279,7 +324,10 @@ mod tests {
 
     #[test]
     fn errors_name_the_step() {
-        let error = StepError { step: ChildStep::Bounding, errno: Errno::PERM };
+        let error = StepError {
+            step: ChildStep::Bounding,
+            errno: Errno::PERM,
+        };
         assert!(error.to_string().starts_with("capability bounding set: "));
     }
 }

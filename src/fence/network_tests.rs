@@ -2,9 +2,7 @@
 //! of its own, which never comes back to the machine's namespace. Needs root.
 
 use std::io::{self, Read, Write};
-use std::net::{
-    IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket,
-};
+use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -19,6 +17,9 @@ use super::netlink::Route;
 use super::netns::{self, Namespace};
 use super::nftables::Nftables;
 use super::sockdiag::SockDiag;
+
+mod inward;
+mod outward;
 
 /// How long to wait before something counts as silent.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -149,6 +150,18 @@ fn errno(error: &io::Error) -> Option<Errno> {
     Errno::from_io_error(error)
 }
 
+fn megabyte(mut from: TcpStream, mut to: TcpStream) {
+    let data: Vec<u8> = (0..1_048_576_u32)
+        .map(|i| i.to_le_bytes()[0] ^ 0x5a)
+        .collect();
+    let sent = data.clone();
+    let writer = std::thread::spawn(move || from.write_all(&sent));
+    let mut received = vec![0; data.len()];
+    to.read_exact(&mut received).unwrap();
+    writer.join().unwrap().unwrap();
+    assert!(received == data);
+}
+
 #[test]
 fn what_was_built_is_reported() {
     in_thread(|| {
@@ -165,323 +178,6 @@ fn what_was_built_is_reported() {
             netns::current().unwrap().id().unwrap(),
             rig.fence.id().unwrap()
         );
-    });
-}
-
-#[test]
-fn the_proxy_is_reached_at_its_address() {
-    in_thread(|| {
-        let rig = rig();
-        let mut client = connect(SocketAddrV4::new(GATEWAY, PROXY_PORT)).unwrap();
-        let mut server = accept(&rig.proxy);
-        assert_eq!(*addresses(&server).1.ip(), AGENT);
-        talk(&mut client, &mut server);
-    });
-}
-
-#[test]
-fn other_tcp_is_captured_with_its_address() {
-    in_thread(|| {
-        let rig = rig();
-        let gateway = GATEWAY.octets();
-        for to in [
-            v4([1, 2, 3, 4], 80),
-            v4([1, 2, 3, 4], PROXY_PORT),
-            v4([169, 254, 169, 254], 80),
-            v4([10, 200, 0, 7], 80),
-            v4([10, 96, 0, 1], 443),
-            v4(gateway, 22),
-            v4(gateway, CAPTURE_PORT),
-            v4(gateway, gateway::DNS_PORT),
-            v4([8, 8, 8, 8], CAPTURE_PORT),
-            v4(gateway, 40_000),
-        ] {
-            let mut client = connect(to).unwrap_or_else(|e| panic!("{to}: {e}"));
-            let mut server = accept(&rig.captured);
-            let (local, peer) = addresses(&server);
-            assert_eq!((local, *peer.ip()), (to, AGENT));
-            talk(&mut client, &mut server);
-        }
-    });
-}
-
-#[test]
-fn a_megabyte_passes_a_captured_connection_both_ways() {
-    in_thread(|| {
-        let rig = rig();
-        let client = connect(v4([93, 184, 216, 34], 443)).unwrap();
-        let server = accept(&rig.captured);
-        megabyte(client.try_clone().unwrap(), server.try_clone().unwrap());
-        megabyte(server, client);
-    });
-}
-
-fn megabyte(mut from: TcpStream, mut to: TcpStream) {
-    let data: Vec<u8> = (0..1_048_576_u32)
-        .map(|i| i.to_le_bytes()[0] ^ 0x5a)
-        .collect();
-    let sent = data.clone();
-    let writer = std::thread::spawn(move || from.write_all(&sent));
-    let mut received = vec![0; data.len()];
-    to.read_exact(&mut received).unwrap();
-    writer.join().unwrap().unwrap();
-    assert!(received == data);
-}
-
-#[test]
-fn a_connection_that_the_proxy_closes_ends_at_the_client() {
-    in_thread(|| {
-        let rig = rig();
-        let to = v4([1, 2, 3, 4], 80);
-        // More than once from the same port, so that the gateway still waits for late packets of
-        // the one before.
-        for _ in 0..3 {
-            let mut client = connect(to).unwrap();
-            drop(accept(&rig.captured));
-            assert_eq!(client.read(&mut [0; 1]).unwrap(), 0);
-        }
-    });
-}
-
-#[test]
-fn loopback_of_the_fence_is_its_own() {
-    in_thread(|| {
-        let _rig = rig();
-        let refused = connect(v4([127, 0, 0, 1], 9)).unwrap_err();
-        assert_eq!(errno(&refused), Some(Errno::CONNREFUSED));
-        let refused = connect(SocketAddrV4::new(AGENT, PROXY_PORT)).unwrap_err();
-        assert_eq!(errno(&refused), Some(Errno::CONNREFUSED));
-        for loopback in [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ] {
-            let one = UdpSocket::bind((loopback, 0)).unwrap();
-            let two = UdpSocket::bind((loopback, 0)).unwrap();
-            one.send_to(b"x", two.local_addr().unwrap()).unwrap();
-            assert!(wait(&two, PollFlags::IN));
-        }
-    });
-}
-
-#[test]
-fn datagrams_fail_at_once() {
-    in_thread(|| {
-        let _rig = rig();
-        let any = UdpSocket::bind("0.0.0.0:0").unwrap();
-        for to in [
-            "8.8.8.8:123",
-            "10.200.0.1:15053",
-            "10.200.0.7:5353",
-            "1.1.1.1:443",
-        ] {
-            let error = any.send_to(b"x", to).unwrap_err();
-            assert_eq!(errno(&error), Some(Errno::ACCESS), "{to}");
-            assert_eq!(
-                errno(&any.connect(to).unwrap_err()),
-                Some(Errno::ACCESS),
-                "{to}"
-            );
-        }
-        let lite = rustix::net::ipproto::UDPLITE;
-        match rustix::net::socket_with(
-            AddressFamily::INET,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            Some(lite),
-        ) {
-            Ok(socket) => {
-                for to in [v4([8, 8, 8, 8], 53), v4([8, 8, 8, 8], 80)] {
-                    assert_eq!(
-                        rustix::net::connect(&socket, &to),
-                        Err(Errno::ACCESS),
-                        "{to}"
-                    );
-                }
-            }
-            Err(e) => eprintln!("SKIPPED: this kernel has no UDP-Lite ({e})"),
-        }
-    });
-}
-
-#[test]
-fn dns_is_answered_from_the_address_that_was_asked() {
-    in_thread(|| {
-        let rig = rig();
-        rig.dns_udp.set_nonblocking(false).unwrap();
-        for server in [
-            "8.8.8.8:53",
-            "10.96.0.10:53",
-            "10.200.0.1:53",
-            "169.254.20.10:53",
-        ] {
-            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
-            client.connect(server).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
-            for _ in 0..2 {
-                client.send(b"query").unwrap();
-                assert!(
-                    wait(&rig.dns_udp, PollFlags::IN),
-                    "{server}: no query arrived"
-                );
-                let mut buffer = [0; 16];
-                let (length, from) = rig.dns_udp.recv_from(&mut buffer).unwrap();
-                assert_eq!(
-                    (&buffer[..length], from.ip()),
-                    (&b"query"[..], AGENT.into())
-                );
-                rig.dns_udp.send_to(b"answer", from).unwrap();
-                // A connected socket takes only what comes from the address it is connected to.
-                let length = client.recv(&mut buffer).unwrap();
-                assert_eq!(&buffer[..length], b"answer", "{server}");
-            }
-        }
-        let mut client = connect(v4([8, 8, 8, 8], 53)).unwrap();
-        let mut server = accept(&rig.dns_tcp);
-        assert_eq!(addresses(&server).0, v4([8, 8, 8, 8], 53));
-        talk(&mut client, &mut server);
-    });
-}
-
-#[test]
-fn ipv6_is_unreachable_at_once() {
-    in_thread(|| {
-        let _rig = rig();
-        for to in [
-            "[2001:db8::1]:80",
-            "[fe80::1]:80",
-            "[ff02::1]:80",
-            "[64:ff9b::1]:53",
-        ] {
-            let to: SocketAddr = to.parse().unwrap();
-            let error = TcpStream::connect_timeout(&to, PATIENCE).unwrap_err();
-            let expected = [Some(Errno::NETUNREACH), Some(Errno::INVAL)];
-            assert!(expected.contains(&errno(&error)), "tcp {to}: {error}");
-            let socket = UdpSocket::bind("[::]:0").unwrap();
-            let error = socket.send_to(b"x", to).unwrap_err();
-            assert!(
-                matches!(
-                    errno(&error),
-                    Some(Errno::NETUNREACH | Errno::INVAL | Errno::ADDRNOTAVAIL)
-                ),
-                "udp {to}: {error}"
-            );
-        }
-    });
-}
-
-#[test]
-fn the_proxy_reaches_what_listens_in_the_fence() {
-    in_thread(|| {
-        let rig = rig();
-        for bind in ["0.0.0.0:0", "[::]:0", "10.200.0.2:0"] {
-            let listener = TcpListener::bind(bind).unwrap();
-            let port = listener.local_addr().unwrap().port();
-            let mut outer = rig
-                .connect_from_gateway(SocketAddrV4::new(AGENT, port))
-                .unwrap();
-            let mut inner = accept(&listener);
-            talk(&mut outer, &mut inner);
-            talk(&mut inner, &mut outer);
-            megabyte(outer.try_clone().unwrap(), inner.try_clone().unwrap());
-            megabyte(inner, outer);
-        }
-        let closed = rig
-            .connect_from_gateway(SocketAddrV4::new(AGENT, 9))
-            .unwrap_err();
-        assert_eq!(errno(&closed), Some(Errno::CONNREFUSED));
-    });
-}
-
-#[test]
-fn the_agent_cannot_use_the_port_of_an_inbound_connection() {
-    in_thread(|| {
-        let rig = rig();
-        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let outer = rig
-            .connect_from_gateway(SocketAddrV4::new(AGENT, port))
-            .unwrap();
-        let taken = addresses(&outer).0;
-        assert_eq!(*taken.ip(), GATEWAY);
-        let _inner = accept(&listener);
-        let _client = connect(taken).unwrap();
-        assert_eq!(addresses(&accept(&rig.captured)).0, taken);
-    });
-}
-
-#[test]
-fn a_cookie_names_the_clients_socket() {
-    in_thread(|| {
-        let mut rig = rig();
-        for to in [SocketAddrV4::new(GATEWAY, PROXY_PORT), v4([1, 2, 3, 4], 80)] {
-            let listener = if *to.ip() == GATEWAY {
-                &rig.proxy
-            } else {
-                &rig.captured
-            };
-            let mapped = SocketAddr::new(to.ip().to_ipv6_mapped().into(), to.port());
-            for to_any in [SocketAddr::V4(to), mapped] {
-                let client = TcpStream::connect_timeout(&to_any, PATIENCE).unwrap();
-                let accepted = accept(listener);
-                let (server, from) = addresses(&accepted);
-                let cookie = rustix::net::sockopt::socket_cookie(&client).unwrap();
-                assert_eq!(
-                    rig.diag.cookie(from, server).unwrap(),
-                    Some(cookie),
-                    "{to_any}"
-                );
-                let other = SocketAddrV4::new(*server.ip(), server.port() + 1);
-                assert_eq!(rig.diag.cookie(from, other).unwrap(), None);
-                drop(client);
-                drop(accepted);
-                assert_eq!(rig.diag.cookie(from, server).unwrap(), None);
-            }
-        }
-        // A listener on the client's port is not its connection.
-        let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-        let client = SocketAddrV4::new(AGENT, listener.local_addr().unwrap().port());
-        assert_eq!(rig.diag.cookie(client, v4([1, 2, 3, 4], 80)).unwrap(), None);
-    });
-}
-
-#[test]
-fn what_listens_is_listed_unless_on_loopback() {
-    in_thread(|| {
-        let mut rig = rig();
-        assert_eq!(rig.diag.listening().unwrap(), []);
-        let bind = |address: &str| TcpListener::bind(address).unwrap();
-        let seen = [
-            "0.0.0.0:0",
-            "[::]:0",
-            "10.200.0.2:0",
-            "[::ffff:10.200.0.2]:0",
-        ]
-        .map(bind);
-        let hidden = ["127.0.0.1:0", "[::1]:0", "127.0.0.2:0"].map(bind);
-        let only = rustix::net::socket(AddressFamily::INET6, SocketType::STREAM, None).unwrap();
-        rustix::net::sockopt::set_ipv6_v6only(&only, true).unwrap();
-        rustix::net::bind(&only, &"[::]:0".parse::<SocketAddr>().unwrap()).unwrap();
-        rustix::net::listen(&only, 1).unwrap();
-
-        let mut expected = seen
-            .each_ref()
-            .map(|l| l.local_addr().unwrap().port())
-            .to_vec();
-        expected.sort_unstable();
-        assert_eq!(rig.diag.listening().unwrap(), expected);
-        drop((seen, hidden));
-        assert_eq!(rig.diag.listening().unwrap(), []);
-    });
-}
-
-#[test]
-fn many_listeners_fit() {
-    in_thread(|| {
-        let mut rig = rig();
-        let all: Vec<_> = (0..700)
-            .map(|_| TcpListener::bind("0.0.0.0:0").unwrap())
-            .collect();
-        assert_eq!(rig.diag.listening().unwrap().len(), all.len());
     });
 }
 
@@ -555,25 +251,6 @@ fn without_packet_rules_nothing_leaves_and_nothing_hangs() {
             errno(&any.send_to(b"x", "8.8.8.8:123").unwrap_err()),
             Some(Errno::ACCESS)
         );
-    });
-}
-
-#[test]
-fn a_flood_of_queries_is_cut_and_ends() {
-    in_thread(|| {
-        let rig = rig();
-        // Far more than pass in the time this takes on any machine.
-        let sent = 20_000;
-        for _ in 0..sent {
-            let client = UdpSocket::bind("0.0.0.0:0").unwrap();
-            client.send_to(b"q", "8.8.8.8:53").unwrap();
-        }
-        netns::enter(&rig.gateway).unwrap();
-        let tracked = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
-        match tracked {
-            Ok(count) => assert!(count.trim().parse::<u32>().unwrap() < sent, "{count}"),
-            Err(e) => eprintln!("SKIPPED: the kernel does not show the count ({e})"),
-        }
     });
 }
 

@@ -17,11 +17,9 @@
 //! - going out, answers to the agent pass, and nothing else.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
 
 use libc::{NF_ACCEPT, NF_DROP};
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NlasIterator};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 use sha2::{Digest, Sha256};
@@ -32,6 +30,7 @@ use super::netlink::{self, Batch, attribute, nested};
 use expression::Expressions;
 
 mod expression;
+mod read_back;
 
 const TABLE: &str = "ringfence";
 /// DNS queries a second, and at once. With the kernel's 30 s for an entry this bounds the table
@@ -212,8 +211,8 @@ pub(super) fn apply() -> Result<Nftables> {
         Err(e) if is_missing(&e) => return Ok(Nftables::Missing(e.to_string())),
         written => written?,
     };
-    check_chains(&socket)?;
-    check_rules(&socket, &rules)?;
+    read_back::chains(&socket)?;
+    read_back::rules(&socket, &rules)?;
     Ok(Nftables::Applied {
         rules: rules.len(),
         digest: digest(&rules),
@@ -353,94 +352,6 @@ fn digest(rules: &[Rule]) -> String {
     text
 }
 
-/// Lists all objects of a kind in the namespace, not only those of our table: no other table may
-/// be there.
-fn list(socket: &OwnedFd, what: &'static str, message: libc::c_int) -> Result<Vec<Vec<u8>>> {
-    let mut batch = Batch::new();
-    let all = header(libc::AF_UNSPEC, 0);
-    batch.push("list", what, kind(message), NLM_F_DUMP, &all);
-    let replies = batch.exchange(socket)?;
-    let attributes = |payload: &[u8]| payload.get(4..).map(<[u8]>::to_vec);
-    Ok(replies
-        .messages
-        .iter()
-        .filter_map(|reply| attributes(&reply.payload))
-        .collect())
-}
-
-fn check_chains(socket: &OwnedFd) -> Result<()> {
-    let found = list(socket, "the chains of packet rules", libc::NFT_MSG_GETCHAIN)?;
-    let same = found.len() == CHAINS.len()
-        && found.iter().zip(&CHAINS).all(|(shown, chain)| {
-            let mut wanted = Vec::new();
-            string(&mut wanted, CHAIN_TABLE, TABLE);
-            chain.write(&mut wanted);
-            includes(shown, &wanted)
-        });
-    if same {
-        return Ok(());
-    }
-    let found = format!("{} chains, or other than those written", found.len());
-    Err(NetworkError::differs(
-        "read back",
-        "the chains of packet rules",
-        found,
-    ))
-}
-
-fn check_rules(socket: &OwnedFd, rules: &[Rule]) -> Result<()> {
-    let found = list(socket, "the packet rules", libc::NFT_MSG_GETRULE)?;
-    if found.len() != rules.len() {
-        let found = format!("{} instead of {}", found.len(), rules.len());
-        return Err(NetworkError::differs(
-            "read back",
-            "the packet rules",
-            found,
-        ));
-    }
-    for (shown, rule) in found.iter().zip(rules) {
-        let mut wanted = Vec::new();
-        string(&mut wanted, RULE_TABLE, TABLE);
-        string(&mut wanted, RULE_CHAIN, rule.chain);
-        let shown_expressions = value(shown, RULE_EXPRESSIONS).unwrap_or_default();
-        if !includes(shown, &wanted) || !expression::same(shown_expressions, &rule.expressions) {
-            let object = format!("the packet rule \"{}\"", rule.text);
-            return Err(NetworkError::differs(
-                "read back",
-                object,
-                "it is another".into(),
-            ));
-        }
-    }
-    Ok(())
-}
-
-/// The attributes of a list, with the flag bits of their kind removed. Ends at one that is
-/// malformed.
-fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes)
-        .map_while(std::result::Result::ok)
-        .map(|nla| {
-            let length = nla.value_length();
-            (nla.kind(), &nla.into_inner()[4..4 + length])
-        })
-}
-
-fn value(bytes: &[u8], kind: u16) -> Option<&[u8]> {
-    attributes(bytes).find_map(|(k, value)| (k == kind).then_some(value))
-}
-
-/// Every attribute of `wanted` is in `shown` with the same value. The kernel adds others: handles,
-/// counts, defaults.
-fn includes(shown: &[u8], wanted: &[u8]) -> bool {
-    attributes(wanted).all(|(kind, wanted)| value(shown, kind) == Some(wanted))
-}
-
-/// The address as it is in a packet.
-fn octets(address: Ipv4Addr) -> [u8; 4] {
-    address.octets()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -457,9 +368,12 @@ mod tests {
     fn a_changed_rule_is_seen() {
         let rules = rules();
         for (index, one) in rules.iter().enumerate() {
-            assert!(expression::same(&one.expressions, &one.expressions));
+            assert!(read_back::same_expressions(
+                &one.expressions,
+                &one.expressions
+            ));
             for (other, two) in rules.iter().enumerate() {
-                let same = expression::same(&one.expressions, &two.expressions);
+                let same = read_back::same_expressions(&one.expressions, &two.expressions);
                 assert_eq!(same, index == other || one.text == two.text, "{}", one.text);
             }
         }

@@ -130,7 +130,12 @@ impl Listener {
     }
 
     fn answer(&self, id: u64, error: i32, flags: u32) -> io::Result<()> {
-        let response = libc::seccomp_notif_resp { id, val: 0, error, flags };
+        let response = libc::seccomp_notif_resp {
+            id,
+            val: 0,
+            error,
+            flags,
+        };
         // SAFETY: the request says how large the struct is; the kernel reads that much of ours.
         let result = unsafe {
             libc::ioctl(
@@ -210,7 +215,10 @@ mod tests {
         let cookie = sockopt::socket_cookie(&tcp).unwrap();
         assert_eq!(
             target(own, tcp.as_raw_fd()).unwrap(),
-            Target::Inet { cookie, stream: true }
+            Target::Inet {
+                cookie,
+                stream: true
+            }
         );
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(matches!(

@@ -126,9 +126,7 @@ pub fn install_listener(program: &Program) -> rustix::io::Result<OwnedFd> {
     let killable =
         libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     match set_mode_filter(program, killable) {
-        Err(Errno::INVAL) => {
-            set_mode_filter(program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)
-        }
+        Err(Errno::INVAL) => set_mode_filter(program, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER),
         other => other,
     }
 }

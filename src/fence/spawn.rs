@@ -91,7 +91,7 @@ impl fmt::Debug for ExecImage {
             .field("path", &self.path)
             .field("arguments", &self.argv.len())
             .field("variables", &self.envp.len())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -136,19 +136,37 @@ pub fn exit_code_of_exec(errno: Errno) -> i32 {
 }
 
 /// Every signal back to its default, none blocked. What is ignored or blocked would pass through
-/// exec: Rust ignores SIGPIPE, the supervisor blocks what it waits for. Async-signal-safe.
+/// exec: Rust ignores SIGPIPE, the supervisor blocks what it waits for, and whoever started us may
+/// ignore more. Async-signal-safe.
 pub fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: the default disposition runs no code of ours. SIGKILL, SIGSTOP and the C
-        // library's own two signals are refused, which is as good: they have their defaults.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // All zero is the default action, no flag, an empty mask; on both architectures the struct is
+    // four words. The C library's function would refuse the two signals that it uses itself.
+    let default_action = [0_u64; 4];
+    let size_of_mask: libc::size_t = 8;
+    for signal in 1..=64_i32 {
+        // SAFETY: the kernel reads one struct of 32 bytes and writes none. The default action runs
+        // no code of ours. SIGKILL and SIGSTOP are refused, they always have theirs.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default_action.as_ptr(),
+                std::ptr::null_mut::<libc::c_void>(),
+                size_of_mask,
+            )
+        };
     }
-    // SAFETY: an all-zero set is the empty set, which sigemptyset also writes.
+    let none = 0_u64;
+    // SAFETY: the kernel reads a mask of 8 bytes and writes none.
     unsafe {
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
-    }
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut::<libc::c_void>(),
+            size_of_mask,
+        )
+    };
 }
 
 /// Puts `fd` at the number `target`, which is closed first and stays open over exec.

@@ -45,11 +45,7 @@ where
 
     /// The cached answer for `key` if it is fresh, else that of `fetch`, shared with everyone who
     /// asks while it runs.
-    pub(super) async fn get<F>(
-        &self,
-        key: K,
-        fetch: impl FnOnce() -> F,
-    ) -> Result<V, E>
+    pub(super) async fn get<F>(&self, key: K, fetch: impl FnOnce() -> F) -> Result<V, E>
     where
         F: Future<Output = (Result<V, E>, Life)> + Send + 'static,
     {
@@ -97,7 +93,8 @@ impl<K: Hash + Eq + Clone, V, E> Entries<K, V, E> {
             entry.answer.borrow().as_ref().is_none_or(|(_, until)| *until > now)
         });
         while self.map.len() > capacity {
-            let oldest = self.map.iter().min_by_key(|(_, entry)| entry.used).map(|(k, _)| k.clone());
+            let oldest =
+                self.map.iter().min_by_key(|(_, entry)| entry.used).map(|(k, _)| k.clone());
             let Some(oldest) = oldest else { return };
             self.map.remove(&oldest);
         }

@@ -250,7 +250,10 @@ mod tests {
         let bad = parse("pull", |k| (k == ".dockercfg").then_some(b"hunter2".as_slice()));
         let text = bad.expect_err("does not parse").to_string();
         assert!(text.contains("pull") && !text.contains("hunter2"));
-        let shown = format!("{:?}", credentials(r#"{"auths":{"a":{"username":"u","password":"hunter2"}}}"#));
+        let shown = format!(
+            "{:?}",
+            credentials(r#"{"auths":{"a":{"username":"u","password":"hunter2"}}}"#)
+        );
         assert!(!shown.contains("hunter2"));
     }
 

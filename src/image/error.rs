@@ -44,9 +44,7 @@ pub enum ImageError {
         retryable: bool,
     },
     /// The image has nothing for the nodes' architectures.
-    #[error(
-        "image `{image}` has no linux/{wanted} variant (it has: {found})"
-    )]
+    #[error("image `{image}` has no linux/{wanted} variant (it has: {found})")]
     Platform {
         /// As the pod has it.
         image: String,
@@ -56,9 +54,7 @@ pub enum ImageError {
         found: String,
     },
     /// Variants differ in how they start.
-    #[error(
-        "image `{image}` starts differently on {first} and {second}"
-    )]
+    #[error("image `{image}` starts differently on {first} and {second}")]
     Ambiguous {
         /// As the pod has it.
         image: String,
@@ -126,20 +122,20 @@ pub(super) fn judge(error: &OciDistributionError) -> Verdict {
     match error {
         OciDistributionError::UnauthorizedError { .. } => refused("not authorized"),
         OciDistributionError::AuthenticationFailure(_) => refused("the credentials were refused"),
-        OciDistributionError::RegistryError { envelope, .. } => match envelope
-            .errors
-            .first()
-            .map(|e| &e.code)
-        {
-            Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => refused("access denied"),
-            Some(
-                OciErrorCode::ManifestUnknown | OciErrorCode::NameUnknown | OciErrorCode::NotFound,
-            ) => refused("no such image, or no access to it"),
-            Some(OciErrorCode::Toomanyrequests) => {
-                soon("the registry limits the rate of requests".to_owned())
+        OciDistributionError::RegistryError { envelope, .. } => {
+            match envelope.errors.first().map(|e| &e.code) {
+                Some(OciErrorCode::Unauthorized | OciErrorCode::Denied) => refused("access denied"),
+                Some(
+                    OciErrorCode::ManifestUnknown
+                    | OciErrorCode::NameUnknown
+                    | OciErrorCode::NotFound,
+                ) => refused("no such image, or no access to it"),
+                Some(OciErrorCode::Toomanyrequests) => {
+                    soon("the registry limits the rate of requests".to_owned())
+                }
+                _ => broken("the registry answered with an error".to_owned()),
             }
-            _ => broken("the registry answered with an error".to_owned()),
-        },
+        }
         OciDistributionError::ServerError { code: 401 | 403, .. } => refused("access denied"),
         OciDistributionError::ServerError { code: 404, .. } => {
             refused("no such image, or no access to it")
@@ -183,8 +179,16 @@ mod tests {
         let secret = "metadata-service-token";
         for error in [
             OciDistributionError::AuthenticationFailure(secret.into()),
-            OciDistributionError::ServerError { code: 404, url: "u".into(), message: secret.into() },
-            OciDistributionError::ServerError { code: 500, url: "u".into(), message: secret.into() },
+            OciDistributionError::ServerError {
+                code: 404,
+                url: "u".into(),
+                message: secret.into(),
+            },
+            OciDistributionError::ServerError {
+                code: 500,
+                url: "u".into(),
+                message: secret.into(),
+            },
             OciDistributionError::ManifestParsingError(secret.into()),
             OciDistributionError::RegistryTokenDecodeError(secret.into()),
         ] {

@@ -171,11 +171,8 @@ impl Images {
         let mut may_succeed_soon = false;
         for credential in tries {
             let (auth, identity) = auth_and_identity(credential);
-            let key = Key {
-                image: reference.whole(),
-                identity,
-                architecture: architecture.to_owned(),
-            };
+            let key =
+                Key { image: reference.whole(), identity, architecture: architecture.to_owned() };
             let (shared, image) = (Arc::clone(&self.shared), reference.clone());
             let architecture = architecture.to_owned();
             let answer = self
@@ -385,8 +382,7 @@ fn parse_config(bytes: &[u8]) -> Option<Config> {
             Some(_) => None,
         }
     };
-    let text =
-        |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     Some(Config {
         entrypoint: words("Entrypoint")?,
         cmd: words("Cmd")?,

@@ -187,11 +187,11 @@ async fn an_index_gives_the_architecture_asked_for_and_no_attestation() {
     let amd = store.image("app", None, &same);
     let arm = store.image("app", None, &json!({ "Entrypoint": ["/b"] }));
     let attestation = store.image("app", None, &json!({ "Entrypoint": ["/attestation"] }));
-    store.index("app", "multi", &[
-        ("amd64", &attestation, true),
-        ("amd64", &amd, false),
-        ("arm64", &arm, false),
-    ]);
+    store.index(
+        "app",
+        "multi",
+        &[("amd64", &attestation, true), ("amd64", &amd, false), ("arm64", &arm, false)],
+    );
     store.index("app", "same", &[("amd64", &amd, false), ("arm64", &amd, false)]);
     let host = serve(Arc::new(store)).await;
     let images = images(&host);

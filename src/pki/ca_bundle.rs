@@ -5,9 +5,9 @@
 
 use std::sync::Arc;
 
+use crate::api_text::api_text;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use kube::api::{Patch, PatchParams};
-use crate::api_text::api_text;
 use kube::{Api, Client};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -128,8 +128,11 @@ pub async fn verify_live(
         else {
             return Err(CaBundleError::Missing { name, webhook: entry });
         };
-        verify(&bundle.0, chain, server_name)
-            .map_err(|reason| CaBundleError::Untrusted { name, webhook: entry, reason })?;
+        verify(&bundle.0, chain, server_name).map_err(|reason| CaBundleError::Untrusted {
+            name,
+            webhook: entry,
+            reason,
+        })?;
     }
     Ok(())
 }
@@ -148,12 +151,9 @@ pub fn verify(
         let certificate = certificate.map_err(|e| format!("caBundle is not PEM: {e}"))?;
         roots.add(certificate).map_err(|e| format!("caBundle holds no usable CA: {e}"))?;
     }
-    let verifier = WebPkiServerVerifier::builder_with_provider(
-        Arc::new(roots),
-        super::provider(),
-    )
-    .build()
-    .map_err(|e| e.to_string())?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), super::provider())
+        .build()
+        .map_err(|e| e.to_string())?;
     let name = ServerName::try_from(server_name.to_owned()).map_err(|e| e.to_string())?;
     let (leaf, intermediates) = chain.split_first().ok_or("no certificate is served")?;
     verifier

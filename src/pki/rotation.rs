@@ -10,11 +10,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use crate::api_text::api_text;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::PostParams;
-use crate::api_text::api_text;
 use kube::{Api, Client};
 use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -246,7 +246,8 @@ mod tests {
         assert_eq!(serving.chain(), first);
         assert!(serving.renew_if_due(now + Duration::from_secs(2100)).expect("due"));
         assert_ne!(serving.chain(), first);
-        verify(serving.ca_pem().as_bytes(), &serving.chain(), "hook.release.svc").expect("verifies");
+        verify(serving.ca_pem().as_bytes(), &serving.chain(), "hook.release.svc")
+            .expect("verifies");
     }
 
     #[test]

@@ -7,8 +7,8 @@ mod endpoint;
 pub(super) use endpoint::{addresses, endpoints};
 
 use super::document::{Document, Filesystem, NetworkPolicy, Process};
+use super::fields::Located;
 use super::problem::Problems;
-use super::yaml::Located;
 
 /// Linux's `PATH_MAX`.
 const MAX_PATH: usize = 4096;
@@ -48,11 +48,7 @@ pub(super) fn filesystem(document: &Document, problems: &mut Problems) -> Filesy
             );
         }
     }
-    Filesystem {
-        read_only,
-        read_write,
-        include_workdir: document.include_workdir.unwrap_or(true),
-    }
+    Filesystem { read_only, read_write, include_workdir: document.include_workdir.unwrap_or(true) }
 }
 
 /// An absolute path without `.`, `//` and a slash at the end.
@@ -72,37 +68,19 @@ fn clean(path: &Located, problems: &mut Problems) -> Option<String> {
                 "name a directory: what is below it is included",
             );
         }
-        let parts = text
-            .split('/')
-            .filter(|part| !part.is_empty() && *part != ".");
+        let parts = text.split('/').filter(|part| !part.is_empty() && *part != ".");
         let cleaned = parts.fold(String::new(), |path, part| path + "/" + part);
-        return Some(if cleaned.is_empty() {
-            "/".into()
-        } else {
-            cleaned
-        });
+        return Some(if cleaned.is_empty() { "/".into() } else { cleaned });
     };
-    problems.error(
-        path.at,
-        format!("path {text:?} {wrong}"),
-        "write an absolute path",
-    );
+    problems.error(path.at, format!("path {text:?} {wrong}"), "write an absolute path");
     None
 }
 
 /// Who the agent runs as.
 pub(super) fn process(document: &Document, problems: &mut Problems) -> Process {
     Process {
-        run_as_user: identity(
-            document.run_as_user.as_ref(),
-            "process.run_as_user",
-            problems,
-        ),
-        run_as_group: identity(
-            document.run_as_group.as_ref(),
-            "process.run_as_group",
-            problems,
-        ),
+        run_as_user: identity(document.run_as_user.as_ref(), "process.run_as_user", problems),
+        run_as_group: identity(document.run_as_group.as_ref(), "process.run_as_group", problems),
     }
 }
 
@@ -116,9 +94,7 @@ fn identity(name: Option<&Located>, what: &str, problems: &mut Problems) -> Opti
     } else {
         text.len() <= 32
             && !text.starts_with('-')
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"_-.$".contains(&b))
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-.$".contains(&b))
     };
     if !fits {
         problems.error(
@@ -129,11 +105,7 @@ fn identity(name: Option<&Located>, what: &str, problems: &mut Problems) -> Opti
         return None;
     }
     if text == "root" || text.trim_start_matches('0').is_empty() {
-        problems.warn(
-            name.at,
-            format!("{what} is root"),
-            "name an unprivileged one",
-        );
+        problems.warn(name.at, format!("{what} is root"), "name an unprivileged one");
     }
     Some(name.text.clone())
 }
@@ -175,10 +147,7 @@ pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problem
                     "use `*`",
                 );
             }
-            if text
-                .split('/')
-                .any(|part| part != "**" && part.contains("**"))
-            {
+            if text.split('/').any(|part| part != "**" && part.contains("**")) {
                 problems.warn(
                     binary.at,
                     format!("binary {text:?}: `**` crosses `/` only as a whole component"),
@@ -187,10 +156,6 @@ pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problem
             }
             continue;
         };
-        problems.error(
-            binary.at,
-            format!("binary {text:?} {wrong}"),
-            "write the path of the file",
-        );
+        problems.error(binary.at, format!("binary {text:?} {wrong}"), "write the path of the file");
     }
 }

@@ -159,10 +159,7 @@ mod tests {
             policy: "p".into(),
             inspect: Inspect::None,
             tls: TlsMode::Auto,
-            allowed_ips: allowed_ips
-                .iter()
-                .map(|net| net.parse().expect("net"))
-                .collect(),
+            allowed_ips: allowed_ips.iter().map(|net| net.parse().expect("net")).collect(),
             restricted,
             exact_host,
             allow_encoded_slash: false,
@@ -221,10 +218,7 @@ mod tests {
         let everything = grant(&["0.0.0.0/0", "::/0"], false, true);
         for ip in NEVER {
             let verdict = dial(&everything, "example.com", 443, ip);
-            assert!(
-                matches!(verdict, Err(Refusal::Forbidden(_))),
-                "{ip}: {verdict:?}"
-            );
+            assert!(matches!(verdict, Err(Refusal::Forbidden(_))), "{ip}: {verdict:?}");
         }
     }
 
@@ -254,20 +248,10 @@ mod tests {
         let wild = grant(&[], false, false);
         let exact = grant(&[], false, true);
         for ip in PRIVATE {
-            assert_eq!(
-                dial(&wild, "a.example.com", 443, ip),
-                Err(Refusal::Private),
-                "{ip}"
-            );
+            assert_eq!(dial(&wild, "a.example.com", 443, ip), Err(Refusal::Private), "{ip}");
             assert_eq!(dial(&exact, "a.example.com", 443, ip), Ok(()), "{ip}");
         }
-        for ip in [
-            "8.8.8.8",
-            "172.32.0.1",
-            "100.128.0.1",
-            "2606:4700::1111",
-            "2a00::1",
-        ] {
+        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"] {
             assert_eq!(dial(&wild, "a.example.com", 443, ip), Ok(()), "{ip}");
         }
     }
@@ -277,15 +261,9 @@ mod tests {
         let listed = grant(&["10.0.0.0/8", "fd00:1::/32"], true, true);
         assert_eq!(dial(&listed, "a.example.com", 80, "10.1.2.3"), Ok(()));
         assert_eq!(dial(&listed, "a.example.com", 80, "fd00:1::2"), Ok(()));
-        assert_eq!(
-            dial(&listed, "a.example.com", 80, "::ffff:10.1.2.3"),
-            Ok(())
-        );
+        assert_eq!(dial(&listed, "a.example.com", 80, "::ffff:10.1.2.3"), Ok(()));
         for ip in ["8.8.8.8", "192.168.0.1", "2606:4700::1111"] {
-            assert_eq!(
-                dial(&listed, "a.example.com", 80, ip),
-                Err(Refusal::NotInAllowedIps)
-            );
+            assert_eq!(dial(&listed, "a.example.com", 80, ip), Err(Refusal::NotInAllowedIps));
         }
     }
 
@@ -293,21 +271,12 @@ mod tests {
     fn address_literals_dial_themselves_only() {
         let exact = grant(&[], false, true);
         assert_eq!(dial(&exact, "10.0.0.1", 80, "10.0.0.1"), Ok(()));
-        assert_eq!(
-            dial(&exact, "10.0.0.1", 80, "10.0.0.2"),
-            Err(Refusal::NotInAllowedIps)
-        );
+        assert_eq!(dial(&exact, "10.0.0.1", 80, "10.0.0.2"), Err(Refusal::NotInAllowedIps));
         assert_eq!(dial(&exact, "8.8.8.8", 80, "8.8.8.8"), Ok(()));
         let hostless = grant(&["10.0.0.0/8"], true, false);
         assert_eq!(dial(&hostless, "10.0.0.1", 80, "10.0.0.1"), Ok(()));
-        assert_eq!(
-            dial(&hostless, "10.0.0.1", 80, "10.0.0.2"),
-            Err(Refusal::NotInAllowedIps)
-        );
-        assert_eq!(
-            dial(&hostless, "8.8.8.8", 80, "8.8.8.8"),
-            Err(Refusal::NotInAllowedIps)
-        );
+        assert_eq!(dial(&hostless, "10.0.0.1", 80, "10.0.0.2"), Err(Refusal::NotInAllowedIps));
+        assert_eq!(dial(&hostless, "8.8.8.8", 80, "8.8.8.8"), Err(Refusal::NotInAllowedIps));
     }
 
     #[test]
@@ -315,10 +284,7 @@ mod tests {
         let exact = grant(&["0.0.0.0/0"], false, true);
         for port in CONTROL_PLANE_PORTS {
             for ip in ["10.0.0.1", "8.8.8.8"] {
-                assert_eq!(
-                    dial(&exact, "a.example.com", port, ip),
-                    Err(Refusal::ControlPlanePort)
-                );
+                assert_eq!(dial(&exact, "a.example.com", port, ip), Err(Refusal::ControlPlanePort));
             }
         }
     }

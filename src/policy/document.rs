@@ -2,13 +2,16 @@
 #![forbid(unsafe_code)]
 
 mod network;
+mod rules;
 
 use std::collections::BTreeMap;
 
-pub(super) use network::{Access, Endpoint, Enforcement, NetworkPolicy, Rule};
+pub(super) use network::{Access, Endpoint, Enforcement, NetworkPolicy};
+pub(super) use rules::Rule;
 
+use super::fields::{Fields, Located};
 use super::problem::Problems;
-use super::yaml::{Fields, Located, Node, Value};
+use super::yaml::{Node, Value};
 
 /// Which files the agent reaches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,11 +90,7 @@ pub(super) fn read(root: &Node, problems: &mut Problems) -> Document {
 
 fn version(node: &Node, problems: &mut Problems) {
     if !matches!(node.value, Value::Int(1)) {
-        problems.error(
-            node.at,
-            "version is not one this program reads",
-            "write `version: 1`",
-        );
+        problems.error(node.at, "version is not one this program reads", "write `version: 1`");
     }
 }
 
@@ -147,13 +146,9 @@ fn process(node: &Node, document: &mut Document, problems: &mut Problems) {
 /// A name, or a number in either spelling.
 fn identity(node: &Node, what: &str, problems: &mut Problems) -> Option<Located> {
     if let Value::Int(number) = node.value {
-        return Some(Located {
-            at: node.at,
-            text: number.to_string(),
-        });
+        return Some(Located { at: node.at, text: number.to_string() });
     }
-    node.text(what, problems)
-        .filter(|name| !name.text.is_empty())
+    node.text(what, problems).filter(|name| !name.text.is_empty())
 }
 
 fn network_policies(node: &Node, problems: &mut Problems) -> BTreeMap<String, NetworkPolicy> {
@@ -161,10 +156,7 @@ fn network_policies(node: &Node, problems: &mut Problems) -> BTreeMap<String, Ne
     for (key, value) in node.map("network_policies", problems).unwrap_or_default() {
         let printable = !key.name.is_empty()
             && key.name.len() <= 253
-            && key
-                .name
-                .chars()
-                .all(|c| !c.is_control() && !c.is_whitespace());
+            && key.name.chars().all(|c| !c.is_control() && !c.is_whitespace());
         if !printable {
             problems.error(
                 key.at,
@@ -180,8 +172,5 @@ fn network_policies(node: &Node, problems: &mut Problems) -> BTreeMap<String, Ne
 
 fn texts(node: &Node, what: &str, problems: &mut Problems) -> Vec<Located> {
     let items = node.list(what, problems).unwrap_or_default();
-    items
-        .iter()
-        .filter_map(|item| item.text(&format!("an entry of {what}"), problems))
-        .collect()
+    items.iter().filter_map(|item| item.text(&format!("an entry of {what}"), problems)).collect()
 }

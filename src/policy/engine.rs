@@ -17,8 +17,9 @@ use ipnet::IpNet;
 use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 use super::destination::{self, DestinationDenied};
 use super::document::{Compatibility, Filesystem, Process};
-use super::glob::{PathGlob, Scope, ValueGlob, Wild};
+use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
+use super::host_pattern::Wild;
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -88,11 +89,9 @@ enum Method {
 impl Named {
     fn admits(&self, caller: &Caller) -> bool {
         self.anyone
-            || std::iter::once(&caller.exe)
-                .chain(&caller.ancestors)
-                .any(|path| {
-                    self.exact.contains(path) || self.globs.iter().any(|glob| glob.matches(path))
-                })
+            || std::iter::once(&caller.exe).chain(&caller.ancestors).any(|path| {
+                self.exact.contains(path) || self.globs.iter().any(|glob| glob.matches(path))
+            })
     }
 }
 
@@ -100,9 +99,7 @@ impl Rule {
     fn matches(&self, request: &Request<'_>) -> bool {
         let method = match &self.method {
             Method::Any => true,
-            Method::Get => ["GET", "HEAD"]
-                .iter()
-                .any(|m| m.eq_ignore_ascii_case(request.method)),
+            Method::Get => ["GET", "HEAD"].iter().any(|m| m.eq_ignore_ascii_case(request.method)),
             Method::Other(method) => method.eq_ignore_ascii_case(request.method),
         };
         method && self.path.matches(request.path)
@@ -169,14 +166,8 @@ impl Policy {
     /// none. Called once at start, before the agent runs: later the agent may own the links.
     pub fn resolve_binaries(&mut self, resolve: impl Fn(&str) -> Option<String>) {
         for policy in &mut self.policies {
-            let targets: Vec<_> = policy
-                .exact
-                .iter()
-                .filter_map(|path| resolve(path))
-                .collect();
-            policy
-                .exact
-                .extend(targets.into_iter().filter(|path| path.starts_with('/')));
+            let targets: Vec<_> = policy.exact.iter().filter_map(|path| resolve(path)).collect();
+            policy.exact.extend(targets.into_iter().filter(|path| path.starts_with('/')));
         }
     }
 
@@ -208,16 +199,8 @@ impl Policy {
         };
         Connect::Allow(Grant {
             policy: self.policies[policy].key.clone(),
-            inspect: if inspect {
-                Inspect::Rest
-            } else {
-                Inspect::None
-            },
-            tls: if skip && !inspect {
-                TlsMode::Skip
-            } else {
-                TlsMode::Auto
-            },
+            inspect: if inspect { Inspect::Rest } else { Inspect::None },
+            tls: if skip && !inspect { TlsMode::Skip } else { TlsMode::Auto },
             allowed_ips,
             restricted: listed || !named,
             exact_host,
@@ -274,14 +257,8 @@ impl Policy {
                 suggestion,
             })
         };
-        let suggest = || {
-            suggestion::allow(
-                &caller.exe,
-                host,
-                port,
-                Some((request.method, request.path)),
-            )
-        };
+        let suggest =
+            || suggestion::allow(&caller.exe, host, port, Some((request.method, request.path)));
         if let Some(index) = denied[1].0 {
             return deny(index, DENY_RULE, NO_LINE.into());
         }
@@ -293,10 +270,7 @@ impl Policy {
         };
         if let Some(index) = allowed.0 {
             return match denied[0].0 {
-                Some(denied) => Verdict::Audit {
-                    policy: key(denied),
-                    reason: DENY_RULE.into(),
-                },
+                Some(denied) => Verdict::Audit { policy: key(denied), reason: DENY_RULE.into() },
                 None => Verdict::Allow { policy: key(index) },
             };
         }
@@ -305,10 +279,7 @@ impl Policy {
         }
         match (covered[1].0, covered[0].0) {
             (Some(index), _) => deny(index, NO_RULE, suggest()),
-            (None, Some(index)) => Verdict::Audit {
-                policy: key(index),
-                reason: NO_RULE.into(),
-            },
+            (None, Some(index)) => Verdict::Audit { policy: key(index), reason: NO_RULE.into() },
             (None, None) => deny(any, NO_COVER, suggest()),
         }
     }
@@ -338,15 +309,8 @@ impl Policy {
     ) -> impl Iterator<Item = &'p Endpoint> + 'p {
         self.ports.get(&port).into_iter().flat_map(move |port| {
             let exact = port.exact.get(host.as_str()).into_iter().flatten();
-            let wild = port
-                .wild
-                .iter()
-                .filter(|(wild, _)| wild.matches(host))
-                .map(|(_, i)| i);
-            exact
-                .chain(wild)
-                .chain(&port.hostless)
-                .map(|index| &self.endpoints[*index])
+            let wild = port.wild.iter().filter(|(wild, _)| wild.matches(host)).map(|(_, i)| i);
+            exact.chain(wild).chain(&port.hostless).map(|index| &self.endpoints[*index])
         })
     }
 
@@ -358,15 +322,14 @@ impl Policy {
     ) -> impl Iterator<Item = &'p Endpoint> + 'p {
         // Endpoints of one policy stand side by side: ask once.
         let mut last = None;
-        self.candidates(host, port)
-            .filter(move |endpoint| match last {
-                Some((policy, admitted)) if policy == endpoint.policy => admitted,
-                _ => {
-                    let admitted = self.policies[endpoint.policy].admits(caller);
-                    last = Some((endpoint.policy, admitted));
-                    admitted
-                }
-            })
+        self.candidates(host, port).filter(move |endpoint| match last {
+            Some((policy, admitted)) if policy == endpoint.policy => admitted,
+            _ => {
+                let admitted = self.policies[endpoint.policy].admits(caller);
+                last = Some((endpoint.policy, admitted));
+                admitted
+            }
+        })
     }
 
     /// The refusal of a connection that no endpoint allows.

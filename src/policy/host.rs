@@ -65,10 +65,7 @@ impl Host {
         if text.contains([':', '[', ']']) {
             return parse_ipv6(text);
         }
-        if !text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
-        {
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
             return Err(HostError::Character);
         }
         let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
@@ -86,17 +83,11 @@ impl Host {
         if name.rsplit('.').next().is_some_and(is_number) {
             // A dot after an address is a name to some resolvers and an address to others.
             return match name.parse::<Ipv4Addr>() {
-                Ok(ip) if !text.ends_with('.') => Ok(Self {
-                    text: name,
-                    ip: Some(ip.into()),
-                }),
+                Ok(ip) if !text.ends_with('.') => Ok(Self { text: name, ip: Some(ip.into()) }),
                 _ => Err(HostError::AmbiguousIpv4),
             };
         }
-        Ok(Self {
-            text: name,
-            ip: None,
-        })
+        Ok(Self { text: name, ip: None })
     }
 
     /// The name, or the address without brackets.
@@ -132,10 +123,7 @@ impl From<IpAddr> for Host {
     /// IPv4-mapped addresses become IPv4, which is what they reach.
     fn from(ip: IpAddr) -> Self {
         let ip = ip.to_canonical();
-        Self {
-            text: ip.to_string(),
-            ip: Some(ip),
-        }
+        Self { text: ip.to_string(), ip: Some(ip) }
     }
 }
 
@@ -158,10 +146,7 @@ fn parse_ipv6(text: &str) -> Result<Host, HostError> {
     if embedded {
         return Err(HostError::EmbeddedIpv4);
     }
-    Ok(Host {
-        text: ip.to_string(),
-        ip: Some(ip.into()),
-    })
+    Ok(Host { text: ip.to_string(), ip: Some(ip.into()) })
 }
 
 /// Whether a resolver could take a name with this last label for an IPv4 address (the rule of the
@@ -253,13 +238,7 @@ mod tests {
         }
         assert!(Host::parse(&"a".repeat(63)).is_ok());
         assert!(Host::parse(&"a".repeat(64)).is_err());
-        let long = [
-            "a".repeat(63),
-            "b".repeat(63),
-            "c".repeat(63),
-            "d".repeat(61),
-        ]
-        .join(".");
+        let long = ["a".repeat(63), "b".repeat(63), "c".repeat(63), "d".repeat(61)].join(".");
         assert!(Host::parse(&long).is_ok());
         assert!(Host::parse(&format!("{long}e")).is_err());
     }

@@ -192,11 +192,7 @@ fn decode(segment: &str, out: &mut Vec<u8>) -> Result<bool, PathError> {
 
 /// The byte that two hexadecimal digits at the start stand for.
 pub(super) fn hex_pair(bytes: &[u8]) -> Option<u8> {
-    let digit = |b: u8| {
-        char::from(b)
-            .to_digit(16)
-            .and_then(|d| u8::try_from(d).ok())
-    };
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
     match bytes {
         [high, low, ..] => Some(digit(*high)? * 16 + digit(*low)?),
         _ => None,
@@ -324,18 +320,9 @@ mod tests {
         ] {
             assert_eq!(error(target), wanted, "{target}");
         }
-        assert_eq!(
-            error(&format!("/{}", "a".repeat(MAX_PATH))),
-            PathError::TooLong
-        );
-        assert_eq!(
-            error(&format!("/{}", "\"".repeat(2000))),
-            PathError::TooLong
-        );
-        assert_eq!(
-            error(&format!("/?{}", "a&".repeat(2000))),
-            PathError::TooManyPairs
-        );
+        assert_eq!(error(&format!("/{}", "a".repeat(MAX_PATH))), PathError::TooLong);
+        assert_eq!(error(&format!("/{}", "\"".repeat(2000))), PathError::TooLong);
+        assert_eq!(error(&format!("/?{}", "a&".repeat(2000))), PathError::TooManyPairs);
     }
 
     #[test]
@@ -355,13 +342,7 @@ mod tests {
         let wanted: Vec<_> = wanted.map(|(k, v)| (k.to_owned(), v.to_owned())).into();
         assert_eq!(target.pairs, wanted);
         assert_eq!(target.origin_form(), "/a?x=1+2&y=%41%3d&&z&x=%ff");
-        assert_eq!(
-            canonical_path("/a?", false)
-                .expect("target")
-                .query
-                .as_deref(),
-            Some("")
-        );
+        assert_eq!(canonical_path("/a?", false).expect("target").query.as_deref(), Some(""));
     }
 
     #[test]
@@ -371,12 +352,7 @@ mod tests {
         assert_eq!(target.origin_form(), "/b?c");
         let target = canonical_path("http://example.com", false).expect("target");
         assert_eq!(target.origin_form(), "/");
-        assert_eq!(
-            canonical_path("http://h?q", false)
-                .expect("target")
-                .origin_form(),
-            "/?q"
-        );
+        assert_eq!(canonical_path("http://h?q", false).expect("target").origin_form(), "/?q");
     }
 
     proptest! {

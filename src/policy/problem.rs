@@ -79,11 +79,7 @@ pub(super) struct Problems {
 
 impl Problems {
     pub fn new(file: &str) -> Self {
-        Self {
-            file: file.to_owned(),
-            errors: Vec::new(),
-            warnings: Vec::new(),
-        }
+        Self { file: file.to_owned(), errors: Vec::new(), warnings: Vec::new() }
     }
 
     pub fn error(&mut self, at: Place, what: impl Into<String>, fix: impl Into<String>) {

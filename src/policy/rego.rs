@@ -17,11 +17,8 @@ const RECOGNISED: &[(&str, &str)] = &[(
 /// Whether the text is one that the native engine stands for; says which.
 pub(super) fn recognise(source: &Source<'_>) -> Result<&'static str, Problem> {
     let digest = hex(&Sha256::digest(source.bytes));
-    RECOGNISED
-        .iter()
-        .find(|(known, _)| *known == digest)
-        .map(|(_, what)| *what)
-        .ok_or_else(|| Problem {
+    RECOGNISED.iter().find(|(known, _)| *known == digest).map(|(_, what)| *what).ok_or_else(|| {
+        Problem {
             file: source.name.to_owned(),
             line: None,
             column: None,
@@ -31,7 +28,8 @@ pub(super) fn recognise(source: &Source<'_>) -> Result<&'static str, Problem> {
                  alone"
                     .into(),
             ),
-        })
+        }
+    })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -50,22 +48,14 @@ mod tests {
 
     #[test]
     fn ours_is_recognised() {
-        recognise(&Source {
-            name: "policy.rego",
-            bytes: OURS,
-        })
-        .expect("ours");
+        recognise(&Source { name: "policy.rego", bytes: OURS }).expect("ours");
     }
 
     #[test]
     fn one_byte_more_is_another_text() {
         let bytes = [OURS, b"\n"].concat();
         for bytes in [&bytes[..], b"", b"package openshell.sandbox\n"] {
-            let problem = recognise(&Source {
-                name: "x.rego",
-                bytes,
-            })
-            .expect_err("unknown");
+            let problem = recognise(&Source { name: "x.rego", bytes }).expect_err("unknown");
             assert!(problem.to_string().starts_with("x.rego: "), "{problem}");
             assert!(problem.fix.is_some());
         }

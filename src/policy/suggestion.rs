@@ -38,17 +38,10 @@ pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &s
                 let _ = writeln!(out, "        allow_encoded_slash: true");
             }
             let _ = writeln!(out, "        rules:");
-            let _ = writeln!(
-                out,
-                "          - allow: {{ method: {method}, path: {path} }}"
-            );
+            let _ = writeln!(out, "          - allow: {{ method: {method}, path: {path} }}");
         }
     }
-    let exe = if exe.contains('*') {
-        escape_glob(exe)
-    } else {
-        exe.to_owned()
-    };
+    let exe = if exe.contains('*') { escape_glob(exe) } else { exe.to_owned() };
     let _ = writeln!(out, "    binaries:");
     let _ = writeln!(out, "      - {{ path: {} }}", quote(&exe));
     out
@@ -56,9 +49,7 @@ pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &s
 
 /// A map key made of the host.
 fn key(host: &Host) -> String {
-    let mut key = host
-        .as_str()
-        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let mut key = host.as_str().replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     key.truncate(64);
     key
 }
@@ -122,46 +113,19 @@ mod tests {
     fn round_trip(exe: &str, host: &str, request: Option<(&str, &str)>) {
         let host = Host::parse(host).expect("host");
         let yaml = allow(exe, &host, 8443, request);
-        assert!(
-            yaml.bytes()
-                .all(|b| b == b'\n' || (b' '..=b'~').contains(&b)),
-            "{yaml}"
-        );
-        let source = Source {
-            name: "suggested.yaml",
-            bytes: yaml.as_bytes(),
-        };
+        assert!(yaml.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{yaml}");
+        let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
         let loaded = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
-        let caller = Caller {
-            exe: exe.into(),
-            ancestors: Vec::new(),
-        };
+        let caller = Caller { exe: exe.into(), ancestors: Vec::new() };
         let connect = loaded.policy.connect(&caller, &host, 8443);
         assert!(matches!(connect, Connect::Allow(_)), "{yaml}\n{connect:?}");
-        let other = Caller {
-            exe: "/usr/bin/other".into(),
-            ancestors: Vec::new(),
-        };
-        assert!(
-            matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)),
-            "{yaml}"
-        );
+        let other = Caller { exe: "/usr/bin/other".into(), ancestors: Vec::new() };
+        assert!(matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)), "{yaml}");
         if let Some((method, path)) = request {
-            let request = Request {
-                method,
-                path,
-                query: &[],
-            };
+            let request = Request { method, path, query: &[] };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
-            assert!(
-                matches!(verdict, Verdict::Allow { .. }),
-                "{yaml}\n{verdict:?}"
-            );
-            let request = Request {
-                method,
-                path: "/other",
-                query: &[],
-            };
+            assert!(matches!(verdict, Verdict::Allow { .. }), "{yaml}\n{verdict:?}");
+            let request = Request { method, path: "/other", query: &[] };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
             assert!(matches!(verdict, Verdict::Deny(_)), "{yaml}\n{verdict:?}");
         }
@@ -172,16 +136,8 @@ mod tests {
         round_trip("/usr/bin/curl", "example.com", None);
         round_trip("/usr/bin/curl", "10.0.0.1", None);
         round_trip("/usr/bin/curl", "[2001:db8::1]", Some(("GET", "/")));
-        round_trip(
-            "/usr/bin/curl",
-            "example.com",
-            Some(("POST", "/a*b,c!d(e)")),
-        );
-        round_trip(
-            "/usr/bin/curl",
-            "example.com",
-            Some(("GET", "/%7Ba%7D/100%25/%2F%5B")),
-        );
+        round_trip("/usr/bin/curl", "example.com", Some(("POST", "/a*b,c!d(e)")));
+        round_trip("/usr/bin/curl", "example.com", Some(("GET", "/%7Ba%7D/100%25/%2F%5B")));
         round_trip("/tmp/\u{202e}a\"b\\c*[x] y: #\u{e4}", "example.com", None);
         round_trip("/tmp/no*", "example.com", Some(("GET", "/x")));
     }

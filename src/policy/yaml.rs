@@ -12,7 +12,7 @@ use serde_saphyr::options::MergeKeyPolicy;
 use serde_saphyr::{Location, Spanned};
 
 use super::MAX_BYTES;
-use super::problem::{Place, Problem, Problems, Source};
+use super::problem::{Place, Problem, Source};
 
 /// A value and where it stands.
 #[derive(Debug)]
@@ -104,43 +104,38 @@ fn options() -> serde_saphyr::Options {
     }
 }
 
-/// The first line of the parser's message, without its location (we print our own).
+/// The first line of the parser's message, without its location (we print our own) and without what
+/// it says to programmers.
 fn message(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let line = text.lines().next().unwrap_or_default();
+    if line.contains("Documents {") {
+        return "more than one document in a file".into();
+    }
+    if line.contains("budget breached") {
+        return "larger, deeper or with more aliases than a policy may be".into();
+    }
     let line = line.strip_prefix("error: ").unwrap_or(line);
-    let cut = line.find(" at line ").unwrap_or(line.len());
-    line[..cut]
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(200)
-        .collect()
+    let cuts = [" at line ", ", set DuplicateKeyPolicy", " by configured policy"];
+    let cut = cuts.iter().filter_map(|cut| line.find(cut)).min().unwrap_or(line.len());
+    line[..cut].chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 fn place(location: Location) -> Place {
-    Place {
-        line: location.line(),
-        column: location.column(),
-    }
+    Place { line: location.line(), column: location.column() }
 }
 
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self {
-            at: place(spanned.referenced),
-            value: spanned.value,
-        })
+        Ok(Self { at: place(spanned.referenced), value: spanned.value })
     }
 }
 
 impl<'de> Deserialize<'de> for Key {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<String>::deserialize(deserializer)?;
-        Ok(Self {
-            at: place(spanned.referenced),
-            name: spanned.value,
-        })
+        Ok(Self { at: place(spanned.referenced), name: spanned.value })
     }
 }
 
@@ -180,21 +175,15 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 
     fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Value, E> {
-        i64::try_from(value)
-            .map(Value::Int)
-            .map_err(|_| E::custom("number out of range"))
+        i64::try_from(value).map(Value::Int).map_err(|_| E::custom("number out of range"))
     }
 
     fn visit_i128<E: serde::de::Error>(self, value: i128) -> Result<Value, E> {
-        i64::try_from(value)
-            .map(Value::Int)
-            .map_err(|_| E::custom("number out of range"))
+        i64::try_from(value).map(Value::Int).map_err(|_| E::custom("number out of range"))
     }
 
     fn visit_u128<E: serde::de::Error>(self, value: u128) -> Result<Value, E> {
-        i64::try_from(value)
-            .map(Value::Int)
-            .map_err(|_| E::custom("number out of range"))
+        i64::try_from(value).map(Value::Int).map_err(|_| E::custom("number out of range"))
     }
 
     fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
@@ -231,186 +220,16 @@ impl<'de> Visitor<'de> for ValueVisitor {
     }
 }
 
-impl Node {
-    /// What it is, for a message.
-    fn kind(&self) -> &'static str {
-        match self.value {
-            Value::Null => "nothing",
-            Value::Bool(_) => "a boolean",
-            Value::Int(_) | Value::Float => "a number",
-            Value::Text(_) => "a string",
-            Value::List(_) => "a list",
-            Value::Map(_) => "a map",
-        }
-    }
-
-    fn wrong(&self, what: &str, wanted: &str, fix: &str, problems: &mut Problems) {
-        let kind = self.kind();
-        problems.error(self.at, format!("{what} must be {wanted}, not {kind}"), fix);
-    }
-
-    /// A string, or an error.
-    pub fn text(&self, what: &str, problems: &mut Problems) -> Option<Located> {
-        match &self.value {
-            Value::Text(text) => {
-                if text.chars().any(char::is_control) {
-                    problems.error(
-                        self.at,
-                        format!("{what} holds a control character"),
-                        "remove it",
-                    );
-                    return None;
-                }
-                Some(Located {
-                    at: self.at,
-                    text: text.clone(),
-                })
-            }
-            Value::Int(_) | Value::Float | Value::Bool(_) => {
-                self.wrong(what, "a string", "put it in quotes", problems);
-                None
-            }
-            _ => {
-                self.wrong(what, "a string", "", problems);
-                None
-            }
-        }
-    }
-
-    pub fn boolean(&self, what: &str, problems: &mut Problems) -> Option<bool> {
-        if let Value::Bool(value) = self.value {
-            return Some(value);
-        }
-        self.wrong(
-            what,
-            "true or false",
-            "write true or false, without quotes",
-            problems,
-        );
-        None
-    }
-
-    pub fn list(&self, what: &str, problems: &mut Problems) -> Option<&[Node]> {
-        if let Value::List(items) = &self.value {
-            return Some(items);
-        }
-        let fix = "write one entry a line, each after `- `; remove the key if nothing is meant";
-        self.wrong(what, "a list", fix, problems);
-        None
-    }
-
-    pub fn map(&self, what: &str, problems: &mut Problems) -> Option<&[(Key, Node)]> {
-        if let Value::Map(entries) = &self.value {
-            return Some(entries);
-        }
-        self.wrong(what, "a map", "write `key: value`, without `- `", problems);
-        None
-    }
-}
-
-/// A string of the document and where it stands.
-#[derive(Debug, Clone)]
-pub(super) struct Located {
-    pub at: Place,
-    pub text: String,
-}
-
-/// The entries of a map, taken one key at a time: what is left at the end was not known.
-pub(super) struct Fields<'n> {
-    what: String,
-    entries: &'n [(Key, Node)],
-    known: Vec<&'static str>,
-}
-
-impl<'n> Fields<'n> {
-    /// `what` names the map in messages.
-    pub fn of(node: &'n Node, what: impl Into<String>, problems: &mut Problems) -> Option<Self> {
-        let what = what.into();
-        let entries = node.map(&what, problems)?;
-        Some(Self {
-            what,
-            entries,
-            known: Vec::new(),
-        })
-    }
-
-    /// The value of a key, if it is there.
-    pub fn take(&mut self, name: &'static str) -> Option<&'n Node> {
-        self.known.push(name);
-        self.entries
-            .iter()
-            .find(|(key, _)| key.name == name)
-            .map(|(_, node)| node)
-    }
-
-    /// As [`Self::take`], but a key without a value counts as absent.
-    pub fn take_filled(&mut self, name: &'static str) -> Option<&'n Node> {
-        self.take(name)
-            .filter(|node| !matches!(node.value, Value::Null))
-    }
-
-    /// Names a key for a message.
-    pub fn name(&self, key: &str) -> String {
-        format!("{}.{key}", self.what)
-    }
-
-    /// Keys that nobody asked for. `strict` makes all of them errors; else only those that look
-    /// like a known key misspelt.
-    pub fn finish(self, strict: Option<&str>, problems: &mut Problems) {
-        for (key, _) in self.entries {
-            if self.known.contains(&key.name.as_str()) {
-                continue;
-            }
-            let what = format!("{} has an unknown key {:?}", self.what, key.name);
-            let near = self.known.iter().find(|known| misspelt(&key.name, known));
-            match (near, strict) {
-                (Some(near), _) => problems.error(key.at, what, format!("did you mean `{near}`?")),
-                (None, Some(why)) => problems.error(key.at, what, why),
-                (None, None) => problems.warn(key.at, format!("{what}: ignored"), "remove it"),
-            }
-        }
-    }
-}
-
-/// Whether one edit (two or three, in a long word) makes `word` the known key.
-fn misspelt(word: &str, known: &str) -> bool {
-    let allowed = (known.len() / 5).clamp(1, 3);
-    known.len() >= 4 && word.len().abs_diff(known.len()) <= allowed && {
-        let word = word.to_lowercase().replace('-', "_");
-        distance(word.as_bytes(), known.as_bytes()) <= allowed
-    }
-}
-
-/// Levenshtein's.
-fn distance(a: &[u8], b: &[u8]) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.iter().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, y) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Node, Problem> {
-        read(&Source {
-            name: "p.yaml",
-            bytes: text.as_bytes(),
-        })
+        read(&Source { name: "p.yaml", bytes: text.as_bytes() })
     }
 
     fn entry<'n>(node: &'n Node, name: &str) -> (&'n Key, &'n Node) {
-        let Value::Map(entries) = &node.value else {
-            panic!("not a map: {node:?}")
-        };
+        let Value::Map(entries) = &node.value else { panic!("not a map: {node:?}") };
         let (key, value) = entries.iter().find(|(k, _)| k.name == name).expect("key");
         (key, value)
     }
@@ -420,9 +239,7 @@ mod tests {
         let root = parse("a: 1\nb:\n  - x\n  - { c: true }\n").expect("parses");
         let (key, value) = entry(&root, "b");
         assert_eq!(key.at.line, 2);
-        let Value::List(items) = &value.value else {
-            panic!("list")
-        };
+        let Value::List(items) = &value.value else { panic!("list") };
         assert_eq!(items[0].at, Place { line: 3, column: 5 });
         let (key, value) = entry(&items[1], "c");
         assert_eq!((key.at.line, key.at.column), (4, 7));
@@ -450,25 +267,12 @@ mod tests {
         let mut text = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n");
         for n in 1..9 {
             let refs = vec![format!("*a{}", n - 1); 10].join(",");
-            text += &[
-                "a",
-                &n.to_string(),
-                ": &a",
-                &n.to_string(),
-                " [",
-                &refs,
-                "]\n",
-            ]
-            .concat();
+            text += &["a", &n.to_string(), ": &a", &n.to_string(), " [", &refs, "]\n"].concat();
         }
         parse(&text).expect_err("alias bomb");
         parse(&"[".repeat(100_000)).expect_err("deep");
         parse(&format!("a: {}", "x".repeat(MAX_BYTES))).expect_err("large");
-        read(&Source {
-            name: "p",
-            bytes: b"a: 1\nb: \xff\n",
-        })
-        .expect_err("not UTF-8");
+        read(&Source { name: "p", bytes: b"a: 1\nb: \xff\n" }).expect_err("not UTF-8");
     }
 
     #[test]
@@ -479,17 +283,5 @@ mod tests {
         assert!(matches!(entry(&root, "c").1.value, Value::Int(1)));
         assert!(matches!(&entry(&root, "d").1.value, Value::Text(t) if t == "10.0.0.1"));
         assert!(matches!(entry(&root, "e").1.value, Value::Null));
-    }
-
-    #[test]
-    fn misspellings() {
-        assert!(misspelt("alowed_ips", "allowed_ips"));
-        assert!(misspelt("deny_rule", "deny_rules"));
-        assert!(misspelt("deny-rules", "deny_rules"));
-        assert!(misspelt("hosts", "host"));
-        assert!(misspelt("network_policy", "network_policies"));
-        assert!(misspelt("Binaries", "binaries"));
-        assert!(!misspelt("note", "name"));
-        assert!(!misspelt("description", "endpoints"));
     }
 }

@@ -52,8 +52,9 @@ pub async fn collect_once(client: &Client, now: Timestamp) -> Result<usize, kube
     let mut deleted = 0;
     for (namespace, copies) in by_namespace {
         // A young copy needs no look at the pods.
-        if copies.iter().all(|copy| step(copy, true, now) == Step::Keep
-            && step(copy, false, now) == Step::Keep)
+        if copies
+            .iter()
+            .all(|copy| step(copy, true, now) == Step::Keep && step(copy, false, now) == Step::Keep)
         {
             continue;
         }
@@ -71,7 +72,9 @@ pub async fn collect_once(client: &Client, now: Timestamp) -> Result<usize, kube
             match result {
                 Ok(()) => {}
                 Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {}
-                Err(error) => tracing::warn!(%namespace, %name, %error, "cannot collect a policy copy"),
+                Err(error) => {
+                    tracing::warn!(%namespace, %name, %error, "cannot collect a policy copy")
+                }
             }
         }
     }
@@ -178,6 +181,24 @@ mod tests {
         ] {
             let found = step(&copy(created, unused_since), used, now);
             assert_eq!(found, expected, "{created} {unused_since:?} {used}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod rig_tmp {
+    use super::*;
+    #[tokio::test]
+    async fn rig_tmp() {
+        if std::env::var("RIG_TMP").is_err() { return; }
+        let client = Client::try_default().await.unwrap();
+        let now = Timestamp::now() + SignedDuration::from_hours(1);
+        println!("pass 1: {:?}", collect_once(&client, now).await);
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), "rf-hook-agents");
+        for c in api.list(&ListParams::default()).await.unwrap() { println!("{} {:?}", c.name_any(), c.annotations()); }
+        if std::env::var("RIG_TMP").unwrap() == "2" {
+            println!("pass 2: {:?}", collect_once(&client, now + SignedDuration::from_mins(11)).await);
+            for c in api.list(&ListParams::default()).await.unwrap() { println!("{} {:?}", c.name_any(), c.annotations()); }
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::api_text::api_text;
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
-use crate::api_text::api_text;
 use kube::{Api, Client};
 use serde_json::json;
 
@@ -62,7 +62,11 @@ pub enum CopyError {
 ///
 /// # Errors
 /// See [`CopyError`].
-pub async fn ensure(client: &Client, copy: &PolicyCopy<'_>, dry_run: bool) -> Result<(), CopyError> {
+pub async fn ensure(
+    client: &Client,
+    copy: &PolicyCopy<'_>,
+    dry_run: bool,
+) -> Result<(), CopyError> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), copy.namespace);
     let failed = |what| {
         move |source| CopyError::Api {

@@ -33,8 +33,18 @@ pub(crate) struct Identity {
     pub(crate) pid: u32,
     /// What a policy judges.
     pub(crate) caller: Caller,
-    /// To be hashed once a policy lets the caller pass.
-    exe: OwnedFd,
+    exe: Mutex<Exe>,
+}
+
+/// How far the executable's check has come.
+#[derive(Debug)]
+enum Exe {
+    /// To be hashed once a policy lets the caller pass, and closed then: every connection would
+    /// hold one.
+    Unchecked(OwnedFd),
+    Trusted,
+    /// Also while it is checked.
+    Refused,
 }
 
 /// Why a caller is not trusted.
@@ -74,7 +84,7 @@ pub(crate) async fn identify(
     Ok(Identity {
         pid: record.pid,
         caller,
-        exe,
+        exe: Mutex::new(Exe::Unchecked(exe)),
     })
 }
 
@@ -137,8 +147,23 @@ impl Executables {
 
     /// Checks that the executable is what it was when its path was first seen.
     pub(crate) async fn verify(&self, identity: &Identity) -> Result<(), CallerError> {
+        let state = || identity.exe.lock().unwrap_or_else(PoisonError::into_inner);
+        let exe = match std::mem::replace(&mut *state(), Exe::Refused) {
+            Exe::Unchecked(exe) => exe,
+            Exe::Trusted => {
+                *state() = Exe::Trusted;
+                return Ok(());
+            }
+            Exe::Refused => return Err(CallerError::Changed),
+        };
+        self.check(&identity.caller.exe, exe).await?;
+        *state() = Exe::Trusted;
+        Ok(())
+    }
+
+    async fn check(&self, path: &str, exe: OwnedFd) -> Result<(), CallerError> {
         // The supervisor may read by this descriptor too: its offset is never used.
-        let file = File::from(identity.exe.try_clone().map_err(CallerError::Unreadable)?);
+        let file = File::from(exe);
         let fingerprint = Fingerprint::of(&file).map_err(CallerError::Unreadable)?;
         let cell = {
             let mut hashed = self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,13 +189,12 @@ impl Executables {
             })
             .await?;
         let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = &identity.caller.exe;
         match trusted.get(path) {
             Some(first) if *first == digest => Ok(()),
             Some(_) => Err(CallerError::Changed),
             None if trusted.len() >= REMEMBERED => Err(CallerError::TooMany),
             None => {
-                trusted.insert(path.clone(), digest);
+                trusted.insert(path.to_owned(), digest);
                 Ok(())
             }
         }
@@ -205,7 +229,7 @@ mod tests {
                 exe: exe.to_owned(),
                 ancestors: Vec::new(),
             },
-            exe: File::open(file).expect("open").into(),
+            exe: Mutex::new(Exe::Unchecked(File::open(file).expect("open").into())),
         }
     }
 

@@ -18,7 +18,7 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToProxy {
     /// The gateway's sockets, made in the gateway's namespace: four descriptors in this order:
-    /// proxy (TCP, listening on 10.200.0.1:3128), captured TCP (IP_TRANSPARENT, listening on
+    /// proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`, listening on
     /// :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on :15053).
     /// Sent once, first.
     Start,

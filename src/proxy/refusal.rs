@@ -1,5 +1,7 @@
 //! What a client is told when something is refused: HTTP responses with a JSON body, in the shape
-//! that OpenShell's clients know, with the policy lines that would allow it.
+//! that `OpenShell`'s clients know, with the policy lines that would allow it.
+
+use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
@@ -92,11 +94,12 @@ impl Refusal {
             out.push_str(&value);
             out.push_str("\r\n");
         }
-        out.push_str(&format!(
-            "Content-Length: {}\r\nConnection: close\r\n\r\n",
+        // Writing to a String cannot fail.
+        let _ = write!(
+            out,
+            "Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
             body.len()
-        ));
-        out.push_str(&body);
+        );
         out.into_bytes()
     }
 }

@@ -155,10 +155,13 @@ fn read(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The lines of a hosts file, one name each.
+type Entries = Arc<Vec<(IpAddr, String)>>;
+
 /// The hosts file, read again when it changes.
 struct Hosts {
     path: PathBuf,
-    read: Mutex<Option<(SystemTime, Arc<Vec<(IpAddr, String)>>)>>,
+    read: Mutex<Option<(SystemTime, Entries)>>,
 }
 
 impl Hosts {
@@ -180,7 +183,7 @@ impl Hosts {
             .collect()
     }
 
-    fn entries(&self) -> Arc<Vec<(IpAddr, String)>> {
+    fn entries(&self) -> Entries {
         let modified = std::fs::metadata(&self.path)
             .and_then(|meta| meta.modified())
             .ok();

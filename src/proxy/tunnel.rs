@@ -1,7 +1,7 @@
 //! After `200 Connection Established`: what is spoken in the tunnel, found from as many bytes as
 //! it takes, and handled by what the grant says.
 //!
-//! Nothing is decided on one look at the first segment: a ClientHello is known by its first byte
+//! Nothing is decided on one look at the first segment: a `ClientHello` is known by its first byte
 //! and then read whole, an HTTP head is known once `HTTP/1.` stands where it must, and until then
 //! every byte has to be one that such a head can have.
 
@@ -45,7 +45,7 @@ enum First {
     /// Something else.
     Other,
     /// The upstream spoke before the client did.
-    ServerFirst,
+    UpstreamSpoke,
     /// An inspected endpoint's client said nothing, or only part of a head.
     Silent,
     /// One of the two is gone.
@@ -76,7 +76,7 @@ async fn inner(
             rest::serve(session, client, link, origin).await;
         }
         (First::Closed, _) => client.close().await,
-        (First::Tls | First::Other | First::ServerFirst, Inspect::None) => {
+        (First::Tls | First::Other | First::UpstreamSpoke, Inspect::None) => {
             raw(session, client, upstream, origin).await;
         }
         (First::Silent, Inspect::None) => {
@@ -84,7 +84,7 @@ async fn inner(
         }
         (first, Inspect::Rest) => {
             let reason = match first {
-                First::ServerFirst => "the upstream spoke first: not HTTP/1.1",
+                First::UpstreamSpoke => "the upstream spoke first: not HTTP/1.1",
                 First::Silent => "the client sent no complete HTTP request",
                 _ => "neither TLS nor HTTP/1.1",
             };
@@ -118,7 +118,7 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
             },
             read = upstream.rd.fill(), if !begun => match read {
                 Ok(0) | Err(_) => return First::Closed,
-                Ok(_) => return First::ServerFirst,
+                Ok(_) => return First::UpstreamSpoke,
             },
         }
     }

@@ -13,14 +13,12 @@ use crate::event::Level;
 /// the fence could not be built or broke; 126 and 127 when the command could not be executed or
 /// was not found.
 #[derive(Debug, Parser)]
-#[command(
-    name = "ringfence-supervisor",
-    version,
-    args_conflicts_with_subcommands = true
-)]
+#[command(name = "ringfence-supervisor", version, args_conflicts_with_subcommands = true)]
 pub struct Args {
+    /// What to do instead of running a command.
     #[command(subcommand)]
     pub verb: Option<Verb>,
+    /// How to run it.
     #[command(flatten)]
     pub run: RunArgs,
 }
@@ -129,9 +127,9 @@ impl std::str::FromStr for Inbound {
             list => list
                 .split(',')
                 .map(|port| match port.trim().parse() {
-                    Ok(0) | Err(_) => Err(format!(
-                        "'{port}' is not mirror, none or a port from 1 to 65535"
-                    )),
+                    Ok(0) | Err(_) => {
+                        Err(format!("'{port}' is not mirror, none or a port from 1 to 65535"))
+                    }
                     Ok(port) => Ok(port),
                 })
                 .collect::<Result<_, _>>()
@@ -148,11 +146,7 @@ impl RunArgs {
         if self.no_env {
             return Ok(self);
         }
-        let path = |name: &str| {
-            lookup(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
+        let path = |name: &str| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         if self.policy_rules.is_none() {
             self.policy_rules = path("OPENSHELL_POLICY_RULES");
         }
@@ -162,9 +156,7 @@ impl RunArgs {
         if self.log_level.is_none()
             && let Some(level) = lookup("OPENSHELL_LOG_LEVEL")
         {
-            let level = level
-                .parse()
-                .map_err(|error| format!("OPENSHELL_LOG_LEVEL: {error}"))?;
+            let level = level.parse().map_err(|error| format!("OPENSHELL_LOG_LEVEL: {error}"))?;
             self.log_level = Some(level);
         }
         if self.command.is_empty()
@@ -184,9 +176,7 @@ pub fn pod_ips(lookup: impl Fn(&str) -> Option<String>) -> Vec<IpAddr> {
         .iter()
         .filter_map(|name| lookup(name))
         .flat_map(|list| {
-            list.split(',')
-                .filter_map(|ip| ip.trim().parse().ok())
-                .collect::<Vec<_>>()
+            list.split(',').filter_map(|ip| ip.trim().parse().ok()).collect::<Vec<_>>()
         })
         .collect()
 }
@@ -201,16 +191,7 @@ mod tests {
 
     #[test]
     fn the_command_keeps_its_own_flags() {
-        let args = parse(&[
-            "--policy-data",
-            "/p",
-            "--no-env",
-            "--",
-            "sh",
-            "-c",
-            "--help",
-        ])
-        .unwrap();
+        let args = parse(&["--policy-data", "/p", "--no-env", "--", "sh", "-c", "--help"]).unwrap();
         assert_eq!(args.run.command, ["sh", "-c", "--help"]);
         assert!(args.run.no_env);
     }
@@ -229,14 +210,8 @@ mod tests {
     fn no_env_ignores_the_environment() {
         let lookup = |name: &str| (name == "OPENSHELL_POLICY_DATA").then(|| "/forged".to_owned());
         let args = parse(&["--", "true"]).unwrap().run;
-        assert_eq!(
-            args.clone().complete(lookup).unwrap().policy_data,
-            Some("/forged".into())
-        );
-        let args = RunArgs {
-            no_env: true,
-            ..args
-        };
+        assert_eq!(args.clone().complete(lookup).unwrap().policy_data, Some("/forged".into()));
+        let args = RunArgs { no_env: true, ..args };
         assert_eq!(args.complete(lookup).unwrap().policy_data, None);
     }
 

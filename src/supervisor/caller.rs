@@ -65,10 +65,7 @@ impl Callers {
     /// `root` is the keeper, from which everything in the fence descends.
     #[must_use]
     pub fn new(root: Pid) -> Self {
-        Self {
-            root,
-            state: Mutex::default(),
-        }
+        Self { root, state: Mutex::default() }
     }
 
     /// Serves one process's connects on a thread of its own, until the last process under its
@@ -83,10 +80,7 @@ impl Callers {
                     Err(rustix::io::Errno::INTR) => continue,
                     Err(_) => return,
                 }
-                if ready[0]
-                    .revents()
-                    .intersects(PollFlags::HUP | PollFlags::ERR)
-                {
+                if ready[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
                     return;
                 }
                 let Ok(notification) = listener.recv() else {
@@ -99,12 +93,7 @@ impl Callers {
         };
         // Without a thread nobody answers, and each connect of the process waits for ever: it has
         // no network, which is the safe side.
-        drop(
-            thread::Builder::new()
-                .name("connects".into())
-                .stack_size(128 * 1024)
-                .spawn(run),
-        );
+        drop(thread::Builder::new().name("connects".into()).stack_size(128 * 1024).spawn(run));
     }
 
     /// Records one connect. A failure leaves no record: the connection will have no owner.
@@ -211,9 +200,7 @@ impl ExecutableKey {
 /// (` (deleted)`), so that no policy path matches what is no longer there.
 fn exe_path(pid: Pid) -> io::Result<String> {
     let path = fs::read_link(format!("/proc/{}/exe", pid.as_raw_nonzero()))?;
-    path.into_os_string()
-        .into_string()
-        .map_err(|_| io::ErrorKind::InvalidData.into())
+    path.into_os_string().into_string().map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// The kernel takes an int from the low half of the register, whatever the high half holds.
@@ -236,10 +223,7 @@ mod tests {
     fn an_executable_is_opened_once() {
         let callers = Callers::new(Pid::INIT);
         let this = rustix::process::getpid();
-        let (a, b) = (
-            callers.executable(this).unwrap(),
-            callers.executable(this).unwrap(),
-        );
+        let (a, b) = (callers.executable(this).unwrap(), callers.executable(this).unwrap());
         assert!(Arc::ptr_eq(&a, &b));
     }
 }

@@ -98,11 +98,7 @@ pub fn client(args: &EnterArgs) -> Result<i32> {
     packet::send(&socket, &run, &descriptors).context("the supervisor does not listen")?;
     match terminal {
         None => relay(&socket, &signals, None),
-        Some(Terminal {
-            inner,
-            outer,
-            saved,
-        }) => {
+        Some(Terminal { inner, outer, saved }) => {
             // The command's side must be the command's alone, or its end is never seen.
             drop(inner);
             let code = relay(&socket, &signals, Some(&outer));
@@ -157,10 +153,8 @@ fn relay(socket: &OwnedFd, signals: &SignalFd, outer: Option<&OwnedFd>) -> Resul
     let mut input_open = outer.is_some();
     let mut output_open = outer.is_some();
     loop {
-        let mut ready = vec![
-            PollFd::new(socket, PollFlags::IN),
-            PollFd::new(signals, PollFlags::IN),
-        ];
+        let mut ready =
+            vec![PollFd::new(socket, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
         if let Some(outer) = outer.filter(|_| output_open) {
             ready.push(PollFd::new(outer, PollFlags::IN));
             if input_open {
@@ -202,7 +196,7 @@ fn pass_on(signal: i32, socket: &OwnedFd, outer: Option<&OwnedFd>) -> Result<()>
     if signal == Signal::SIGWINCH as i32 {
         if let (Some(outer), Ok(size)) = (outer, rustix::termios::tcgetwinsize(io::stdin())) {
             // The kernel signals the command's group itself.
-            drop(rustix::termios::tcsetwinsize(outer, size));
+            let _ = rustix::termios::tcsetwinsize(outer, size);
         }
         return Ok(());
     }
@@ -241,10 +235,7 @@ fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> bool {
 }
 
 fn waiting(fd: BorrowedFd<'_>) -> bool {
-    let now = rustix::event::Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut ready = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
     matches!(poll(&mut ready, Some(&now)), Ok(1)) && ready[0].revents().contains(PollFlags::IN)
 }
@@ -277,34 +268,23 @@ impl Terminal {
             rustix::pty::unlockpt(&outer)?;
             let name = rustix::pty::ptsname(&outer, Vec::new())?;
             let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-            Ok((
-                rustix::fs::open(name.as_c_str(), flags, Mode::empty())?,
-                outer,
-            ))
+            Ok((rustix::fs::open(name.as_c_str(), flags, Mode::empty())?, outer))
         };
         let (inner, outer) = make().context("cannot make a terminal for the command")?;
         let settings = rustix::termios::tcgetattr(&stdin).context("cannot read the terminal")?;
         if let Ok(size) = rustix::termios::tcgetwinsize(&stdin) {
-            drop(rustix::termios::tcsetwinsize(&outer, size));
+            let _ = rustix::termios::tcsetwinsize(&outer, size);
         }
         let mut raw = settings.clone();
         raw.make_raw();
         rustix::termios::tcsetattr(&stdin, OptionalActions::Now, &raw)
             .context("cannot set the terminal")?;
-        Ok(Some(Self {
-            inner,
-            outer,
-            saved: Saved(settings),
-        }))
+        Ok(Some(Self { inner, outer, saved: Saved(settings) }))
     }
 }
 
 impl Saved {
     fn restore(&self) {
-        drop(rustix::termios::tcsetattr(
-            io::stdin(),
-            OptionalActions::Flush,
-            &self.0,
-        ));
+        let _ = rustix::termios::tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
     }
 }

@@ -6,13 +6,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::enter::{ToClient, ToSupervisor};
 use super::filesystem;
-use super::launch::{Command, Keeper};
+use super::launch::{Command, Keeper, LaunchError};
 use super::packet;
 use super::run_dir::{ENTER_SOCKET, RunDir};
 use crate::event::{self, Class, Event, Severity};
@@ -61,11 +61,7 @@ impl Entered {
             Ok(socket)
         };
         let listener = listen().with_context(|| format!("cannot listen on {}", path.display()))?;
-        Ok(Self {
-            listener,
-            setting,
-            clients: Vec::new(),
-        })
+        Ok(Self { listener, setting, clients: Vec::new() })
     }
 
     /// What to wait for: the listener first, then each client.
@@ -99,21 +95,14 @@ impl Entered {
             let root =
                 rustix::net::sockopt::socket_peercred(&socket).is_ok_and(|peer| peer.uid.is_root());
             if root && self.clients.len() < MAX_CLIENTS {
-                self.clients.push(Client {
-                    socket,
-                    child: None,
-                });
+                self.clients.push(Client { socket, child: None });
             } else {
                 let reason = if root {
                     format!("{MAX_CLIENTS} commands run in the fence already")
                 } else {
                     "only root of this container may enter the fence".to_owned()
                 };
-                drop(packet::send(
-                    &socket,
-                    &ToClient::Refused { reason, code: 125 },
-                    &[],
-                ));
+                drop(packet::send(&socket, &ToClient::Refused { reason, code: 125 }, &[]));
             }
         }
     }
@@ -126,18 +115,8 @@ impl Entered {
         };
         match (packet.json(), client.child) {
             (Ok(ToSupervisor::Signal { signal }), Some(id)) => keeper.signal(id, signal).is_ok(),
-            (
-                Ok(ToSupervisor::Run {
-                    argv,
-                    workdir,
-                    tty,
-                    term,
-                }),
-                None,
-            ) => {
-                let started = self
-                    .setting
-                    .start(keeper, &argv, workdir, tty, term, packet);
+            (Ok(ToSupervisor::Run { argv, workdir, tty, term }), None) => {
+                let started = self.setting.start(keeper, &argv, workdir, tty, term, packet);
                 let client = &mut self.clients[index];
                 match started {
                     Ok(id) => {
@@ -160,17 +139,9 @@ impl Entered {
 
     /// Tells the client whose process has ended.
     pub fn ended(&mut self, id: u64, code: i32) {
-        if let Some(index) = self
-            .clients
-            .iter()
-            .position(|client| client.child == Some(id))
-        {
+        if let Some(index) = self.clients.iter().position(|client| client.child == Some(id)) {
             let client = self.clients.remove(index);
-            drop(packet::send(
-                &client.socket,
-                &ToClient::Exited { code },
-                &[],
-            ));
+            drop(packet::send(&client.socket, &ToClient::Exited { code }, &[]));
         }
     }
 }
@@ -185,24 +156,18 @@ impl Setting {
         term: Option<String>,
         packet: packet::Packet,
     ) -> Result<u64, (String, i32)> {
-        let [stdin, stdout, stderr] = packet
-            .exactly()
-            .map_err(|error: io::Error| (error.to_string(), 125))?;
+        let [stdin, stdout, stderr] =
+            packet.exactly().map_err(|error: io::Error| (error.to_string(), 125))?;
         let workdir = workdir.unwrap_or_else(|| self.workdir.clone());
         let mut env = self.env.clone();
         if let Some(term) = term {
             env.insert("TERM".into(), term.into());
         }
-        let command = self.command(argv, env, workdir, tty).map_err(|error| {
-            let code = match error.downcast_ref::<filesystem::NotFound>() {
-                Some(not_found) if !not_found.executable => 127,
-                Some(_) => 126,
-                None => 125,
-            };
-            (format!("{error:#}"), code)
-        })?;
-        let launched = keeper
-            .launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+        let launched = self
+            .command(argv, env, workdir, tty)
+            .and_then(|command| {
+                keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+            })
             .map_err(|error| (error.to_string(), error.exit_code()))?;
         event::emit(
             &Event::new(Class::Proc, "LAUNCH", Severity::Info)
@@ -219,18 +184,9 @@ impl Setting {
         env: BTreeMap<OsString, OsString>,
         workdir: PathBuf,
         tty: bool,
-    ) -> Result<Command> {
-        ensure!(
-            workdir.is_absolute(),
-            "the working directory {} is not absolute",
-            workdir.display()
-        );
-        let Some(program) = argv.first() else {
-            bail!("no command")
-        };
-        let search = env
-            .get(&OsString::from("PATH"))
-            .and_then(|path| path.to_str());
+    ) -> Result<Command, LaunchError> {
+        let program = argv.first().map_or("", String::as_str);
+        let search = env.get(&OsString::from("PATH")).and_then(|path| path.to_str());
         let path = filesystem::find_program(program, search, &workdir)?;
         Ok(Command {
             path,

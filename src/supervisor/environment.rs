@@ -66,11 +66,7 @@ pub fn agent(
 ) -> BTreeMap<OsString, OsString> {
     let mut env: BTreeMap<OsString, OsString> = container
         .into_iter()
-        .filter(|(name, _)| {
-            !NOT_THE_AGENTS
-                .iter()
-                .any(|hidden| name == OsStr::new(hidden))
-        })
+        .filter(|(name, _)| !NOT_THE_AGENTS.iter().any(|hidden| name == OsStr::new(hidden)))
         // A name that execve(2) could not carry whole.
         .filter(|(name, _)| !name.is_empty() && !name.as_bytes().contains(&b'='))
         .collect();
@@ -90,9 +86,7 @@ pub fn agent(
         set(name, ways.bundle.as_os_str());
     }
     // The runtime sets HOME for uid 0, which is the supervisor's and not the agent's.
-    let roots = env
-        .get(OsStr::new("HOME"))
-        .is_none_or(|home| home == "/root" || home.is_empty());
+    let roots = env.get(OsStr::new("HOME")).is_none_or(|home| home == "/root" || home.is_empty());
     if roots {
         env.insert("HOME".into(), (&user.home).into());
     }
@@ -113,11 +107,7 @@ mod tests {
 
     fn build(container: &[(&str, &str)]) -> BTreeMap<OsString, OsString> {
         let user = User {
-            identity: Identity {
-                uid: 1000,
-                gid: 1000,
-                groups: vec![],
-            },
+            identity: Identity { uid: 1000, gid: 1000, groups: vec![] },
             name: Some("agent".into()),
             home: "/home/agent".into(),
             notes: vec![],
@@ -127,25 +117,16 @@ mod tests {
             ca: Path::new("/r/ca.pem"),
             bundle: Path::new("/r/b.pem"),
         };
-        agent(
-            container.iter().map(|(k, v)| (k.into(), v.into())),
-            &user,
-            &ways,
-        )
+        agent(container.iter().map(|(k, v)| (k.into(), v.into())), &user, &ways)
     }
 
     fn get<'a>(env: &'a BTreeMap<OsString, OsString>, name: &str) -> Option<&'a str> {
-        env.get(OsStr::new(name))
-            .map(|value| value.to_str().unwrap())
+        env.get(OsStr::new(name)).map(|value| value.to_str().unwrap())
     }
 
     #[test]
     fn the_container_cannot_send_the_agent_round_the_proxy() {
-        let env = build(&[
-            ("HTTPS_PROXY", "http://elsewhere"),
-            ("NO_PROXY", "*"),
-            ("A", "1"),
-        ]);
+        let env = build(&[("HTTPS_PROXY", "http://elsewhere"), ("NO_PROXY", "*"), ("A", "1")]);
         assert_eq!(get(&env, "HTTPS_PROXY"), Some("http://10.200.0.1:3128"));
         assert_eq!(get(&env, "NO_PROXY"), Some("127.0.0.1,localhost,::1"));
         assert_eq!(get(&env, "A"), Some("1"));
@@ -153,20 +134,14 @@ mod tests {
 
     #[test]
     fn tokens_and_policy_paths_are_not_handed_on() {
-        let env = build(&[
-            ("OPENSHELL_SANDBOX_TOKEN", "s"),
-            ("OPENSHELL_POLICY_DATA", "/p"),
-        ]);
+        let env = build(&[("OPENSHELL_SANDBOX_TOKEN", "s"), ("OPENSHELL_POLICY_DATA", "/p")]);
         assert_eq!(get(&env, "OPENSHELL_SANDBOX_TOKEN"), None);
         assert_eq!(get(&env, "OPENSHELL_POLICY_DATA"), None);
     }
 
     #[test]
     fn home_is_the_agents_unless_the_image_says_another() {
-        assert_eq!(
-            get(&build(&[("HOME", "/root")]), "HOME"),
-            Some("/home/agent")
-        );
+        assert_eq!(get(&build(&[("HOME", "/root")]), "HOME"), Some("/home/agent"));
         assert_eq!(get(&build(&[]), "HOME"), Some("/home/agent"));
         assert_eq!(get(&build(&[("HOME", "/srv")]), "HOME"), Some("/srv"));
     }

@@ -40,26 +40,16 @@ pub fn rules(policy: &Filesystem, workdir: Option<&Path>, tls: &Path) -> Vec<Pat
     let base = |path: &&str| Path::new(*path).exists();
     let read = READ.iter().copied().filter(base).map(PathBuf::from);
     let write = WRITE.iter().copied().filter(base).map(PathBuf::from);
-    let workdir = workdir
-        .filter(|_| policy.include_workdir)
-        .map(Path::to_owned);
-    let read = read
-        .chain(policy.read_only.iter().map(PathBuf::from))
-        .chain([tls.to_owned()]);
-    let write = write
-        .chain(policy.read_write.iter().map(PathBuf::from))
-        .chain(workdir);
+    let workdir = workdir.filter(|_| policy.include_workdir).map(Path::to_owned);
+    let read = read.chain(policy.read_only.iter().map(PathBuf::from)).chain([tls.to_owned()]);
+    let write = write.chain(policy.read_write.iter().map(PathBuf::from)).chain(workdir);
     let mut rules = BTreeMap::new();
-    for (path, access) in read
-        .map(|path| (path, Access::ReadOnly))
-        .chain(write.map(|path| (path, Access::ReadWrite)))
+    for (path, access) in
+        read.map(|path| (path, Access::ReadOnly)).chain(write.map(|path| (path, Access::ReadWrite)))
     {
         rules.insert(path, access);
     }
-    rules
-        .into_iter()
-        .map(|(path, access)| PathRule { path, access })
-        .collect()
+    rules.into_iter().map(|(path, access)| PathRule { path, access }).collect()
 }
 
 /// Makes the `read_write` directories that are missing and gives to the agent what was made.
@@ -73,10 +63,7 @@ pub fn make_missing(policy: &Filesystem, user: &User) -> Result<Vec<PathBuf>> {
             continue;
         }
         make(path, user, &mut made).with_context(|| {
-            format!(
-                "filesystem_policy.read_write: cannot make {}",
-                path.display()
-            )
+            format!("filesystem_policy.read_write: cannot make {}", path.display())
         })?;
     }
     Ok(made)
@@ -119,10 +106,7 @@ pub fn find_program(
     path: Option<&str>,
     workdir: &Path,
 ) -> Result<CString, NotFound> {
-    let not_found = || NotFound {
-        program: program.to_owned(),
-        executable: false,
-    };
+    let not_found = || NotFound { program: program.to_owned(), executable: false };
     let c_string = |path: PathBuf| {
         use std::os::unix::ffi::OsStringExt;
         CString::new(path.into_os_string().into_vec()).map_err(|_| not_found())
@@ -132,11 +116,7 @@ pub fn find_program(
     }
     if program.contains('/') {
         let path = workdir.join(program);
-        return if path.exists() {
-            c_string(path)
-        } else {
-            Err(not_found())
-        };
+        return if path.exists() { c_string(path) } else { Err(not_found()) };
     }
     let mut error = not_found();
     for dir in path.unwrap_or("/usr/local/bin:/usr/bin:/bin").split(':') {
@@ -178,31 +158,15 @@ mod tests {
     }
 
     fn user() -> User {
-        let identity = Identity {
-            uid: 12,
-            gid: 34,
-            groups: vec![],
-        };
-        User {
-            identity,
-            name: None,
-            home: "/".into(),
-            notes: vec![],
-        }
+        let identity = Identity { uid: 12, gid: 34, groups: vec![] };
+        User { identity, name: None, home: "/".into(), notes: vec![] }
     }
 
     #[test]
     fn the_wider_access_wins() {
-        let rules = rules(
-            &policy(&["/tmp", "/srv"], &["/srv"]),
-            None,
-            Path::new("/r/tls"),
-        );
+        let rules = rules(&policy(&["/tmp", "/srv"], &["/srv"]), None, Path::new("/r/tls"));
         let access = |path: &str| {
-            let rule = rules
-                .iter()
-                .find(|rule| rule.path == Path::new(path))
-                .unwrap();
+            let rule = rules.iter().find(|rule| rule.path == Path::new(path)).unwrap();
             matches!(rule.access, Access::ReadWrite)
         };
         assert!(access("/srv") && access("/tmp"));
@@ -212,10 +176,7 @@ mod tests {
     #[test]
     fn the_workdir_joins_only_when_the_policy_includes_it() {
         let has = |include_workdir| {
-            let policy = Filesystem {
-                include_workdir,
-                ..policy(&[], &[])
-            };
+            let policy = Filesystem { include_workdir, ..policy(&[], &[]) };
             rules(&policy, Some(Path::new("/work")), Path::new("/r"))
                 .iter()
                 .any(|rule| rule.path == Path::new("/work"))
@@ -235,13 +196,7 @@ mod tests {
     #[test]
     fn programs_are_found_as_execvp_would() {
         let find = |program: &str, path| find_program(program, path, Path::new("/"));
-        assert!(
-            find("sh", Some("/nowhere:/bin"))
-                .unwrap()
-                .to_str()
-                .unwrap()
-                .ends_with("/bin/sh")
-        );
+        assert!(find("sh", Some("/nowhere:/bin")).unwrap().to_str().unwrap().ends_with("/bin/sh"));
         assert!(find("/bin/sh", None).is_ok());
         assert!(find("bin/sh", None).is_ok());
         for missing in ["", "no-such-program", "/no/such"] {

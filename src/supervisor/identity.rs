@@ -89,10 +89,7 @@ impl Database {
                 members: members.map(str::to_owned).collect(),
             })
         });
-        Self {
-            passwd: passwd.collect(),
-            group: group.collect(),
-        }
+        Self { passwd: passwd.collect(), group: group.collect() }
     }
 
     /// Resolves `user[:group]` with more groups by number.
@@ -114,9 +111,7 @@ impl Database {
             (Some(entry), _) => (entry.uid, entry.gid),
             (None, Ok(uid)) => (uid, 0),
             (None, Err(_)) if user == "sandbox" => {
-                notes.push(format!(
-                    "the image has no user 'sandbox'; the agent runs as {NOBODY}"
-                ));
+                notes.push(format!("the image has no user 'sandbox'; the agent runs as {NOBODY}"));
                 (NOBODY, NOBODY)
             }
             (None, Err(_)) => bail!(
@@ -139,9 +134,7 @@ impl Database {
         }
         let mut entry = entry;
         if uid == 0 {
-            notes.push(format!(
-                "the agent would have been root; it runs as {NOBODY}"
-            ));
+            notes.push(format!("the agent would have been root; it runs as {NOBODY}"));
             uid = NOBODY;
             entry = self.passwd.iter().find(|entry| entry.uid == uid);
             if gid == 0 {
@@ -155,19 +148,14 @@ impl Database {
         let mut groups: Vec<u32> = self
             .group
             .iter()
-            .filter(|group| {
-                name.as_ref()
-                    .is_some_and(|name| group.members.contains(name))
-            })
+            .filter(|group| name.as_ref().is_some_and(|name| group.members.contains(name)))
             .map(|group| group.gid)
             .chain(more_groups.iter().copied())
             .filter(|gid| *gid != PROXY)
             .collect();
         groups.sort_unstable();
         groups.dedup();
-        let home = entry
-            .map(|entry| entry.home.clone())
-            .filter(|home| home.starts_with('/'));
+        let home = entry.map(|entry| entry.home.clone()).filter(|home| home.starts_with('/'));
         Ok(User {
             identity: Identity { uid, gid, groups },
             name,
@@ -195,23 +183,14 @@ mod tests {
     #[test]
     fn a_name_brings_its_own_groups_and_home() {
         let user = database().resolve("agent", &[2000]).unwrap();
-        assert_eq!(
-            user.identity,
-            Identity {
-                uid: 1000,
-                gid: 1000,
-                groups: vec![4, 998, 2000]
-            }
-        );
+        assert_eq!(user.identity, Identity { uid: 1000, gid: 1000, groups: vec![4, 998, 2000] });
         assert_eq!(user.home, "/home/agent");
     }
 
     #[test]
     fn a_number_is_the_same_user_as_its_name() {
-        let (number, name) = (
-            database().resolve("1000", &[]).unwrap(),
-            database().resolve("agent", &[]).unwrap(),
-        );
+        let (number, name) =
+            (database().resolve("1000", &[]).unwrap(), database().resolve("agent", &[]).unwrap());
         assert_eq!(number, name);
     }
 
@@ -227,11 +206,7 @@ mod tests {
     fn root_becomes_nobody_and_says_so() {
         for spec in ["0", "root", "0:0"] {
             let user = database().resolve(spec, &[]).unwrap();
-            assert_eq!(
-                (user.identity.uid, user.identity.gid),
-                (NOBODY, NOBODY),
-                "{spec}"
-            );
+            assert_eq!((user.identity.uid, user.identity.gid), (NOBODY, NOBODY), "{spec}");
             assert!(user.identity.groups.is_empty(), "{spec}");
             assert_eq!(user.notes.len(), 1);
         }
@@ -255,13 +230,6 @@ mod tests {
     #[test]
     fn the_proxys_uid_is_refused() {
         assert!(database().resolve("65530", &[]).is_err());
-        assert_eq!(
-            database()
-                .resolve("agent", &[65530])
-                .unwrap()
-                .identity
-                .groups,
-            [4, 998]
-        );
+        assert_eq!(database().resolve("agent", &[65530]).unwrap().identity.groups, [4, 998]);
     }
 }

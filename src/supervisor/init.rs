@@ -80,16 +80,10 @@ impl Watch {
             if let Some(code) = self.children()? {
                 return Ok(if timed_out { TIMED_OUT } else { code });
             }
-            let timeout = self
-                .deadline
-                .map(|at| at.saturating_duration_since(Instant::now()));
+            let timeout = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
             let ready = self.wait(timeout)?;
             if self.deadline.is_some_and(|at| Instant::now() >= at) {
-                let signal = if timed_out {
-                    Signal::SIGKILL
-                } else {
-                    Signal::SIGTERM
-                };
+                let signal = if timed_out { Signal::SIGKILL } else { Signal::SIGTERM };
                 self.keeper.signal(self.agent.id, signal as i32)?;
                 self.deadline = Some(Instant::now() + GRACE);
                 timed_out = true;
@@ -136,19 +130,12 @@ impl Watch {
 
     fn signals(&mut self) -> Result<()> {
         let mut children = false;
-        while let Some(info) = self
-            .signals
-            .0
-            .read_signal()
-            .context("cannot read a signal")?
-        {
+        while let Some(info) = self.signals.0.read_signal().context("cannot read a signal")? {
             let signal = info.ssi_signo.cast_signed();
             if signal == Signal::SIGCHLD as i32 {
                 children = true;
             } else {
-                self.keeper
-                    .signal(self.agent.id, signal)
-                    .context("cannot signal the agent")?;
+                self.keeper.signal(self.agent.id, signal).context("cannot signal the agent")?;
             }
         }
         if children { self.reap() } else { Ok(()) }

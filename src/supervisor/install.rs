@@ -32,14 +32,9 @@ pub fn install(dir: &Path) -> Result<PathBuf> {
         to.sync_all()?;
         fs::rename(&temporary, &target)
     };
-    copy()
-        .inspect_err(|_| drop(fs::remove_file(&temporary)))
-        .with_context(|| {
-            format!(
-                "cannot install to {}: is it a directory that this user may write?",
-                dir.display()
-            )
-        })?;
+    copy().inspect_err(|_| drop(fs::remove_file(&temporary))).with_context(|| {
+        format!("cannot install to {}: is it a directory that this user may write?", dir.display())
+    })?;
     Ok(target)
 }
 
@@ -51,14 +46,8 @@ mod tests {
     fn the_copy_is_the_program_and_executable() {
         let dir = tempfile::tempdir().unwrap();
         let path = install(dir.path()).unwrap();
-        assert_eq!(
-            fs::read(&path).unwrap(),
-            fs::read("/proc/self/exe").unwrap()
-        );
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o755
-        );
+        assert_eq!(fs::read(&path).unwrap(), fs::read("/proc/self/exe").unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o755);
         install(dir.path()).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }

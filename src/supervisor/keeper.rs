@@ -70,10 +70,19 @@ pub enum ToKeeper {
     },
 }
 
+impl ToKeeper {
+    /// The first message.
+    #[must_use]
+    pub fn prepare(rules: Vec<PathRule>, hard: bool, listener: bool) -> Self {
+        let writable = |rule: PathRule| (rule.path, matches!(rule.access, Access::ReadWrite));
+        Self::Prepare { rules: rules.into_iter().map(writable).collect(), hard, listener }
+    }
+}
+
 /// To the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromKeeper {
-    /// Sent first. Descriptors: the fence's network namespace, a route socket and a sock_diag
+    /// Sent first. Descriptors: the fence's network namespace, a route socket and a `sock_diag`
     /// socket made in it.
     Namespace {
         /// A /proc of the agent's PID namespace is mounted; `None` where it shares ours.
@@ -126,10 +135,7 @@ pub fn start(own_pids: bool) -> io::Result<(Pid, OwnedFd)> {
     let parent = rustix::process::getpid();
     let our_pids = std::fs::File::open("/proc/self/ns/pid")?;
     if own_pids {
-        #[allow(
-            deprecated,
-            reason = "the replacement is unsafe for flags that are not used here"
-        )]
+        #[allow(deprecated, reason = "the replacement is unsafe for flags that are not used here")]
         rustix::thread::unshare(rustix::thread::UnshareFlags::NEWPID)?;
     }
     match spawn::fork()? {
@@ -175,12 +181,7 @@ impl Keeper {
         let mask = SigSet::from(Signal::SIGCHLD);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let mut keeper = Self {
-            supervisor,
-            signals,
-            template: None,
-            children: HashMap::new(),
-        };
+        let mut keeper = Self { supervisor, signals, template: None, children: HashMap::new() };
         if let Err(what) = keeper.make_namespaces(own_pids) {
             keeper.tell(&FromKeeper::Failed { what })?;
         }
@@ -213,10 +214,8 @@ impl Keeper {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
-            let (message, signal) = (
-                !ready[0].revents().is_empty(),
-                !ready[1].revents().is_empty(),
-            );
+            let (message, signal) =
+                (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
             if signal {
                 while self.signals.read_signal()?.is_some() {}
                 self.reap()?;
@@ -232,22 +231,10 @@ impl Keeper {
 
     fn handle(&mut self, packet: packet::Packet) -> io::Result<()> {
         let answer = match packet.json()? {
-            ToKeeper::Prepare {
-                rules,
-                hard,
-                listener,
-            } => self
-                .prepare(rules, hard, listener)
-                .map(FromKeeper::Prepared),
-            ToKeeper::Spawn {
-                id,
-                argc,
-                workdir,
-                uid,
-                gid,
-                groups,
-                tty,
-            } => {
+            ToKeeper::Prepare { rules, hard, listener } => {
+                self.prepare(rules, hard, listener).map(FromKeeper::Prepared)
+            }
+            ToKeeper::Spawn { id, argc, workdir, uid, gid, groups, tty } => {
                 let identity = Identity { uid, gid, groups };
                 return match self.spawn(id, argc, workdir, identity, tty, packet) {
                     Ok(()) => Ok(()),
@@ -269,18 +256,11 @@ impl Keeper {
         listener: bool,
     ) -> Result<Confinement, String> {
         let access = |write| {
-            if write {
-                Access::ReadWrite
-            } else {
-                Access::ReadOnly
-            }
+            if write { Access::ReadWrite } else { Access::ReadOnly }
         };
         let rules: Vec<_> = rules
             .into_iter()
-            .map(|(path, write)| PathRule {
-                path,
-                access: access(write),
-            })
+            .map(|(path, write)| PathRule { path, access: access(write) })
             .collect();
         let report = landlock::prepare(&rules, hard)
             .and_then(landlock::Prepared::enforce)
@@ -313,13 +293,10 @@ impl Keeper {
         tty: bool,
         packet: packet::Packet,
     ) -> Result<(), String> {
-        let shared = self
-            .template
-            .as_ref()
-            .ok_or("asked to fork before it was told how")?;
+        let shared = self.template.as_ref().ok_or("asked to fork before it was told how")?;
         let [stdin, stdout, stderr, control, words] =
             packet.exactly().map_err(|error| error.to_string())?;
-        let (path, argv, envp) = read_words(words, argc)?;
+        let (path, argv, environment) = read_words(words, argc)?;
         let uid = identity.uid;
         let template = Template {
             filters: vec![shared.filter.clone()],
@@ -327,7 +304,7 @@ impl Keeper {
             identity,
             limits: Limits::default(),
             bounding: Bounding::Required,
-            exec: ExecImage::new(path, argv, envp),
+            exec: ExecImage::new(path, argv, environment),
             workdir: c_path(workdir)?,
             umask: 0o022,
             tty,
@@ -341,17 +318,13 @@ impl Keeper {
                 // A child that is already dead still has its pidfd: it is reaped only by us.
                 let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())
                     .map_err(|error| format!("cannot open a pidfd: {error}"))?;
-                packet::send(
-                    &self.supervisor,
-                    &FromKeeper::Spawned { id },
-                    &[pidfd.as_fd()],
-                )
-                .map_err(|error| format!("cannot tell of a child: {error}"))
+                packet::send(&self.supervisor, &FromKeeper::Spawned { id }, &[pidfd.as_fd()])
+                    .map_err(|error| format!("cannot tell of a child: {error}"))
             }
         }
     }
 
-    /// Signals as the child's own user: CAP_KILL is not granted. The pid is the child's for
+    /// Signals as the child's own user: `CAP_KILL` is not granted. The pid is the child's for
     /// certain, since only this process reaps it.
     fn signal(&self, id: u64, signal: i32) {
         let Some(child) = self.children.get(&id) else {
@@ -362,11 +335,11 @@ impl Keeper {
         };
         // Before the child has changed its user the signal of another uid is refused; root's own
         // is not.
-        let as_user = credentials::as_uid(child.uid, || {
-            rustix::process::kill_process(child.pid, signal)
-        });
+        let as_user =
+            credentials::as_uid(child.uid, || rustix::process::kill_process(child.pid, signal));
         if !matches!(as_user, Ok(Ok(()))) {
-            drop(rustix::process::kill_process(child.pid, signal));
+            // It may have ended.
+            let _ = rustix::process::kill_process(child.pid, signal);
         }
     }
 
@@ -382,11 +355,7 @@ impl Keeper {
             let Some(code) = exit_code(status) else {
                 continue;
             };
-            let id = self
-                .children
-                .iter()
-                .find(|(_, child)| child.pid == pid)
-                .map(|(id, _)| *id);
+            let id = self.children.iter().find(|(_, child)| child.pid == pid).map(|(id, _)| *id);
             if let Some(id) = id {
                 self.children.remove(&id);
                 self.tell(&FromKeeper::Exited { id, code })?;
@@ -402,9 +371,7 @@ impl Keeper {
 /// The code that a shell would report; `None` for a process that only stopped.
 #[must_use]
 pub fn exit_code(status: WaitStatus) -> Option<i32> {
-    status
-        .exit_status()
-        .or_else(|| Some(128 + status.terminating_signal()?))
+    status.exit_status().or_else(|| Some(128 + status.terminating_signal()?))
 }
 
 /// Splits what lies in the memfd into the path, the arguments and the environment.
@@ -422,14 +389,11 @@ fn read_words(
         .map(|word| CString::from_vec_with_nul(word.to_vec()).map_err(|error| error.to_string()));
     let path = words.next().ok_or("no words of a command")??;
     let argv = words.by_ref().take(argc).collect::<Result<Vec<_>, _>>()?;
-    let envp = words.collect::<Result<Vec<_>, _>>()?;
+    let environment = words.collect::<Result<Vec<_>, _>>()?;
     if argv.len() != argc || argv.is_empty() {
-        return Err(format!(
-            "{} arguments came where {argc} were due",
-            argv.len()
-        ));
+        return Err(format!("{} arguments came where {argc} were due", argv.len()));
     }
-    Ok((path, argv, envp))
+    Ok((path, argv, environment))
 }
 
 fn c_path(path: PathBuf) -> Result<CString, String> {
@@ -440,15 +404,9 @@ fn c_path(path: PathBuf) -> Result<CString, String> {
 /// Gives the fence a /proc that shows its own PID namespace, in a mount namespace of the keeper.
 fn mount_proc() -> io::Result<()> {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    #[allow(
-        deprecated,
-        reason = "the replacement is unsafe for flags that are not used here"
-    )]
+    #[allow(deprecated, reason = "the replacement is unsafe for flags that are not used here")]
     rustix::thread::unshare(rustix::thread::UnshareFlags::NEWNS)?;
-    mount_change(
-        "/",
-        MountPropagationFlags::REC | MountPropagationFlags::PRIVATE,
-    )?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", flags, None)?;
     Ok(())

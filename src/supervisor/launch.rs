@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 
 use super::caller::Callers;
+use super::filesystem::NotFound;
 use super::keeper::{Confinement, FromKeeper, ToKeeper};
 use super::packet;
 use crate::event::{self, Class, Event, Severity};
@@ -73,6 +74,9 @@ pub enum LaunchError {
         /// execve's answer.
         errno: Errno,
     },
+    /// There is no such program.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
     /// A part of the fence could not be applied or was not seen from outside.
     #[error("{0:#}")]
     Fence(anyhow::Error),
@@ -83,11 +87,9 @@ impl LaunchError {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Exec {
-                errno: Errno::NOENT,
-                ..
-            } => 127,
-            Self::Exec { .. } => 126,
+            Self::NotFound(NotFound { executable: false, .. })
+            | Self::Exec { errno: Errno::NOENT, .. } => 127,
+            Self::NotFound(_) | Self::Exec { .. } => 126,
             Self::Fence(_) => 125,
         }
     }
@@ -107,14 +109,7 @@ impl Keeper {
         listener: bool,
     ) -> Self {
         let filters = 1 + u32::from(listener);
-        Self {
-            socket,
-            namespace,
-            callers,
-            ended: VecDeque::new(),
-            next: 1,
-            filters,
-        }
+        Self { socket, namespace, callers, ended: VecDeque::new(), next: 1, filters }
     }
 
     /// Tells the keeper what all children share; everything forked after this is confined.
@@ -137,9 +132,7 @@ impl Keeper {
         stdio: [BorrowedFd<'_>; 3],
     ) -> Result<Launched, LaunchError> {
         let (control, theirs) = packet::pair().map_err(|error| LaunchError::Fence(error.into()))?;
-        let launched = self
-            .fork(command, stdio, theirs)
-            .map_err(LaunchError::Fence)?;
+        let launched = self.fork(command, stdio, theirs).map_err(LaunchError::Fence)?;
         loop {
             let message = spawn::receive(&control)
                 .context("cannot hear the child")
@@ -160,8 +153,7 @@ impl Keeper {
                     return Err(LaunchError::Fence(error));
                 }
                 ChildMessage::Ready => {
-                    self.verify(launched.pid, &command.identity)
-                        .map_err(LaunchError::Fence)?;
+                    self.verify(launched.pid, &command.identity).map_err(LaunchError::Fence)?;
                     spawn::release(&control)
                         .context("cannot release the child")
                         .map_err(LaunchError::Fence)?;
@@ -181,11 +173,7 @@ impl Keeper {
         let id = self.next;
         self.next += 1;
         let words = words(command).context("cannot write the command's words")?;
-        let Identity {
-            uid,
-            gid,
-            ref groups,
-        } = command.identity;
+        let Identity { uid, gid, ref groups } = command.identity;
         let spawn = ToKeeper::Spawn {
             id,
             argc: command.argv.len(),
@@ -197,6 +185,8 @@ impl Keeper {
         };
         let descriptors = [stdin, stdout, stderr, control.as_fd(), words.as_fd()];
         packet::send(&self.socket, &spawn, &descriptors).context("the keeper does not listen")?;
+        // Ours must be closed, or the child's end is never seen.
+        drop(control);
         loop {
             match receive(&self.socket)? {
                 (FromKeeper::Spawned { .. }, mut descriptors) if descriptors.len() == 1 => {
@@ -213,9 +203,7 @@ impl Keeper {
     /// What the kernel says of the child, read from outside while it waits.
     fn verify(&self, pid: Pid, identity: &Identity) -> Result<()> {
         let status = Status::read(pid, None).context("cannot read the child's status")?;
-        status
-            .verify_fenced(identity, self.filters)
-            .context("the child is not fenced")?;
+        status.verify_fenced(identity, self.filters).context("the child is not fenced")?;
         let namespace =
             status::net_namespace(pid).context("cannot read the child's network namespace")?;
         if namespace != self.namespace {
@@ -264,14 +252,8 @@ pub fn receive(socket: impl AsFd) -> Result<(FromKeeper, Vec<OwnedFd>)> {
 
 fn readable(fd: BorrowedFd<'_>) -> io::Result<bool> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let now = Timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    Ok(poll(
-        &mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)],
-        Some(&now),
-    )? > 0)
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    Ok(poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], Some(&now))? > 0)
 }
 
 /// The pid behind a pidfd in this process's own numbers (`Pid:` of its fdinfo, proc(5)): the

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, UCred, recvmsg,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
     sendmsg, socketpair,
 };
 use serde::Serialize;
@@ -27,19 +27,11 @@ pub struct Packet {
     pub bytes: Vec<u8>,
     /// The descriptors beside it.
     pub descriptors: Vec<OwnedFd>,
-    /// Who sent it, where the socket asks the kernel for that (`SO_PASSCRED`); the pid is in the
-    /// numbers of the receiver's PID namespace.
-    pub sender: Option<UCred>,
 }
 
 /// Makes a connected pair of packet sockets, both close-on-exec.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?)
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Sends one message with its descriptors.
@@ -52,10 +44,7 @@ pub fn send(
     if bytes.len() > MAX_MESSAGE {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!(
-                "a message of {} bytes is over the limit of {MAX_MESSAGE}",
-                bytes.len()
-            ),
+            format!("a message of {} bytes is over the limit of {MAX_MESSAGE}", bytes.len()),
         ));
     }
     send_bytes(socket, &bytes, descriptors)
@@ -75,14 +64,7 @@ pub fn send_bytes(
             format!("more than {MAX_DESCRIPTORS} descriptors for one message"),
         ));
     }
-    retry(|| {
-        sendmsg(
-            &socket,
-            &[IoSlice::new(bytes)],
-            &mut beside,
-            SendFlags::NOSIGNAL,
-        )
-    })?;
+    retry(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -93,40 +75,22 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
     let got = retry(|| {
-        recvmsg(
-            &socket,
-            &mut [IoSliceMut::new(&mut bytes)],
-            &mut beside,
-            RecvFlags::CMSG_CLOEXEC,
-        )
+        recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC)
     })?;
     let mut descriptors = Vec::new();
-    let mut sender = None;
     for message in beside.drain() {
-        match message {
-            RecvAncillaryMessage::ScmRights(rights) => descriptors.extend(rights),
-            RecvAncillaryMessage::ScmCredentials(credentials) => sender = Some(credentials),
-            _ => {}
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            descriptors.extend(rights);
         }
     }
-    if got
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "a message was cut off",
-        ));
+    if got.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "a message was cut off"));
     }
     if got.bytes == 0 && descriptors.is_empty() {
         return Ok(None);
     }
     bytes.truncate(got.bytes);
-    Ok(Some(Packet {
-        bytes,
-        descriptors,
-        sender,
-    }))
+    Ok(Some(Packet { bytes, descriptors }))
 }
 
 impl Packet {
@@ -191,12 +155,6 @@ mod tests {
         let (here, there) = pair().unwrap();
         send(&here, &1, &[]).unwrap();
         let packet = receive(&there).unwrap().unwrap();
-        assert!(
-            packet
-                .exactly::<2>()
-                .unwrap_err()
-                .to_string()
-                .contains("0 descriptors")
-        );
+        assert!(packet.exactly::<2>().unwrap_err().to_string().contains("0 descriptors"));
     }
 }

@@ -84,19 +84,12 @@ impl PolicyFiles {
     /// reports an executable by its real path.
     pub fn load(&self) -> Result<Loaded> {
         fn source(text: &NamedText) -> Source<'_> {
-            Source {
-                name: &text.name,
-                bytes: text.text.as_bytes(),
-            }
+            Source { name: &text.name, bytes: text.text.as_bytes() }
         }
         let rules = self.rules.as_ref().map(source);
         let mut loaded = policy::load(&source(&self.data), rules.as_ref())?;
         loaded.policy.resolve_binaries(|path| {
-            fs::canonicalize(path)
-                .ok()?
-                .into_os_string()
-                .into_string()
-                .ok()
+            fs::canonicalize(path).ok()?.into_os_string().into_string().ok()
         });
         Ok(loaded)
     }
@@ -121,27 +114,14 @@ mod tests {
         assert!(PolicyFiles::read(&args(dir.path(), &["--policy-digest", &digest])).is_ok());
         let error =
             PolicyFiles::read(&args(dir.path(), &["--policy-digest", "sha256:00"])).unwrap_err();
-        assert!(
-            error.to_string().contains("admitted with sha256:00"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("admitted with sha256:00"), "{error}");
     }
 
     #[test]
     fn a_missing_file_is_named() {
         let args = RunArgs::try_parse_from(["x", "--policy-data", "/no/such.yaml"]).unwrap();
-        assert!(
-            PolicyFiles::read(&args)
-                .unwrap_err()
-                .to_string()
-                .contains("/no/such.yaml")
-        );
+        assert!(PolicyFiles::read(&args).unwrap_err().to_string().contains("/no/such.yaml"));
         let args = RunArgs::try_parse_from(["x"]).unwrap();
-        assert!(
-            PolicyFiles::read(&args)
-                .unwrap_err()
-                .to_string()
-                .contains("--policy-data")
-        );
+        assert!(PolicyFiles::read(&args).unwrap_err().to_string().contains("--policy-data"));
     }
 }

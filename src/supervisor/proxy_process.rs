@@ -3,7 +3,7 @@
 //! It is this program executed again, with an empty environment and two descriptors: its end of
 //! the control socket and a memfd with what it has to know. It gives up root, every capability
 //! and the file system itself; the supervisor reads back from outside that it did, thread by
-//! thread, since credentials, no_new_privs and filters are each thread's own.
+//! thread, since credentials, `no_new_privs` and filters are each thread's own.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -22,6 +22,7 @@ use super::packet;
 use super::policy_files::PolicyFiles;
 use crate::event::{self, Level};
 use crate::fence::credentials::{self, Bounding, Identity};
+use crate::fence::listeners::Listeners;
 use crate::fence::spawn::{self, ExecImage, Forked};
 use crate::fence::{landlock, seccomp, status};
 use crate::proxy;
@@ -75,13 +76,15 @@ impl ProxyConfig {
 }
 
 /// Starts the proxy; the calling process must have one thread.
+///
+/// # Panics
+/// Never: the words it makes C strings of are literals.
 pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
     let (ours, theirs) = packet::pair().context("cannot make the control socket")?;
     let memfd = rustix::fs::memfd_create("ringfence-config", rustix::fs::MemfdFlags::CLOEXEC)
         .context("cannot make a memfd")?;
     let mut file = File::from(memfd);
-    file.write_all(&serde_json::to_vec(config)?)
-        .context("cannot write the configuration")?;
+    file.write_all(&serde_json::to_vec(config)?).context("cannot write the configuration")?;
     file.rewind().context("cannot rewind the configuration")?;
     // Above every number that is about to be taken, so that no dup2 closes what the next needs.
     let high = |fd: &dyn AsFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 10);
@@ -109,30 +112,20 @@ pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
 
 /// The proxy's own `main`, in the process that [`start`] made.
 pub fn main() -> Result<()> {
-    let control = std::io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("no control socket")?;
-    let config = std::io::stdout()
-        .as_fd()
-        .try_clone_to_owned()
-        .context("no configuration")?;
+    let control = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
+    let config = std::io::stdout().as_fd().try_clone_to_owned().context("no configuration")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdin(&null)?;
     rustix::stdio::dup2_stdout(&null)?;
     let mut bytes = Vec::new();
-    File::from(config)
-        .read_to_end(&mut bytes)
-        .context("cannot read the configuration")?;
+    File::from(config).read_to_end(&mut bytes).context("cannot read the configuration")?;
     let config: ProxyConfig = serde_json::from_slice(&bytes).context(
         "the configuration: this verb is the supervisor's own and is not to be called by hand",
     )?;
     event::set_level(config.log_level.parse().map_err(anyhow::Error::msg)?);
 
     let policy = config.policy.load()?.policy;
-    let image_roots_pem = TRUST_STORES
-        .iter()
-        .find_map(|path| std::fs::read(path).ok());
+    let image_roots_pem = TRUST_STORES.iter().find_map(|path| std::fs::read(path).ok());
     lock(config.parent)?;
     proxy::run(
         proxy::Config {
@@ -172,11 +165,7 @@ fn lock(parent: i32) -> Result<()> {
 /// The proxy's user.
 #[must_use]
 pub fn identity() -> Identity {
-    Identity {
-        uid: PROXY,
-        gid: PROXY,
-        groups: Vec::new(),
-    }
+    Identity { uid: PROXY, gid: PROXY, groups: Vec::new() }
 }
 
 /// The largest bundle of certificates that is taken from the proxy, in bytes.
@@ -201,9 +190,11 @@ pub fn ready(control: impl AsFd) -> Result<(String, String)> {
     Ok((ca, bundle))
 }
 
-/// Hands the gateway's listeners to the proxy.
-pub fn hand_over(control: impl AsFd, listeners: [&OwnedFd; 4]) -> Result<()> {
-    packet::send(control, &ToProxy::Start, &listeners.map(AsFd::as_fd))
+/// Hands the gateway's listeners to the proxy; this process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners) -> Result<()> {
+    let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
+    let descriptors = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
+    packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")
 }
 

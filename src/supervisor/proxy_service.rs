@@ -20,11 +20,8 @@ use crate::fence::{listeners, seccomp};
 use crate::proxy::control::{ToProxy, ToSupervisor};
 
 /// How often the fence's listening ports are looked at. There is no notification for them; a dump
-/// of the listening sockets of one small namespace costs some 20 µs.
-const LOOK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 50_000_000,
-};
+/// of the listening sockets of one small namespace costs some 50 µs.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 /// What the thread works with.
 #[derive(Debug)]
@@ -33,7 +30,7 @@ pub struct ProxyService {
     pub control: OwnedFd,
     /// The gateway's namespace.
     pub gateway: Namespace,
-    /// A sock_diag socket of the fence's namespace.
+    /// A `sock_diag` socket of the fence's namespace.
     pub diag: SockDiag,
     /// The records of connects.
     pub callers: Arc<Callers>,
@@ -59,9 +56,7 @@ impl ProxyService {
                 }
             })
             .context("cannot start the gateway's thread")?;
-        wait.recv()
-            .context("the gateway's thread ended")?
-            .context("cannot enter the gateway")
+        wait.recv().context("the gateway's thread ended")?.context("cannot enter the gateway")
     }
 
     fn serve(mut self) {
@@ -75,9 +70,7 @@ impl ProxyService {
                     if ports != told
                         && packet::send(
                             &self.control,
-                            &ToProxy::Inbound {
-                                ports: ports.clone(),
-                            },
+                            &ToProxy::Inbound { ports: ports.clone() },
                             &[],
                         )
                         .is_ok()
@@ -113,10 +106,7 @@ impl ProxyService {
                 match self.callers.find(&mut self.diag, client, server) {
                     Ok(Some((caller, executable))) => packet::send(
                         &self.control,
-                        &ToProxy::Caller {
-                            id,
-                            caller: Some(caller),
-                        },
+                        &ToProxy::Caller { id, caller: Some(caller) },
                         &[executable.as_fd()],
                     ),
                     Ok(None) => {
@@ -126,11 +116,9 @@ impl ProxyService {
                 }
             }
             ToSupervisor::GatewaySocket { id } => match listeners::socket() {
-                Ok(socket) => packet::send(
-                    &self.control,
-                    &ToProxy::GatewaySocket { id },
-                    &[socket.as_fd()],
-                ),
+                Ok(socket) => {
+                    packet::send(&self.control, &ToProxy::GatewaySocket { id }, &[socket.as_fd()])
+                }
                 Err(error) => self.failed(id, &error),
             },
             // Said once, before this thread began.

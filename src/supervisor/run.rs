@@ -18,13 +18,12 @@ use super::filesystem;
 use super::identity::{Database, User};
 use super::init::{Signals, Watch};
 use super::keeper::{self, Confinement, FromKeeper, ToKeeper};
-use super::launch::{self, Keeper, LaunchError};
+use super::launch::{self, Keeper, LaunchError, Launched};
 use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use crate::event::{self, Class, Event, Severity};
-use crate::fence::landlock::Access;
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
 use crate::fence::netns::{self, Namespace};
@@ -41,25 +40,16 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let args = args.complete(lookup).map_err(anyhow::Error::msg)?;
     let level = args.log_level.unwrap_or_default();
     event::set_level(level);
-    let Some(program) = args.command.first().cloned() else {
-        bail!("no command: write it after `--`");
-    };
-    if args.admin_port != 0 {
-        bail!("--admin-port: the admin endpoint is not available in this version; give 0");
-    }
+    check(&args)?;
     let files = PolicyFiles::read(&args)?;
     let policy = load(&files)?;
-    if !rustix::process::geteuid().is_root() {
-        bail!("the supervisor builds the fence as uid 0; it was started as another user");
-    }
 
     // 2. The proxy, and the keeper with the fence's network namespace, in parallel with us. Both
     //    are forked while this process has one thread.
-    let pod_ips = args::pod_ips(lookup);
-    let config = ProxyConfig::new(files.clone(), pod_ips, &args.inbound, level);
+    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
     let own_pids = !rustix::process::getpid().is_init();
-    let (keeper_pid, keeper_socket) = keeper::start(own_pids).context("cannot start the keeper")?;
+    let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
 
     // 3. User, working directory, the directories that the policy promises.
     let user = resolve_user(&args, &policy)?;
@@ -71,131 +61,96 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let dir = RunDir::create(&args.run_dir)?;
 
     // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back.
-    let network = Network::build(&keeper_socket)?;
+    let network = Network::build(&keeper)?;
+    let namespace = network.namespace.id()?;
 
     // 5. The listeners go to the proxy, its certificate comes back, and it is seen to be locked.
-    let Listeners {
-        proxy: explicit,
-        captured,
-        dns_udp,
-        dns_tcp,
-    } = network.listeners;
-    proxy_process::hand_over(&proxy, [&explicit, &captured, &dns_udp, &dns_tcp])?;
-    drop((explicit, captured, dns_udp, dns_tcp));
-    let (ca_pem, bundle_pem) = proxy_process::ready(&proxy)?;
+    proxy_process::hand_over(&proxy, network.listeners)?;
+    let (ca, bundle) = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
-    let ca = dir.write("tls/ca.pem", 0o644, ca_pem.as_bytes())?;
-    let bundle = dir.write("tls/ca-bundle.pem", 0o644, bundle_pem.as_bytes())?;
+    let ca = dir.write("tls/ca.pem", 0o644, ca.as_bytes())?;
+    let bundle = dir.write("tls/ca-bundle.pem", 0o644, bundle.as_bytes())?;
 
     // 6. The keeper takes on the Landlock domain that all it forks inherit.
     let callers = Arc::new(Callers::new(keeper_pid));
     let listener = policy.names_binaries();
-    let mut keeper = Keeper::new(
-        keeper_socket,
-        network.namespace.id()?,
-        Arc::clone(&callers),
-        listener,
-    );
-    let included = args.workdir.as_deref();
-    let rules = filesystem::rules(policy.filesystem(), included, &dir.tls());
-    keeper.prepare(&ToKeeper::Prepare {
-        rules: rules
-            .into_iter()
-            .map(|rule| (rule.path, matches!(rule.access, Access::ReadWrite)))
-            .collect(),
-        hard: policy.landlock() == Compatibility::HardRequirement,
-        listener,
-    })?;
+    let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
+    let rules = filesystem::rules(policy.filesystem(), args.workdir.as_deref(), &dir.tls());
+    let hard = policy.landlock() == Compatibility::HardRequirement;
+    keeper.prepare(&ToKeeper::prepare(rules, hard, listener))?;
     let confinement = keeper.confinement()?;
     report(&confinement, &user, &network.rules);
-    ProxyService {
-        control: proxy,
-        gateway: network.gateway,
-        diag: network.diag,
-        callers,
-        inbound: args.inbound.clone(),
-    }
-    .start()?;
+    let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
+    ProxyService { control: proxy, gateway, diag, callers, inbound }.start()?;
     // From here on this process neither mounts nor makes namespaces.
     seccomp::install(&seccomp::supervisor_sealed()).context("cannot install our own filter")?;
 
-    // 7. The agent: forked, stripped, verified from outside, attested, released.
+    // 7. The agent: attested, forked, stripped, verified from outside, released.
     let attestation = Attestation {
         version: env!("CARGO_PKG_VERSION"),
         policy_digest: files.digest(),
         user: (&user).into(),
-        network: NetworkRecord {
-            namespace: network.namespace.id()?,
-            nftables: network.rules,
-        },
+        network: NetworkRecord { namespace, nftables: network.rules },
         landlock: &confinement,
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
-        pid_namespace: PidRecord {
-            own: own_pids,
-            proc_shared: network.proc_shared,
-        },
+        pid_namespace: PidRecord { own: own_pids, proc_shared: network.proc_shared },
         proxy_threads,
         made,
     };
-    dir.write(
-        ATTESTATION,
-        0o600,
-        &serde_json::to_vec_pretty(&attestation)?,
-    )?;
-    let ways = Ways {
-        proxy: "http://10.200.0.1:3128",
-        ca: &ca,
-        bundle: &bundle,
-    };
+    dir.write(ATTESTATION, 0o600, &serde_json::to_vec_pretty(&attestation)?)?;
+    let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
     let env = environment::agent(std::env::vars_os(), &user, &ways);
-    let setting = Setting {
-        identity: user.identity.clone(),
-        env: env.clone(),
-        workdir: workdir.clone(),
-    };
-    let tty = rustix::termios::isatty(io::stdin());
-    let command = match setting.command(&args.command, env, workdir, tty) {
-        Ok(command) => command,
-        Err(error) => {
-            let executable = error
-                .downcast_ref::<filesystem::NotFound>()
-                .is_some_and(|not_found| not_found.executable);
-            say(&format!("{error:#}"));
-            return Ok(if executable { 126 } else { 127 });
-        }
-    };
-    let entered = Entered::listen(&dir, setting)?;
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
-    let agent = match keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]) {
+    let setting = Setting { identity: user.identity, env, workdir };
+    let agent = match start_agent(&mut keeper, &setting, &args.command) {
         Ok(agent) => agent,
+        // The fence holds; what was to run in it is at fault.
         Err(LaunchError::Fence(error)) => return Err(error),
         Err(error) => {
-            say(&error.to_string());
+            eprintln!("ringfence-supervisor: {error}");
             return Ok(error.exit_code());
         }
     };
+    let entered = Entered::listen(&dir, setting)?;
+    let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
+    let watch = Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline };
+    let outcome = watch.run();
+    end(keeper_pid);
+    outcome
+}
+
+/// What the agent's programs are told.
+const PROXY_URL: &str = "http://10.200.0.1:3128";
+
+fn check(args: &RunArgs) -> Result<()> {
+    if args.command.is_empty() {
+        bail!("no command: write it after `--`");
+    }
+    if args.admin_port != 0 {
+        bail!("--admin-port: the admin endpoint is not available in this version; give 0");
+    }
+    if !rustix::process::geteuid().is_root() {
+        bail!("the supervisor builds the fence as uid 0; it was started as another user");
+    }
+    Ok(())
+}
+
+fn start_agent(
+    keeper: &mut Keeper,
+    setting: &Setting,
+    words: &[String],
+) -> Result<Launched, LaunchError> {
+    let tty = rustix::termios::isatty(io::stdin());
+    let command = setting.command(words, setting.env.clone(), setting.workdir.clone(), tty)?;
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let agent = keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
     event::emit(
         &Event::new(Class::Proc, "LAUNCH", Severity::Info)
-            .subject(program)
+            .subject(words.join(" "))
             .field("pid", agent.pid.as_raw_nonzero())
-            .field("uid", user.identity.uid),
+            .field("uid", setting.identity.uid),
     );
-
-    let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
-    let watch = Watch {
-        signals,
-        keeper,
-        keeper_pid,
-        proxy_pid,
-        agent,
-        entered,
-        deadline,
-    };
-    let outcome = watch.run();
-    end(proxy_pid, keeper_pid);
-    drop(dir);
-    outcome
+    Ok(agent)
 }
 
 /// Compiles the policy and says what is doubtful in it.
@@ -290,11 +245,7 @@ fn report(confinement: &Confinement, user: &User, rules: &Result<(), String>) {
         .field("skipped", confinement.skipped.len());
     event::emit(&built);
     if let Some(missing) = &confinement.missing {
-        let severity = if confinement.unconfined {
-            Severity::High
-        } else {
-            Severity::Low
-        };
+        let severity = if confinement.unconfined { Severity::High } else { Severity::Low };
         event::emit(
             &Event::new(Class::Config, "DEGRADED", severity)
                 .subject(format!("landlock: {missing}")),
@@ -308,17 +259,10 @@ fn report(confinement: &Confinement, user: &User, rules: &Result<(), String>) {
     }
 }
 
-/// Ends what is left of ours. As PID 1 our own end does it; elsewhere the keeper is the init of
-/// the agent's PID namespace and takes everything with it.
-fn end(proxy: Pid, keeper: Pid) {
-    for pid in [keeper, proxy] {
-        let signal = rustix::process::Signal::KILL;
-        // The proxy has another uid, and dies of its parent-death signal.
-        drop(rustix::process::kill_process(pid, signal));
-    }
-}
-
-/// A message to the person who reads the container's log.
-fn say(message: &str) {
-    eprintln!("ringfence-supervisor: {message}");
+/// Ends what is left in the fence. As PID 1 our own end does it; elsewhere the keeper is the init
+/// of the agent's PID namespace and takes everything with it. The proxy has another uid, and ends
+/// by its parent-death signal.
+fn end(keeper: Pid) {
+    // It may have ended already.
+    let _ = rustix::process::kill_process(keeper, rustix::process::Signal::KILL);
 }

@@ -38,7 +38,9 @@ impl RunDir {
         let name = base.display();
         if !base.exists() {
             fs::DirBuilder::new().recursive(true).mode(0o755).create(base).with_context(|| {
-                format!("cannot make {name}: mount a writable volume there, or name another --run-dir")
+                format!(
+                    "cannot make {name}: mount a writable volume there, or name another --run-dir"
+                )
             })?;
         }
         let meta = fs::symlink_metadata(base).with_context(|| format!("cannot look at {name}"))?;
@@ -86,7 +88,7 @@ impl RunDir {
         self.path.join(TLS)
     }
 
-    /// Writes a file that must not exist yet, below the subdirectory.
+    /// Writes a file that must not exist yet, below the subdirectory; returns its path.
     pub fn write(&self, name: &str, mode: u32, bytes: &[u8]) -> Result<PathBuf> {
         let path = self.path.join(name);
         let write = || -> io::Result<()> {
@@ -111,10 +113,9 @@ impl Drop for RunDir {
 }
 
 /// The subdirectories of supervisors that live now.
+#[must_use]
 pub fn living(base: &Path) -> Vec<PathBuf> {
-    entries(base)
-        .filter(|path| matches!(lock(path), Ok(None)))
-        .collect()
+    entries(base).filter(|path| matches!(lock(path), Ok(None))).collect()
 }
 
 /// Removes the subdirectories that no process holds. A failure is no harm: they are read by
@@ -128,11 +129,7 @@ fn sweep(base: &Path) {
 }
 
 fn entries(base: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(base)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
+    fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
 /// Takes the lock of a subdirectory; `None` while another process holds it.
@@ -154,7 +151,7 @@ fn random_name() -> Result<String> {
     fs::File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut bytes))
         .context("cannot get random bytes from /dev/urandom")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
 }
 
 #[cfg(test)]

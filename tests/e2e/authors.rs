@@ -8,66 +8,52 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::place::{PATIENCE, Place, fenced, status};
+use crate::place::{PATIENCE, Place, fenced, status, supervisor};
 
 /// One attempt: where the author's files are mounted, and from which image.
 struct Attempt {
     name: &'static str,
-    mount: Value,
+    path: String,
+    /// One file, by a subPath.
+    file: bool,
     /// The image with links in it.
     links: bool,
 }
 
-fn attempt(name: &'static str, path: &str) -> Attempt {
-    Attempt {
-        name,
-        mount: json!({"mountPath": path}),
-        links: false,
-    }
-}
-
-fn file(name: &'static str, path: &str) -> Attempt {
-    let mount = json!({"mountPath": path, "subPath": "ringfence-supervisor"});
-    Attempt {
-        name,
-        mount,
-        links: false,
-    }
-}
-
-fn linked(attempt: Attempt) -> Attempt {
-    Attempt {
-        links: true,
-        ..attempt
-    }
-}
-
-fn attempts() -> Vec<Attempt> {
+/// `bin` is where the supervisor is in a pod without mounts: an author can look that up.
+fn attempts(bin: &str) -> Vec<Attempt> {
+    let below = bin.strip_prefix("/ringfence/").expect("all of ours is below it");
+    let program = format!("{bin}/ringfence-supervisor");
+    let attempt = |name, path: &str| Attempt { name, path: path.into(), file: false, links: false };
+    let file = |name, path: &str| Attempt { file: true, ..attempt(name, path) };
+    let linked = |attempt| Attempt { links: true, ..attempt };
     vec![
         // The six of the experiments: a nested subPath, three spellings, a link, a shallow mount.
-        file("nested-subpath", "/ringfence/d/bin/ringfence-supervisor"),
-        file("nested-subpath-flat", "/ringfence/bin/ringfence-supervisor"),
-        attempt("double-slash", "/ringfence//bin/"),
-        attempt("double-slash-pad", "/ringfence//d/bin/"),
-        attempt("relative", "ringfence/bin"),
-        attempt("relative-pad", "ringfence/d/bin"),
-        attempt("dots", "/x/../ringfence/bin"),
-        attempt("dots-pad", "/x/../ringfence/d/bin"),
-        linked(attempt("link", "/x/bin")),
-        linked(attempt("link-pad", "/x/d/bin")),
-        linked(attempt("link-deep", "/x/d/d/d/bin")),
-        linked(attempt("link-whole", "/y")),
-        linked(file("link-file", "/y/ringfence-supervisor")),
-        linked(file("link-file-pad", "/x/d/d/bin/ringfence-supervisor")),
+        file("nested-subpath", &program),
+        attempt("double-slash", &format!("/ringfence//{below}/")),
+        attempt("relative", &bin[1..]),
+        attempt("dots", &format!("/x/../ringfence/{below}")),
+        linked(attempt("link", &format!("/x/{below}"))),
         attempt("shallow", "/ringfence"),
+        // Variations.
+        attempt("exact", bin),
+        attempt("dot", &format!("/ringfence/./{below}")),
+        attempt("padded-dots", &format!("/ringfence/d/../{below}")),
+        attempt("trailing", &format!("{bin}/.")),
+        linked(attempt("link-to-the-directory", "/y")),
+        linked(file("link-to-the-directory-file", "/y/ringfence-supervisor")),
+        linked(file("link-file", &format!("/x/{below}/ringfence-supervisor"))),
+        linked(attempt("link-deeper", &format!("/x/d/{below}"))),
+        linked(file("link-deeper-file", &format!("/x/d/{below}/ringfence-supervisor"))),
+        linked(file("link-deepest-file", &format!("/x/d/d/d/{below}/ringfence-supervisor"))),
         linked(attempt("link-shallow", "/x")),
-        attempt("exact", "/ringfence/d/bin"),
         // The fence's other files: the policy, and where the supervisor keeps its own.
         attempt("policy", "/etc/openshell"),
         file("policy-file", "/etc/openshell/policy.yaml"),
         attempt("above-the-policy", "/etc"),
         attempt("run-dir", "/run/ringfence"),
         attempt("above-the-run-dir", "/run"),
+        attempt("var-run", "/var/run/ringfence"),
     ]
 }
 
@@ -78,19 +64,19 @@ fn pod(place: &Place, attempt: &Attempt) -> Value {
         if attempt.links {
             container["image"] = place.rig.link_image.as_str().into();
         }
-        container["command"] = json!([
-            "/bin/sh",
-            "-c",
-            "echo \"the agent is $(id -u)\"; sleep 1000"
-        ]);
-        let mut mount = attempt.mount.clone();
-        mount["name"] = "author".into();
+        container["command"] =
+            json!(["/bin/sh", "-c", "echo \"the agent is $(id -u)\"; sleep 1000"]);
+        let mut mount = json!({"name": "author", "mountPath": attempt.path});
+        if attempt.file {
+            mount["subPath"] = "ringfence-supervisor".into();
+        }
         container["volumeMounts"] = json!([mount]);
         // The script under every path below the mount that the supervisor may be looked for at.
-        let items: Vec<_> = ["", "bin/", "d/bin/", "d/d/bin/", "d/d/d/bin/"]
-            .iter()
-            .map(|dir| json!({"key": "script", "path": format!("{dir}ringfence-supervisor")}))
-            .collect();
+        let mut items = vec![json!({"key": "script", "path": "ringfence-supervisor"})];
+        items.extend((0..12).map(|pads| {
+            let path = format!("{}bin/ringfence-supervisor", "d/".repeat(pads));
+            json!({"key": "script", "path": path})
+        }));
         pod["spec"]["volumes"] = json!([{
             "name": "author", "configMap": {"name": "author", "defaultMode": 0o755, "items": items},
         }]);
@@ -107,9 +93,8 @@ async fn watch(place: &Place, name: &str) -> String {
             return "ours ran".into();
         }
         let pod = place.api::<Pod>().get(name).await.expect("the pod");
-        let state = status(&pod, "agent")
-            .and_then(|status| status.state.clone())
-            .unwrap_or_default();
+        let state =
+            status(&pod, "agent").and_then(|status| status.state.clone()).unwrap_or_default();
         if let Some(ended) = state.terminated {
             // Once more, now that the log is whole.
             let log = place.logs(name, "agent").await;
@@ -121,10 +106,7 @@ async fn watch(place: &Place, name: &str) -> String {
             );
         }
         if let Some(waiting) = state.waiting
-            && waiting
-                .reason
-                .as_deref()
-                .is_some_and(|reason| reason.contains("Error"))
+            && waiting.reason.as_deref().is_some_and(|reason| reason.contains("Error"))
         {
             return format!("did not start: {}", waiting.message.unwrap_or_default());
         }
@@ -139,7 +121,9 @@ async fn an_authors_script_never_runs_in_the_supervisors_place() {
         let script = format!("#!/bin/sh\necho \"{RAN} as $(id -u)\"\nexec sleep 1000\n");
         let map = json!({"metadata": {"name": "author"}, "data": {"script": script}});
         place.create::<ConfigMap>(&map).await.expect("made");
-        let attempts = attempts();
+        let plain = place.create_dry(&place.agent_pod("plain", |_, _| {})).await;
+        let program = supervisor(&plain, "agent").expect("fenced");
+        let attempts = attempts(program.strip_suffix("/ringfence-supervisor").expect("its name"));
         let outcomes = attempts.iter().map(async |attempt| {
             match place.create::<Pod>(&pod(&place, attempt)).await {
                 Err(kube::Error::Api(refusal)) => format!("refused: {}", refusal.message),
@@ -148,10 +132,7 @@ async fn an_authors_script_never_runs_in_the_supervisors_place() {
             }
         });
         for (attempt, outcome) in attempts.iter().zip(join_all(outcomes).await) {
-            println!(
-                "{} ({}): {outcome}",
-                attempt.name, attempt.mount["mountPath"]
-            );
+            println!("{} ({}): {outcome}", attempt.name, attempt.path);
         }
     })
     .await;
@@ -170,11 +151,7 @@ async fn names_and_devices_of_the_fence_are_the_fences() {
         let address = place.agent_pod("address", |container, _| {
             container["env"] = json!([{"name": "POD_IP", "value": "192.0.2.1"}]);
         });
-        for (pod, word) in [
-            (volume, "ringfence-"),
-            (message, "/ringfence"),
-            (address, "POD_IP"),
-        ] {
+        for (pod, word) in [(volume, "ringfence-"), (message, "/ringfence"), (address, "POD_IP")] {
             let answer = place.refused(&pod).await;
             assert!(answer.contains(word), "{answer}");
         }

@@ -16,28 +16,19 @@ async fn assert_refused_everywhere(place: &Place, words: &[&str]) {
     for word in words {
         assert!(answer.contains(word), "{word} in: {answer}");
     }
-    let mut pod = place.agent_pod("agent", |_, pod| {
-        pod["spec"]["restartPolicy"] = "Always".into()
-    });
+    let mut pod = place.agent_pod("agent", |_, pod| pod["spec"]["restartPolicy"] = "Always".into());
     pod["metadata"] = json!({"labels": {"app": "agent"}});
     let deployment = json!({
         "metadata": {"name": "agent"},
         "spec": {"selector": {"matchLabels": {"app": "agent"}}, "template": pod},
     });
-    place
-        .create::<Deployment>(&deployment)
-        .await
-        .expect("the Deployment itself is no pod");
+    place.create::<Deployment>(&deployment).await.expect("the Deployment itself is no pod");
     place.event(words).await;
     assert_no_pod(place).await;
 }
 
 async fn assert_no_pod(place: &Place) {
-    let pods = place
-        .api::<Pod>()
-        .list(&ListParams::default())
-        .await
-        .expect("listed");
+    let pods = place.api::<Pod>().list(&ListParams::default()).await.expect("listed");
     assert!(pods.items.is_empty(), "{:?}", pods.items);
 }
 
@@ -49,11 +40,8 @@ async fn a_policy_that_does_not_load() {
         let broken = policy.replace("access: read-only", "access: read-onyl");
         assert_ne!(policy, broken);
         place.rig.put_policy(name, &broken).await;
-        let line = broken
-            .lines()
-            .position(|line| line.contains("read-onyl"))
-            .expect("it is there")
-            + 1;
+        let line =
+            broken.lines().position(|line| line.contains("read-onyl")).expect("it is there") + 1;
         let at = format!("policy.yaml:{line}");
         assert_refused_everywhere(&place, &[name, &at, "read-onyl", "write read-only"]).await;
         place.rig.remove_policy(name).await;
@@ -65,10 +53,7 @@ async fn a_policy_that_does_not_load() {
 async fn a_policy_that_is_no_yaml() {
     let name = "e2e-no-yaml";
     fenced("noyaml", &[("policy", name)], async move |place| {
-        place
-            .rig
-            .put_policy(name, "version: 1\nnetwork_policies: [}\n")
-            .await;
+        place.rig.put_policy(name, "version: 1\nnetwork_policies: [}\n").await;
         assert_refused_everywhere(&place, &[name, "policy.yaml:2"]).await;
         place.rig.remove_policy(name).await;
     })
@@ -78,11 +63,7 @@ async fn a_policy_that_is_no_yaml() {
 #[tokio::test]
 async fn a_policy_that_is_not_there() {
     fenced("nopolicy", &[("policy", "e2e-not-there")], async |place| {
-        let words = [
-            "ringfence-system/e2e-not-there",
-            "does not exist",
-            "create configmap",
-        ];
+        let words = ["ringfence-system/e2e-not-there", "does not exist", "create configmap"];
         assert_refused_everywhere(&place, &words).await;
     })
     .await;
@@ -92,9 +73,7 @@ async fn a_policy_that_is_not_there() {
 async fn a_registry_that_does_not_answer() {
     fenced("registry", &[], async |place| {
         // Takes connections and says nothing.
-        let silent = TcpListener::bind((place.rig.node_ip.as_str(), 0))
-            .await
-            .expect("a port");
+        let silent = TcpListener::bind((place.rig.node_ip.as_str(), 0)).await.expect("a port");
         let address = silent.local_addr().expect("an address").to_string();
         let _held = tokio::spawn(async move {
             let mut held = Vec::new();
@@ -132,18 +111,11 @@ async fn a_pod_in_the_nodes_network() {
 
 #[tokio::test]
 async fn an_annotation_that_is_misspelt() {
-    fenced(
-        "misspelt",
-        &[("unfenced-container", "mcp")],
-        async |place| {
-            let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
-            assert!(
-                answer.contains("ringfence.dev/unfenced-container"),
-                "{answer}"
-            );
-            assert_no_pod(&place).await;
-        },
-    )
+    fenced("misspelt", &[("unfenced-container", "mcp")], async |place| {
+        let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
+        assert!(answer.contains("ringfence.dev/unfenced-container"), "{answer}");
+        assert_no_pod(&place).await;
+    })
     .await;
 }
 
@@ -152,43 +124,33 @@ async fn an_annotation_that_is_misspelt() {
 #[tokio::test]
 async fn a_policy_that_this_image_cannot_have() {
     let (user, path) = ("e2e-no-such-user", "e2e-no-such-path");
-    fenced(
-        "nouser",
-        &[("policy", user), ("pod-policy", path)],
-        async move |place| {
-            let policy = place.rig.default_policy().await;
-            let other = policy.replace("run_as_user: agent", "run_as_user: nemo");
-            assert_ne!(policy, other);
-            place.rig.put_policy(user, &other).await;
-            let other = policy
-                .replace(
-                    "compatibility: best_effort",
-                    "compatibility: hard_requirement",
-                )
-                .replace("read_only:\n", "read_only:\n    - /no/such/path\n");
-            assert!(other.contains("/no/such/path") && other.contains("hard_requirement"));
-            place.rig.put_policy(path, &other).await;
-            for (name, word) in [(user, "nemo"), (path, "/no/such/path")] {
-                let pod = place.agent_pod(name, |container, pod| {
-                    container["command"] = json!(["echo", "the agent ran"]);
-                    if name == path {
-                        pod["metadata"]["annotations"] = json!({"ringfence.dev/policy": path});
-                    }
-                });
-                place.create::<Pod>(&pod).await.expect("admitted");
-                let (code, message) = place.ended(name).await;
-                println!("{message}");
-                assert_eq!(code, 125, "{message}");
-                assert!(message.contains(word), "{word} in: {message}");
-                let log = place.logs(name, "agent").await;
-                assert!(
-                    log.contains(word) && !log.contains("the agent ran"),
-                    "{log}"
-                );
-            }
-            place.rig.remove_policy(user).await;
-            place.rig.remove_policy(path).await;
-        },
-    )
+    fenced("nouser", &[("policy", user), ("pod-policy", path)], async move |place| {
+        let policy = place.rig.default_policy().await;
+        let other = policy.replace("run_as_user: agent", "run_as_user: nemo");
+        assert_ne!(policy, other);
+        place.rig.put_policy(user, &other).await;
+        let other = policy
+            .replace("compatibility: best_effort", "compatibility: hard_requirement")
+            .replace("read_only:\n", "read_only:\n    - /no/such/path\n");
+        assert!(other.contains("/no/such/path") && other.contains("hard_requirement"));
+        place.rig.put_policy(path, &other).await;
+        for (name, word) in [(user, "nemo"), (path, "/no/such/path")] {
+            let pod = place.agent_pod(name, |container, pod| {
+                container["command"] = json!(["echo", "the agent ran"]);
+                if name == path {
+                    pod["metadata"]["annotations"] = json!({"ringfence.dev/policy": path});
+                }
+            });
+            place.create::<Pod>(&pod).await.expect("admitted");
+            let (code, message) = place.ended(name).await;
+            println!("{message}");
+            assert_eq!(code, 125, "{message}");
+            assert!(message.contains(word), "{word} in: {message}");
+            let log = place.logs(name, "agent").await;
+            assert!(log.contains(word) && !log.contains("the agent ran"), "{log}");
+        }
+        place.rig.remove_policy(user).await;
+        place.rig.remove_policy(path).await;
+    })
     .await;
 }

@@ -51,47 +51,30 @@ fn process(pid: u32) -> Option<Process> {
     let number = |text: &str| text.split_whitespace().next()?.parse().ok();
     Some(Process {
         pid,
-        inner_pid: field(&status, "NSpid")?
-            .split_whitespace()
-            .next_back()?
-            .parse()
-            .ok()?,
+        inner_pid: field(&status, "NSpid")?.split_whitespace().next_back()?.parse().ok()?,
         uid: number(field(&status, "Uid")?)?,
     })
 }
 
 /// One line of a `/proc/…/status`.
 pub fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .map(str::trim)
+    status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
 /// `/proc/PID/task/*/status` of every thread.
 pub fn threads(pid: u32) -> Vec<String> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-        .expect("the process lives")
-        .flatten();
-    tasks
-        .filter_map(|task| fs::read_to_string(task.path().join("status")).ok())
-        .collect()
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("the process lives").flatten();
+    tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok()).collect()
 }
 
 /// The network namespace of a process, as the link under /proc names it.
 pub fn network(pid: u32) -> String {
-    fs::read_link(format!("/proc/{pid}/ns/net"))
-        .expect("a process")
-        .display()
-        .to_string()
+    fs::read_link(format!("/proc/{pid}/ns/net")).expect("a process").display().to_string()
 }
 
 /// SIGKILL.
 pub fn kill(pid: u32) {
-    let done = Command::new("kill")
-        .args(["-KILL", &pid.to_string()])
-        .status()
-        .expect("kill");
+    let done = Command::new("kill").args(["-KILL", &pid.to_string()]).status().expect("kill");
     assert!(done.success(), "cannot kill {pid}");
 }
 

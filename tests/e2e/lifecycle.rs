@@ -21,16 +21,12 @@ async fn a_deleted_pod_ends_with_the_agents_own_exit_code() {
             .await
             .expect("patched");
         let began = Instant::now();
-        api.delete("agent", &DeleteParams::default())
-            .await
-            .expect("deleted");
+        api.delete("agent", &DeleteParams::default()).await.expect("deleted");
         let (code, _) = place.ended("agent").await;
         // scripts/demo measures it on a quiet machine; with SIGKILL after the grace period the
         // code would be 137.
         println!("ended after {:?}", began.elapsed());
-        api.patch("agent", &params, &finalizers(json!(null)))
-            .await
-            .expect("patched");
+        api.patch("agent", &params, &finalizers(json!(null))).await.expect("patched");
         assert_eq!(code, 7);
     })
     .await;
@@ -76,9 +72,8 @@ async fn start_family(place: &Place) -> (Pod, String) {
 async fn killing_the_supervisor_leaves_no_agent() {
     fenced("supervisor", &[], async |place| {
         let (_, container) = start_family(&place).await;
-        let supervisor = host::processes(&container)
-            .into_iter()
-            .find(|process| process.inner_pid == 1);
+        let supervisor =
+            host::processes(&container).into_iter().find(|process| process.inner_pid == 1);
         host::kill(supervisor.expect("a supervisor").pid);
         host::all_gone(&container).await;
         let (code, _) = place.ended("agent").await;
@@ -91,9 +86,7 @@ async fn killing_the_supervisor_leaves_no_agent() {
 async fn killing_the_proxy_leaves_no_agent_and_says_so() {
     fenced("proxy", &[], async |place| {
         let (_, container) = start_family(&place).await;
-        let proxy = host::processes(&container)
-            .into_iter()
-            .find(|process| process.uid == PROXY);
+        let proxy = host::processes(&container).into_iter().find(|process| process.uid == PROXY);
         host::kill(proxy.expect("a proxy").pid);
         host::all_gone(&container).await;
         let (code, message) = place.ended("agent").await;

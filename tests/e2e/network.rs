@@ -16,10 +16,7 @@ const TIMED_OUT: i32 = 28;
 /// Fails, and not by waiting.
 fn assert_refused(what: &str, done: &Done) {
     assert_ne!(done.code, 0, "{what} is not refused: {done:?}");
-    assert_ne!(
-        done.code, TIMED_OUT,
-        "{what} is not refused but silent: {done:?}"
-    );
+    assert_ne!(done.code, TIMED_OUT, "{what} is not refused but silent: {done:?}");
 }
 
 #[tokio::test]
@@ -43,31 +40,17 @@ async fn what_the_policy_allows_passes() {
             ),
             ("HEAD", format!("curl -sSI https://{HOST}/hello"), "200"),
             // Several requests on one connection.
-            (
-                "keep-alive",
-                format!("curl -sS https://{HOST}/hello https://{HOST}/hello"),
-                BODY,
-            ),
+            ("keep-alive", format!("curl -sS https://{HOST}/hello https://{HOST}/hello"), BODY),
         ];
         for (what, script, wanted) in cases {
             let done = place.enter(&pod, &script).await;
-            assert!(
-                done.code == 0 && done.text.contains(wanted),
-                "{what}: {done:?}"
-            );
+            assert!(done.code == 0 && done.text.contains(wanted), "{what}: {done:?}");
         }
         // The name the server saw is the one that was asked for.
-        let done = place
-            .enter(&pod, &format!("curl -sS https://{HOST}/hello"))
-            .await;
-        assert!(
-            done.text.contains(&format!("\"host\": \"{HOST}\"")),
-            "{done:?}"
-        );
+        let done = place.enter(&pod, &format!("curl -sS https://{HOST}/hello")).await;
+        assert!(done.text.contains(&format!("\"host\": \"{HOST}\"")), "{done:?}");
         // TLS was terminated: the certificate is the fence's, and the client trusts it.
-        let done = place
-            .enter(&pod, &format!("curl -sSv https://{HOST}/hello 2>&1"))
-            .await;
+        let done = place.enter(&pod, &format!("curl -sSv https://{HOST}/hello 2>&1")).await;
         let issuer = done.text.lines().find(|line| line.contains("issuer:"));
         let issuer = issuer.unwrap_or_else(|| panic!("no issuer: {done:?}"));
         assert!(!issuer.contains("Example upstream CA"), "{issuer}");
@@ -82,16 +65,10 @@ async fn the_rest_is_refused_with_its_reason() {
         let services: Api<Service> =
             Api::namespaced(place.rig.client.clone(), "ringfence-upstream");
         let address = services.get("upstream").await.expect("the upstream").spec;
-        let address = address
-            .and_then(|spec| spec.cluster_ip)
-            .expect("an address");
+        let address = address.and_then(|spec| spec.cluster_ip).expect("an address");
         let direct = format!("{address}:443");
         let cases = [
-            (
-                "another host",
-                format!("curl -sS -m 20 https://{OTHER}/hello"),
-                vec![OTHER],
-            ),
+            ("another host", format!("curl -sS -m 20 https://{OTHER}/hello"), vec![OTHER]),
             (
                 "another port",
                 format!("curl -sS -m 20 https://{HOST}:8443/hello"),
@@ -138,10 +115,7 @@ async fn the_rest_is_refused_with_its_reason() {
         // What the client is told names the cause too.
         let script = format!("curl -sS -m 20 -d x https://{HOST}/hello");
         let done = place.enter(&pod, &script).await;
-        assert!(
-            done.text.contains("\"error\":\"policy_denied\""),
-            "{done:?}"
-        );
+        assert!(done.text.contains("\"error\":\"policy_denied\""), "{done:?}");
         assert!(done.text.contains("\"rule\":\"POST /hello\""), "{done:?}");
     })
     .await;
@@ -165,23 +139,12 @@ async fn packets_that_are_no_tcp_go_nowhere() {
                 send("socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)"),
                 "PermissionError",
             ),
-            (
-                "packet",
-                send("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"),
-                "Error",
-            ),
-            (
-                "IPv6",
-                send("socket.create_connection((\"2001:db8::1\", 443), 20)"),
-                "OSError",
-            ),
+            ("packet", send("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"), "Error"),
+            ("IPv6", send("socket.create_connection((\"2001:db8::1\", 443), 20)"), "OSError"),
         ];
         for (what, script, wanted) in cases {
             let done = place.enter(&pod, &script).await;
-            assert!(
-                done.code != 0 && done.text.contains(wanted),
-                "{what}: {done:?}"
-            );
+            assert!(done.code != 0 && done.text.contains(wanted), "{what}: {done:?}");
             assert!(!done.text.contains("timed out"), "{what}: {done:?}");
         }
     })
@@ -212,39 +175,18 @@ async fn with_mcp(place: &Place) -> Pod {
 async fn the_mcp_sidecar_is_reached_at_the_pods_address() {
     fenced("mcp", &[("unfenced-containers", "mcp")], async |place| {
         let pod = with_mcp(&place).await;
-        let address = pod
-            .status
-            .as_ref()
-            .and_then(|s| s.pod_ip.clone())
-            .expect("an address");
-        let done = place
-            .enter(
-                &pod,
-                "echo \"$AMBIENT_MCP_URL\"; curl -sS $AMBIENT_MCP_URL/",
-            )
-            .await;
+        let address = pod.status.as_ref().and_then(|s| s.pod_ip.clone()).expect("an address");
+        let done = place.enter(&pod, "echo \"$AMBIENT_MCP_URL\"; curl -sS $AMBIENT_MCP_URL/").await;
         assert_eq!(done.code, 0, "{done:?}");
-        assert!(
-            done.text.starts_with(&format!("http://{address}:8090\n")),
-            "{done:?}"
-        );
+        assert!(done.text.starts_with(&format!("http://{address}:8090\n")), "{done:?}");
         assert!(done.text.contains("example-mcp"), "{done:?}");
         // The sidecar is what the annotation says: as it was, and not in the fence.
-        let done = place
-            .exec(
-                "agent",
-                "mcp",
-                &["curl", "-sSk", &format!("https://{OTHER}/")],
-            )
-            .await;
+        let done =
+            place.exec("agent", "mcp", &["curl", "-sSk", &format!("https://{OTHER}/")]).await;
         assert!(done.text.contains(BODY), "{done:?}");
         // Another port of the pod's address is not in the policy.
-        let done = place
-            .enter(
-                &pod,
-                &format!("curl -sS --fail-with-body http://{address}:8001/"),
-            )
-            .await;
+        let done =
+            place.enter(&pod, &format!("curl -sS --fail-with-body http://{address}:8001/")).await;
         assert_refused("another port of the pod", &done);
         place.denial("agent", &[&format!("{address}:8001")]).await;
     })

@@ -35,10 +35,8 @@ where
     F: FnOnce(Place) -> T,
     T: Future<Output = ()> + Send + 'static,
 {
-    let annotations: Value = annotations
-        .iter()
-        .map(|(key, value)| (format!("ringfence.dev/{key}"), *value))
-        .collect();
+    let annotations: Value =
+        annotations.iter().map(|(key, value)| (format!("ringfence.dev/{key}"), *value)).collect();
     let labels = json!({"ringfence.dev/inject": "enabled"});
     run(
         &json!({"metadata": {
@@ -55,11 +53,7 @@ where
     F: FnOnce(Place) -> T,
     T: Future<Output = ()> + Send + 'static,
 {
-    run(
-        &json!({"metadata": {"generateName": format!("e2e-{name}-")}}),
-        test,
-    )
-    .await;
+    run(&json!({"metadata": {"generateName": format!("e2e-{name}-")}}), test).await;
 }
 
 async fn run<F, T>(namespace: &Value, test: F)
@@ -73,10 +67,7 @@ where
         .create(&PostParams::default(), &typed(namespace))
         .await
         .expect("the namespace can be made");
-    let place = Place {
-        name: made.metadata.name.expect("the API server named it"),
-        rig,
-    };
+    let place = Place { name: made.metadata.name.expect("the API server named it"), rig };
     // Pods need it, and it comes a moment after the namespace.
     place
         .wait_for::<k8s_openapi::api::core::v1::ServiceAccount>("default", "its account", |found| {
@@ -87,11 +78,7 @@ where
     if outcome.is_err() {
         place.show_trouble().await;
     }
-    drop(
-        namespaces
-            .delete(&place.name, &DeleteParams::default())
-            .await,
-    );
+    drop(namespaces.delete(&place.name, &DeleteParams::default()).await);
     if let Err(failed) = outcome {
         std::panic::resume_unwind(failed.into_panic());
     }
@@ -123,9 +110,13 @@ impl Place {
             + Clone
             + Debug,
     {
-        self.api::<K>()
-            .create(&PostParams::default(), &typed(object))
-            .await
+        self.api::<K>().create(&PostParams::default(), &typed(object)).await
+    }
+
+    /// A pod as it would be admitted.
+    pub async fn create_dry(&self, pod: &Value) -> Pod {
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        self.api().create(&params, &typed(pod)).await.expect("the pod would be admitted")
     }
 
     /// Creates a pod that the API server does not admit; returns what it says.
@@ -165,22 +156,17 @@ impl Place {
 
     /// Waits for a pod to be ready.
     pub async fn ready(&self, name: &str) -> Pod {
-        self.wait_for(name, "ready", |pod: Option<&Pod>| pod.is_some_and(is_ready))
-            .await
+        self.wait_for(name, "ready", |pod: Option<&Pod>| pod.is_some_and(is_ready)).await
     }
 
     /// Waits for a container to have ended; returns exit code and termination message.
     pub async fn ended(&self, name: &str) -> (i32, String) {
         let pod = self
             .wait_for(name, "ended", |pod: Option<&Pod>| {
-                pod.and_then(|pod| status(pod, "agent"))
-                    .and_then(termination)
-                    .is_some()
+                pod.and_then(|pod| status(pod, "agent")).and_then(termination).is_some()
             })
             .await;
-        status(&pod, "agent")
-            .and_then(termination)
-            .expect("was waited for")
+        status(&pod, "agent").and_then(termination).expect("was waited for")
     }
 
     /// Waits for an object to be as `condition` wants it.
@@ -207,10 +193,7 @@ impl Place {
             Err(_) => {
                 let now = self.api::<K>().get_opt(name).await;
                 let now = serde_json::to_value(now.ok().flatten()).unwrap_or_default();
-                panic!(
-                    "{name} is not {what} after {PATIENCE:?}; status: {}",
-                    now["status"]
-                )
+                panic!("{name} is not {what} after {PATIENCE:?}; status: {}", now["status"])
             }
         }
     }
@@ -219,11 +202,7 @@ impl Place {
     pub async fn pod_of(&self, app: &str) -> Pod {
         let list = ListParams::default().labels(&format!("app={app}"));
         for _ in 0..PATIENCE.as_secs() * 2 {
-            let found = self
-                .api::<Pod>()
-                .list(&list)
-                .await
-                .expect("pods can be listed");
+            let found = self.api::<Pod>().list(&list).await.expect("pods can be listed");
             if let Some(pod) = found.items.into_iter().next() {
                 return pod;
             }
@@ -234,14 +213,8 @@ impl Place {
 
     /// What a container has written.
     pub async fn logs(&self, pod: &str, container: &str) -> String {
-        let params = LogParams {
-            container: Some(container.into()),
-            ..LogParams::default()
-        };
-        self.api::<Pod>()
-            .logs(pod, &params)
-            .await
-            .unwrap_or_default()
+        let params = LogParams { container: Some(container.into()), ..LogParams::default() };
+        self.api::<Pod>().logs(pod, &params).await.unwrap_or_default()
     }
 
     /// The line of the agent's log that says a thing was denied and why; it has all the `words`.
@@ -276,32 +249,20 @@ impl Place {
             .expect("kubectl is in PATH");
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
-        Done {
-            code: output.status.code().unwrap_or(-1),
-            text,
-        }
+        Done { code: output.status.code().unwrap_or(-1), text }
     }
 
-    /// Runs a shell script inside the fence of container `agent`.
+    /// Runs a shell script in container `agent`; the webhook makes a plain exec enter the fence.
     pub async fn enter(&self, pod: &Pod, script: &str) -> Done {
-        let supervisor = supervisor(pod, "agent").expect("the container is fenced");
         let name = pod.metadata.name.as_deref().unwrap_or_default();
-        self.exec(
-            name,
-            "agent",
-            &[&supervisor, "enter", "--", "sh", "-c", script],
-        )
-        .await
+        self.exec(name, "agent", &["sh", "-c", script]).await
     }
 
     /// An event whose message has all the `words`.
     pub async fn event(&self, words: &[&str]) -> Event {
         let api = self.api::<Event>();
         for _ in 0..PATIENCE.as_secs() * 2 {
-            let found = api
-                .list(&ListParams::default())
-                .await
-                .expect("events can be listed");
+            let found = api.list(&ListParams::default()).await.expect("events can be listed");
             let hit = found.items.into_iter().find(|event| {
                 let message = event.message.as_deref().unwrap_or_default();
                 words.iter().all(|word| message.contains(word))
@@ -350,10 +311,7 @@ fn typed<K: DeserializeOwned>(object: &Value) -> K {
 }
 
 pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_ref());
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
 }
 
@@ -373,7 +331,5 @@ pub fn supervisor(pod: &Pod, container: &str) -> Option<String> {
     let containers = &pod.spec.as_ref()?.containers;
     let container = containers.iter().find(|found| found.name == container)?;
     let program = container.command.as_ref()?.first()?;
-    program
-        .ends_with("/ringfence-supervisor")
-        .then(|| program.clone())
+    program.ends_with("/ringfence-supervisor").then(|| program.clone())
 }

@@ -19,7 +19,7 @@ pub struct Rig {
     pub client: Client,
     /// The example agent's image: curl, python3, git; user `agent`.
     pub agent_image: String,
-    /// An image with links to the fence's paths: `/x` to `/ringfence`, `/y` to `/ringfence/d/bin`.
+    /// An image with links to the fence's paths: `/x` to `/ringfence`, `/y` to where the supervisor is.
     pub link_image: String,
     /// The node's address, which is the test's own too.
     pub node_ip: String,
@@ -28,9 +28,7 @@ pub struct Rig {
 impl Rig {
     pub async fn new() -> Self {
         Self {
-            client: Client::try_default()
-                .await
-                .expect("no cluster: start with tests/e2e/run"),
+            client: Client::try_default().await.expect("no cluster: start with tests/e2e/run"),
             agent_image: variable("E2E_AGENT_IMAGE"),
             link_image: variable("E2E_LINK_IMAGE"),
             node_ip: variable("RINGFENCE_NODE_IP"),
@@ -50,9 +48,7 @@ impl Rig {
         self.remove_policy(name).await;
         let made = json!({"metadata": {"name": name}, "data": data});
         let made = serde_json::from_value(made).expect("a ConfigMap");
-        api.create(&PostParams::default(), &made)
-            .await
-            .expect("the policy can be made");
+        api.create(&PostParams::default(), &made).await.expect("the policy can be made");
     }
 
     pub async fn remove_policy(&self, name: &str) {
@@ -67,12 +63,8 @@ impl Rig {
     /// The text of the default policy, for tests that change a line of it.
     pub async fn default_policy(&self) -> String {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), RELEASE_NAMESPACE);
-        let data: BTreeMap<_, _> = api
-            .get(DEFAULT_POLICY)
-            .await
-            .expect("the default policy")
-            .data
-            .unwrap_or_default();
+        let data: BTreeMap<_, _> =
+            api.get(DEFAULT_POLICY).await.expect("the default policy").data.unwrap_or_default();
         data["policy.yaml"].clone()
     }
 }

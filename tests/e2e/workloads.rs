@@ -32,9 +32,7 @@ async fn assert_fenced(place: &Place, app: &str) {
     let name = place.pod_of(app).await.metadata.name.expect("a name");
     let pod = place.ready(&name).await;
     assert!(supervisor(&pod, "agent").is_some(), "{app}: {:?}", pod.spec);
-    let done = place
-        .enter(&pod, "id -u; grep CapEff /proc/self/status")
-        .await;
+    let done = place.enter(&pod, "id -u; grep CapEff /proc/self/status").await;
     assert_eq!(done.code, 0, "{app}: {done:?}");
     assert_eq!(done.text, "1000\nCapEff:\t0000000000000000\n", "{app}");
 }
@@ -42,10 +40,7 @@ async fn assert_fenced(place: &Place, app: &str) {
 #[tokio::test]
 async fn the_pod_of_a_deployment_is_fenced() {
     fenced("deployment", &[], async |place| {
-        place
-            .create::<Deployment>(&template(&place, "agent"))
-            .await
-            .expect("made");
+        place.create::<Deployment>(&template(&place, "agent")).await.expect("made");
         assert_fenced(&place, "agent").await;
     })
     .await;
@@ -81,10 +76,7 @@ async fn the_pod_of_a_job_is_fenced_and_completes() {
             .await;
         let name = place.pod_of("agent").await.metadata.name.expect("a name");
         let log = place.logs(&name, "agent").await;
-        assert!(
-            log.contains("1000\nCapEff:\t0000000000000000\nSeccomp:\t2\n"),
-            "{log}"
-        );
+        assert!(log.contains("1000\nCapEff:\t0000000000000000\nSeccomp:\t2\n"), "{log}");
     })
     .await;
 }
@@ -102,25 +94,14 @@ async fn a_bare_pod_is_fenced_and_its_manifest_can_be_applied_twice() {
                 json!({"httpGet": {"path": "/health", "port": 8001}, "periodSeconds": 1});
         });
         let mut again: Pod = serde_json::from_value(manifest).expect("a pod");
-        again
-            .metadata
-            .labels
-            .get_or_insert_default()
-            .insert("more".into(), "yes".into());
-        again.metadata.resource_version = api
-            .get("agent")
-            .await
-            .expect("there")
-            .metadata
-            .resource_version;
+        again.metadata.labels.get_or_insert_default().insert("more".into(), "yes".into());
+        again.metadata.resource_version =
+            api.get("agent").await.expect("there").metadata.resource_version;
         // An update has to carry what the scheduler and defaulting have set.
-        let (spec, old) = (
-            again.spec.as_mut().expect("a spec"),
-            pod.spec.as_ref().expect("a spec"),
-        );
+        let (spec, old) =
+            (again.spec.as_mut().expect("a spec"), pod.spec.as_ref().expect("a spec"));
         spec.node_name.clone_from(&old.node_name);
-        spec.service_account_name
-            .clone_from(&old.service_account_name);
+        spec.service_account_name.clone_from(&old.service_account_name);
         spec.tolerations.clone_from(&old.tolerations);
         let updated = api.replace("agent", &PostParams::default(), &again).await;
         let updated = updated.expect("the same manifest is accepted again");
@@ -135,15 +116,9 @@ async fn a_pod_in_an_unlabelled_namespace_is_byte_identical() {
     // The same request as `tests/e2e/setup` sent before Ringfence was installed.
     let rig = Rig::new().await;
     let baselines: Api<ConfigMap> = Api::namespaced(rig.client.clone(), "e2e-baseline");
-    let before = baselines
-        .get("untouched")
-        .await
-        .expect("tests/e2e/setup records it");
+    let before = baselines.get("untouched").await.expect("tests/e2e/setup records it");
     let before = before.data.unwrap_or_default()["pod.json"].clone();
-    let params = PostParams {
-        dry_run: true,
-        field_manager: Some("e2e".into()),
-    };
+    let params = PostParams { dry_run: true, field_manager: Some("e2e".into()) };
     let request = kube::core::Request::new("/api/v1/namespaces/e2e-baseline/pods")
         .create(&params, include_bytes!("untouched.json").to_vec())
         .expect("a request");
@@ -163,15 +138,9 @@ fn without_chance(raw: &str) -> String {
     replace(&pod["metadata"]["uid"], "UID");
     replace(&pod["metadata"]["creationTimestamp"], "TIME");
     replace(&pod["metadata"]["managedFields"][0]["time"], "TIME");
-    let token = pod["spec"]["volumes"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|volume| {
-            volume["name"]
-                .as_str()
-                .is_some_and(|name| name.starts_with("kube-api-access-"))
-        });
+    let token = pod["spec"]["volumes"].as_array().into_iter().flatten().find(|volume| {
+        volume["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access-"))
+    });
     replace(&token.expect("a token's volume")["name"], "TOKEN");
     text
 }
@@ -199,16 +168,11 @@ async fn a_service_and_an_http_probe_reach_the_agents_port() {
         // Ready by its http probe.
         let pod = place.start_agent("agent").await;
         assert!(is_ready(&pod));
-        let address = service
-            .spec
-            .and_then(|spec| spec.cluster_ip)
-            .expect("an address");
+        let address = service.spec.and_then(|spec| spec.cluster_ip).expect("an address");
         // Endpoints and the node's rules follow readiness by a moment.
         let mut answer = String::new();
         for _ in 0..40 {
-            answer = get(&format!("{address}:80"), "/whoami")
-                .await
-                .unwrap_or_default();
+            answer = get(&format!("{address}:80"), "/whoami").await.unwrap_or_default();
             if answer.contains("\"uid\"") {
                 break;
             }
@@ -252,6 +216,27 @@ async fn exec_probes_and_hooks_run_inside_the_fence() {
         let pod = place.ready("agent").await;
         let done = place.enter(&pod, "ls /tmp/hook-ran-inside").await;
         assert_eq!(done.code, 0, "{done:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn kubectl_exec_enters_the_fence_once() {
+    fenced("exec", &[], async |place| {
+        let pod = place.start_agent("agent").await;
+        let program = supervisor(&pod, "agent").expect("fenced");
+        let inside = "grep -c 10.200.0.2 /proc/net/fib_trie; id -u; exit 9";
+        let enter = [program.as_str(), "enter", "--run-dir", "/run/ringfence", "--"];
+        let script = ["sh", "-c", inside];
+        for command in [script.to_vec(), [&enter[..], &script[..]].concat()] {
+            let done = place.exec("agent", "agent", &command).await;
+            assert_eq!(done.code, 9, "{done:?}");
+            assert!(done.text.contains("\n1000\n") && !done.text.starts_with('0'), "{done:?}");
+        }
+        // What is started that way is refused the same things.
+        let done =
+            place.enter(&pod, "cat /var/run/secrets/kubernetes.io/serviceaccount/token").await;
+        assert!(done.code != 0 && done.text.contains("Permission denied"), "{done:?}");
     })
     .await;
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
@@ -24,16 +24,23 @@ use super::{Outcomes, Scratch};
 /// The agent's user and group.
 pub const AGENT: u32 = 54_321;
 
+/// What becomes of an agent that is ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    Release,
+    NoRelease,
+    KillKeeper,
+}
+
 pub struct Launch<'a> {
     pub probe: &'a [&'a str],
     pub program: Option<PathBuf>,
     pub rules: Option<Vec<PathRule>>,
     pub workdir: &'a str,
     pub listen: bool,
-    pub release: bool,
     pub setpcap: bool,
     pub bounding: Bounding,
-    pub kill_keeper: bool,
+    pub ending: Ending,
     pub tty: bool,
 }
 
@@ -45,10 +52,9 @@ impl Default for Launch<'_> {
             rules: None,
             workdir: "/",
             listen: false,
-            release: true,
             setpcap: true,
             bounding: Bounding::Required,
-            kill_keeper: false,
+            ending: Ending::Release,
             tty: false,
         }
     }
@@ -112,6 +118,22 @@ pub fn in_child(body: impl FnOnce() -> Outcomes) -> Outcomes {
     }
 }
 
+/// A process of this user that sleeps until it is killed.
+pub fn sleeper(uid: u32) -> Result<Pid, String> {
+    match spawn::fork().map_err(text)? {
+        Forked::Parent(pid) => Ok(pid),
+        Forked::Child => {
+            let uid = rustix::process::Uid::from_raw(uid);
+            let done = rustix::thread::set_thread_res_uid(uid, uid, uid);
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            while done.is_ok() {
+                std::thread::sleep(std::time::Duration::from_secs(60));
+            }
+            spawn::exit_now(1)
+        }
+    }
+}
+
 /// Takes capabilities out of this process's sets.
 pub fn give_up(which: CapabilitySet) -> Outcomes {
     let mut sets = capabilities(None).map_err(text)?;
@@ -154,17 +176,17 @@ fn template(scratch: &Scratch, launch: &Launch<'_>) -> Template {
 /// Starts one agent the way the supervisor does, and watches it to its end.
 pub fn launch(scratch: &Scratch, launch: Launch<'_>) -> Result<Outcome, String> {
     let template = template(scratch, &launch);
-    let pair = || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let pair =
+        || socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
     let (control, agents) = pair().map_err(text)?;
     let (mut said, keeper_says) = std::io::pipe().map_err(text)?;
     let (mut output, agents_output) = std::io::pipe().map_err(text)?;
     let terminal = launch.tty.then(open_terminal).transpose()?;
     match spawn::fork().map_err(text)? {
         Forked::Child => {
-            // Also holds a copy of `control`, as a careless keeper would.
             let stdin = terminal.as_ref().map_or(output.as_raw_fd(), |(_, end)| end.as_raw_fd());
             let stdio = [stdin, agents_output.as_raw_fd(), agents_output.as_raw_fd()];
-            let code = keeper(&template, launch, stdio, &agents, keeper_says);
+            let code = keeper(&template, launch, stdio, [&control, &agents], keeper_says);
             spawn::exit_now(code)
         }
         Forked::Parent(keeper) => {
@@ -198,7 +220,7 @@ fn keeper(
     template: &Template,
     launch: Launch<'_>,
     stdio: spawn::Stdio,
-    control: &OwnedFd,
+    [supervisors, agents]: [&OwnedFd; 2],
     mut says: impl Write,
 ) -> i32 {
     if !launch.setpcap && give_up(CapabilitySet::SETPCAP).is_err() {
@@ -217,31 +239,21 @@ fn keeper(
     }
     let own = rustix::process::getpid();
     match spawn::fork() {
-        Ok(Forked::Child) => template.run_child(stdio, control.as_raw_fd(), Some(own)),
+        Ok(Forked::Child) => template.run_child(stdio, agents.as_raw_fd(), Some(own)),
         Ok(Forked::Parent(agent)) => {
             let _ = writeln!(says, "{}\n{report}", agent.as_raw_nonzero());
             drop(says);
-            // The last copies of the control socket and of the output are now the agent's.
-            let copy = rustix::io::dup(control).map(drop);
-            let _ = rustix::io::fcntl_setfd(control, rustix::io::FdFlags::CLOEXEC);
-            close_copies(stdio, control);
-            match (wait_for(agent), copy) {
-                (Ok(code), Ok(())) => code,
-                (Err(signal), _) => 128 + signal,
-                _ => 97,
+            // Only now: the child had copies of both ends, and must have closed the wrong one.
+            for fd in [stdio[1], supervisors.as_raw_fd(), agents.as_raw_fd()] {
+                // SAFETY: this process ends by _exit, so no owner closes them a second time.
+                unsafe { libc::close(fd) };
             }
+            wait_for(agent).unwrap_or_else(|signal| 128 + signal)
         }
         Err(errno) => {
             let _ = writeln!(std::io::stderr(), "    keeper cannot fork: {errno}");
             96
         }
-    }
-}
-
-fn close_copies(stdio: spawn::Stdio, control: &OwnedFd) {
-    for fd in [stdio[1], control.as_raw_fd()] {
-        // SAFETY: this process ends by _exit, so no owner closes them a second time.
-        unsafe { libc::close(fd) };
     }
 }
 
@@ -284,12 +296,12 @@ fn supervise(
     }
     let own = status::net_namespace(rustix::process::getpid()).map_err(text)?;
     super::equal("network namespace", status::net_namespace(agent).map_err(text)?, own)?;
-    if launch.kill_keeper {
+    if launch.ending == Ending::KillKeeper {
         kill_process(keeper, Signal::KILL).map_err(text)?;
         outcome.agent_gone = matches!(spawn::receive(&control), Ok(ChildMessage::Closed));
         return Ok(());
     }
-    if !launch.release {
+    if launch.ending == Ending::NoRelease {
         drop(control);
         return Ok(());
     }
@@ -323,6 +335,5 @@ fn watch(listener: &Listener, outcome: &mut Outcome) -> Outcomes {
         }
         outcome.reports.push(Report { process: process.as_raw_nonzero().get(), target });
         listener.allow(call.id).map_err(text)?;
-        let _ = listener.as_fd();
     }
 }

@@ -10,9 +10,8 @@ use rustix::io::Errno;
 
 /// One raw system call.
 pub fn call(nr: libc::c_long, args: [u64; 6]) -> Result<i64, Errno> {
-    let [a, b, c, d, e, f] = args;
     // SAFETY: the calls in this file get numbers, null, or addresses of values that outlive them.
-    let result = unsafe { libc::syscall(nr, a, b, c, d, e, f) };
+    let result = unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4], args[5]) };
     if result == -1 {
         let error = std::io::Error::last_os_error();
         return Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
@@ -35,6 +34,8 @@ fn name(errno: Errno) -> &'static str {
     }
 }
 
+/// The result is given where it is made.
+#[allow(clippy::needless_pass_by_value)]
 fn say<T>(what: &str, result: Result<T, Errno>) {
     match result {
         Ok(_) => println!("{what} ok"),
@@ -68,7 +69,7 @@ fn escapes() {
         ("unshare_user", libc::SYS_unshare, [1 << 28, 0, 0, 0, 0, 0]),
         ("unshare_net", libc::SYS_unshare, [1 << 30, 0, 0, 0, 0, 0]),
         ("unshare_files", libc::SYS_unshare, [1 << 10, 0, 0, 0, 0, 0]),
-        ("clone_user", libc::SYS_clone, [1 << 28 | 17, 0, 0, 0, 0, 0]),
+        ("clone_user", libc::SYS_clone, [1 << 28 | 0x11, 0, 0, 0, 0, 0]),
         ("clone3", libc::SYS_clone3, [0; 6]),
         ("newer_than_the_table", 470, [0; 6]),
         ("setns", libc::SYS_setns, [0; 6]),
@@ -83,10 +84,10 @@ fn escapes() {
         ("memfd_create", libc::SYS_memfd_create, [path as u64, 0, 0, 0, 0, 0]),
         ("execveat_empty_path", libc::SYS_execveat, [0, path as u64, 0, 0, 0x1000, 0]),
         ("second_filter", libc::SYS_seccomp, [1, 0, 0, 0, 0, 0]),
-        ("prctl_seccomp", libc::SYS_prctl, [22 | GARBAGE, 2, 0, 0, 0, 0]),
+        ("prctl_seccomp", libc::SYS_prctl, [0x16 | GARBAGE, 2, 0, 0, 0, 0]),
         ("tiocsti", libc::SYS_ioctl, [0, libc::TIOCSTI, path as u64, 0, 0, 0]),
         ("tiocsti_high_bits", libc::SYS_ioctl, [0, libc::TIOCSTI | GARBAGE, path as u64, 0, 0, 0]),
-        ("x32_getpid", 0x4000_0000 | 39, [0; 6]),
+        ("x32_getpid", 0x4000_0027, [0; 6]),
         ("socket_packet", libc::SYS_socket, [17, 3, 0, 0, 0, 0]),
         ("socket_alg", libc::SYS_socket, [38, 5, 0, 0, 0, 0]),
         ("socket_vsock", libc::SYS_socket, [40, 1, 0, 0, 0, 0]),
@@ -114,16 +115,20 @@ fn escapes() {
 fn about_itself() {
     let parent = rustix::process::getppid().map_or(1, |pid| pid.as_raw_nonzero().get());
     // The keeper's parent: the supervisor, or whoever started it. Root's in any case.
-    say("kill_supervisor", rustix::process::test_kill_process(
-        rustix::process::Pid::from_raw(parent).unwrap_or(rustix::process::Pid::INIT),
-    ));
+    say(
+        "kill_supervisor",
+        rustix::process::test_kill_process(
+            rustix::process::Pid::from_raw(parent).unwrap_or(rustix::process::Pid::INIT),
+        ),
+    );
     let core = rustix::process::getrlimit(rustix::process::Resource::Core);
     println!("core_limit {}", core.maximum.unwrap_or(1));
     println!("umask {:o}", rustix::process::umask(rustix::fs::Mode::empty()).as_raw_mode());
     let leader = rustix::process::getsid(None) == Ok(rustix::process::getpid());
     println!("session_leader {}", if leader { "yes" } else { "no" });
     println!("directory {}", std::env::current_dir().unwrap_or_default().display());
-    let environment: Vec<_> = std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
+    let environment: Vec<_> =
+        std::env::vars().map(|(name, value)| format!("{name}={value}")).collect();
     println!("environment {}", environment.join(","));
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     for (what, field) in [("blocked_signals", "SigBlk:"), ("ignored_signals", "SigIgn:")] {
@@ -145,7 +150,8 @@ fn about_itself() {
     println!("descriptors {}", open.join(","));
     let thread = std::thread::spawn(|| 1).join().is_ok();
     println!("threads_work {}", if thread { "yes" } else { "no" });
-    let child = std::process::Command::new("/bin/true").status().is_ok_and(|status| status.success());
+    let child =
+        std::process::Command::new("/bin/true").status().is_ok_and(|status| status.success());
     println!("children_work {}", if child { "yes" } else { "no" });
 }
 
@@ -186,12 +192,20 @@ fn connect() {
     connect_loopback("cookie", "connect");
     say("connect_unix", errno(UnixStream::connect("/no/such/socket")));
     let _ = std::thread::spawn(|| connect_loopback("thread_cookie", "connect_thread")).join();
-    say("connect_nothing", call(libc::SYS_connect, [GARBAGE | 999, 0, 0, 0, 0, 0]));
+    // With descriptors of its own, which the process's first thread does not have.
+    let alone = || {
+        say("unshare_files", call(libc::SYS_unshare, [1 << 10, 0, 0, 0, 0, 0]));
+        connect_loopback("alone_cookie", "connect_alone");
+    };
+    let _ = std::thread::spawn(alone).join();
+    say("connect_nothing", call(libc::SYS_connect, [GARBAGE | 0x3E7, 0, 0, 0, 0, 0]));
 }
 
 fn connect_loopback(cookie_name: &str, connect_name: &str) {
     use rustix::net::{AddressFamily, SocketType, connect, socket, sockopt};
-    let Ok(socket) = socket(AddressFamily::INET, SocketType::STREAM, None) else { return };
+    let Ok(socket) = socket(AddressFamily::INET, SocketType::STREAM, None) else {
+        return;
+    };
     println!("{cookie_name} {}", sockopt::socket_cookie(&socket).unwrap_or(0));
     let address = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, 1);
     say(connect_name, connect(&socket, &address));

@@ -218,6 +218,7 @@ impl Rig {
     }
 
     /// A connection to the proxy.
+    #[allow(clippy::unused_self, reason = "there is a proxy because there is a rig")]
     pub fn connect(&self) -> TcpStream {
         let address: SocketAddr = PROXY.parse().expect("address");
         let tcp = TcpStream::connect(address).expect("proxy");

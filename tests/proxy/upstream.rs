@@ -62,7 +62,7 @@ impl Upstream {
             }
             http(seen, tls)
         });
-        upstream.listen(80, |seen, tcp| http(seen, tcp));
+        upstream.listen(80, http);
         upstream.listen(2525, |seen, mut tcp| {
             tcp.write_all(b"220 hello\r\n").ok()?;
             let mut line = String::new();

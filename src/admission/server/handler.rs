@@ -116,11 +116,9 @@ impl Handler {
         let copying = propagate::ensure(self.0.lookups.client(), &copy, dry_run);
         let late = |_| Refusal::new(Class::Lookup, "the policy could not be copied in time");
         deadline.run(copying).await.map_err(late)?.map_err(|error| match &error {
-            propagate::CopyError::Foreign { .. } => Refusal::with_fix(
-                Class::Policy,
-                &error,
-                "delete it; ringfence then makes its own",
-            ),
+            propagate::CopyError::Foreign { .. } => {
+                Refusal::with_fix(Class::Policy, &error, "delete it; ringfence then makes its own")
+            }
             propagate::CopyError::Api { .. } => Refusal::new(Class::Lookup, &error),
         })
     }
@@ -201,7 +199,8 @@ impl Admit for Handler {
         // The body is in the review now; keeping both for the look-ups would double the memory.
         drop(body);
         if review.resource != "/v1/pods" {
-            let warning = format!("ringfence was asked about {}, and knows only pods", review.resource);
+            let warning =
+                format!("ringfence was asked about {}, and knows only pods", review.resource);
             return decided(Decision::allow().warn(warning).to_bytes(&review.id));
         }
         let outcome = self.decide(&review, deadline).await;

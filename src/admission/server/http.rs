@@ -68,7 +68,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
         let number: u32 = rest[..digits].parse().ok()?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |n| n + digits);
+        let unit_end =
+            rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |n| n + digits);
         let unit = match &rest[digits..unit_end] {
             "ms" => Duration::from_millis(1),
             "s" => Duration::from_secs(1),
@@ -156,7 +157,10 @@ pub fn ready_unless_ending(
     })
 }
 
-async fn mutate<A: Admit>(State(shared): State<Arc<Shared<A>>>, request: Request<Body>) -> Response {
+async fn mutate<A: Admit>(
+    State(shared): State<Arc<Shared<A>>>,
+    request: Request<Body>,
+) -> Response {
     let deadline = Deadline::from_query(request.uri().query());
     if !is_json(request.headers().get(CONTENT_TYPE).map(|v| v.as_bytes())) {
         shared.metrics.rejected("content-type");
@@ -184,7 +188,8 @@ async fn read<A>(
         shared.metrics.rejected("too-large");
         Box::new(plain(StatusCode::PAYLOAD_TOO_LARGE, "the review is larger than 7 MiB"))
     };
-    let declared = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+    let declared =
+        request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
     if declared.is_some_and(|length: usize| length > shared.limits.body) {
         return Err(too_large());
     }
@@ -200,7 +205,8 @@ async fn read<A>(
             if body.len() + frame.len() > shared.limits.body {
                 return Err(too_large());
             }
-            let kib = u32::try_from((body.len() + frame.len()).div_ceil(1 << 10)).unwrap_or(u32::MAX);
+            let kib =
+                u32::try_from((body.len() + frame.len()).div_ceil(1 << 10)).unwrap_or(u32::MAX);
             let have: usize = permits.iter().map(OwnedSemaphorePermit::num_permits).sum();
             let more = kib.saturating_sub(u32::try_from(have).unwrap_or(u32::MAX));
             if more > 0 {
@@ -265,7 +271,9 @@ mod tests {
     fn only_json_is_json() {
         assert!(is_json(Some(b"application/json")));
         assert!(is_json(Some(b"Application/JSON; charset=utf-8")));
-        for other in [None, Some(b"text/json".as_slice()), Some(b"application/jsonp"), Some(b"\xff")] {
+        for other in
+            [None, Some(b"text/json".as_slice()), Some(b"application/jsonp"), Some(b"\xff")]
+        {
             assert!(!is_json(other));
         }
     }

@@ -66,29 +66,56 @@ impl Metrics {
     #[must_use]
     pub fn render(&self, ready: bool) -> String {
         let mut out = String::with_capacity(4096);
-        head(&mut out, "ringfence_admissions_total", "counter", "Pods answered, by verdict and class.");
+        head(
+            &mut out,
+            "ringfence_admissions_total",
+            "counter",
+            "Pods answered, by verdict and class.",
+        );
         for ((verdict, class), count) in &*lock(&self.admissions) {
-            line(&mut out, &format!(
-                "ringfence_admissions_total{{verdict=\"{verdict}\",class=\"{class}\"}} {count}"
-            ));
+            line(
+                &mut out,
+                &format!(
+                    "ringfence_admissions_total{{verdict=\"{verdict}\",class=\"{class}\"}} {count}"
+                ),
+            );
         }
-        head(&mut out, "ringfence_requests_rejected_total", "counter",
-            "Requests refused before they were understood as a review.");
+        head(
+            &mut out,
+            "ringfence_requests_rejected_total",
+            "counter",
+            "Requests refused before they were understood as a review.",
+        );
         for (reason, count) in &*lock(&self.rejected) {
-            line(&mut out, &format!("ringfence_requests_rejected_total{{reason=\"{reason}\"}} {count}"));
+            line(
+                &mut out,
+                &format!("ringfence_requests_rejected_total{{reason=\"{reason}\"}} {count}"),
+            );
         }
-        head(&mut out, "ringfence_warnings_total", "counter",
-            "Pods admitted with a warning, by class.");
+        head(
+            &mut out,
+            "ringfence_warnings_total",
+            "counter",
+            "Pods admitted with a warning, by class.",
+        );
         for (class, count) in &*lock(&self.warned) {
             line(&mut out, &format!("ringfence_warnings_total{{class=\"{class}\"}} {count}"));
         }
-        head(&mut out, "ringfence_patch_self_check_failures_total", "counter",
-            "Patches that did not give the pod they were made for; each is a bug.");
+        head(
+            &mut out,
+            "ringfence_patch_self_check_failures_total",
+            "counter",
+            "Patches that did not give the pod they were made for; each is a bug.",
+        );
         let failures = self.self_check_failures.load(Ordering::Relaxed);
         line(&mut out, &format!("ringfence_patch_self_check_failures_total {failures}"));
         self.render_durations(&mut out);
-        head(&mut out, "ringfence_webhook_cert_not_after_seconds", "gauge",
-            "When the served certificate expires, Unix time.");
+        head(
+            &mut out,
+            "ringfence_webhook_cert_not_after_seconds",
+            "gauge",
+            "When the served certificate expires, Unix time.",
+        );
         let not_after = self.certificate_not_after.load(Ordering::Relaxed);
         line(&mut out, &format!("ringfence_webhook_cert_not_after_seconds {not_after}"));
         head(&mut out, "ringfence_ready", "gauge", "Whether this replica is ready.");

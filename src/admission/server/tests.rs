@@ -52,7 +52,14 @@ async fn rig(limits: Limits) -> Rig {
     let address = listener.local_addr().expect("an address");
     let tls = Arc::new(tls_config(Arc::new(serving)).expect("a configuration"));
     let task = tokio::spawn(serve(listener, Some(tls), app, limits, shutdown.clone()));
-    Rig { address, connector: TlsConnector::from(Arc::new(client)), shutdown, release, task, metrics }
+    Rig {
+        address,
+        connector: TlsConnector::from(Arc::new(client)),
+        shutdown,
+        release,
+        task,
+        metrics,
+    }
 }
 
 type Stream = tokio_rustls::client::TlsStream<TcpStream>;

@@ -142,6 +142,9 @@ mod tests {
         assert_eq!(receiver.borrow().delivery, Delivery::Init);
         update(&sender, true, true, Vec::new());
         let now = receiver.borrow();
-        assert_eq!((now.delivery, now.architectures.as_slice()), (Delivery::Image, &["arm64".to_owned()][..]));
+        assert_eq!(
+            (now.delivery, now.architectures.as_slice()),
+            (Delivery::Image, &["arm64".to_owned()][..])
+        );
     }
 }

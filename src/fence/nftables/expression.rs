@@ -5,12 +5,12 @@
 use std::net::Ipv4Addr;
 
 use super::super::netlink::{attribute, nested};
-use super::{ACCEPT, DROP, attributes, includes, octets, string, value};
+use super::{ACCEPT, DROP, string};
 
 // From linux/netfilter/nf_tables.h.
 const ELEMENT: u16 = 1;
-const NAME: u16 = 1;
-const DATA: u16 = 2;
+pub(super) const NAME: u16 = 1;
+pub(super) const DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
@@ -105,15 +105,15 @@ impl Expressions {
     }
 
     pub(super) fn source_is_not(self, address: Ipv4Addr) -> Self {
-        self.payload(NETWORK_HEADER, 12, NOT_EQUAL, &octets(address))
+        self.payload(NETWORK_HEADER, 12, NOT_EQUAL, &address.octets())
     }
 
     pub(super) fn destination(self, address: Ipv4Addr) -> Self {
-        self.payload(NETWORK_HEADER, 16, EQUAL, &octets(address))
+        self.payload(NETWORK_HEADER, 16, EQUAL, &address.octets())
     }
 
     pub(super) fn destination_is_not(self, address: Ipv4Addr) -> Self {
-        self.payload(NETWORK_HEADER, 16, NOT_EQUAL, &octets(address))
+        self.payload(NETWORK_HEADER, 16, NOT_EQUAL, &address.octets())
     }
 
     pub(super) fn source_port(self, port: u16) -> Self {
@@ -178,18 +178,4 @@ impl Expressions {
     pub(super) fn drop(self) -> Self {
         self.verdict(DROP)
     }
-}
-
-/// The same expressions in the same order, each with all that was asked for.
-pub(super) fn same(shown: &[u8], wanted: &[u8]) -> bool {
-    attributes(shown).count() == attributes(wanted).count()
-        && attributes(shown)
-            .zip(attributes(wanted))
-            .all(|((_, shown), (_, wanted))| {
-                value(shown, NAME) == value(wanted, NAME)
-                    && includes(
-                        value(shown, DATA).unwrap_or_default(),
-                        value(wanted, DATA).unwrap_or_default(),
-                    )
-            })
 }

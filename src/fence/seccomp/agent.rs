@@ -43,10 +43,7 @@ const fn low(argument: u8, mask: u32, one_of: &'static [u32]) -> Test {
 /// also called raw.
 const SOCKETS: &[Clause] = &[
     Clause {
-        tests: &[
-            low(0, ALL, &[AF_UNIX]),
-            low(1, TYPE_WITHOUT_FLAGS, &[STREAM, DGRAM, SEQPACKET]),
-        ],
+        tests: &[low(0, ALL, &[AF_UNIX]), low(1, TYPE_WITHOUT_FLAGS, &[STREAM, DGRAM, SEQPACKET])],
         verdict: Verdict::Allow,
     },
     Clause {
@@ -99,41 +96,27 @@ const TERMINAL_COMMANDS: &[Clause] = &[Clause {
 }];
 
 /// Any new namespace. The low byte of clone's flags is a signal, so `CLONE_NEWTIME` cannot be one.
-const CLONE: &[Clause] = &[Clause {
-    tests: &[low(0, CLONE_NEW_FLAGS, &[0])],
-    verdict: Verdict::Allow,
-}];
+const CLONE: &[Clause] =
+    &[Clause { tests: &[low(0, CLONE_NEW_FLAGS, &[0])], verdict: Verdict::Allow }];
 
 /// What unshare may separate without a new namespace: memory, file system information,
 /// descriptors, signal handlers, the thread, semaphore adjustments. An allow list, both halves.
 const UNSHARE: &[Clause] = &[Clause {
-    tests: &[
-        low(0, !0x0005_0F00, &[0]),
-        Test { word: Word::High(0), mask: ALL, one_of: &[0] },
-    ],
+    tests: &[low(0, !0x0005_0F00, &[0]), Test { word: Word::High(0), mask: ALL, one_of: &[0] }],
     verdict: Verdict::Allow,
 }];
 
 /// `AT_EMPTY_PATH` runs a descriptor that may have no path at all.
-const EXECVEAT: &[Clause] = &[Clause {
-    tests: &[low(4, 0x1000, &[0])],
-    verdict: Verdict::Allow,
-}];
+const EXECVEAT: &[Clause] = &[Clause { tests: &[low(4, 0x1000, &[0])], verdict: Verdict::Allow }];
 
 /// A filter of the agent's own could hide what it does from ours, or answer for the supervisor.
-const SECCOMP: &[Clause] = &[Clause {
-    tests: &[low(0, ALL, &[1])],
-    verdict: Verdict::Errno(libc::EPERM),
-}];
-const PRCTL: &[Clause] = &[Clause {
-    tests: &[low(0, ALL, &[22])],
-    verdict: Verdict::Errno(libc::EPERM),
-}];
+const SECCOMP: &[Clause] =
+    &[Clause { tests: &[low(0, ALL, &[1])], verdict: Verdict::Errno(libc::EPERM) }];
+const PRCTL: &[Clause] =
+    &[Clause { tests: &[low(0, ALL, &[22])], verdict: Verdict::Errno(libc::EPERM) }];
 
-const PERSONALITY: &[Clause] = &[Clause {
-    tests: &[low(0, ALL, PERSONALITIES)],
-    verdict: Verdict::Allow,
-}];
+const PERSONALITY: &[Clause] =
+    &[Clause { tests: &[low(0, ALL, PERSONALITIES)], verdict: Verdict::Allow }];
 
 pub(super) fn table(options: AgentOptions) -> Table {
     let refuse = eperm();
@@ -164,10 +147,8 @@ pub(super) fn table(options: AgentOptions) -> Table {
     table.set(&[libc::SYS_socket, libc::SYS_socketpair], Rule::ByArgument(SOCKETS, eperm));
     let unsupported = Verdict::Errno(libc::EOPNOTSUPP);
     table.set(&[libc::SYS_sendmsg], Rule::ByArgument(&FLAGS_THIRD, unsupported));
-    table.set(
-        &[libc::SYS_sendto, libc::SYS_sendmmsg],
-        Rule::ByArgument(&FLAGS_FOURTH, unsupported),
-    );
+    table
+        .set(&[libc::SYS_sendto, libc::SYS_sendmmsg], Rule::ByArgument(&FLAGS_FOURTH, unsupported));
     table.set(&[libc::SYS_setsockopt], Rule::ByArgument(SOCKET_OPTIONS, Verdict::Allow));
     table
 }

@@ -129,13 +129,14 @@ impl Table {
 
     /// Compiles the table.
     pub(super) fn compile(&self) -> Vec<sock_filter> {
-        let mut out = Vec::new();
-        out.push(statement(code::LOAD, OFFSET_ARCH));
-        out.push(branch(code::IF_EQUAL, NATIVE_ARCH, 1, 0));
-        out.push(statement(code::RETURN, self.foreign.value()));
-        out.push(statement(code::LOAD, OFFSET_NR));
-        out.push(branch(code::IF_AT_LEAST, X32_BIT, 0, 1));
-        out.push(statement(code::RETURN, self.foreign.value()));
+        let mut out = vec![
+            statement(code::LOAD, OFFSET_ARCH),
+            branch(code::IF_EQUAL, NATIVE_ARCH, 1, 0),
+            statement(code::RETURN, self.foreign.value()),
+            statement(code::LOAD, OFFSET_NR),
+            branch(code::IF_AT_LEAST, X32_BIT, 0, 1),
+            statement(code::RETURN, self.foreign.value()),
+        ];
         search(&self.ranges(), &mut out);
         debug_assert!(out.len() <= 4096, "the kernel takes 4096 instructions");
         out
@@ -145,11 +146,7 @@ impl Table {
     fn ranges(&self) -> Vec<(u32, Rule)> {
         let mut ranges: Vec<(u32, Rule)> = Vec::new();
         for number in 0..=self.last_known + 1 {
-            let fallback = if number > self.last_known {
-                self.unknown
-            } else {
-                self.default
-            };
+            let fallback = if number > self.last_known { self.unknown } else { self.default };
             let rule = match self.rules.get(&number) {
                 Some(rule) => *rule,
                 None => Rule::Always(fallback),
@@ -173,12 +170,11 @@ fn search(ranges: &[(u32, Rule)], out: &mut Vec<sock_filter>) {
             search(left, &mut below);
             // A conditional jump reaches 255 instructions, an unconditional one any distance.
             let distance = u32::try_from(below.len()).expect("programs are short");
-            match u8::try_from(distance) {
-                Ok(short) => out.push(branch(code::IF_AT_LEAST, right[0].0, short, 0)),
-                Err(_) => {
-                    out.push(branch(code::IF_AT_LEAST, right[0].0, 0, 1));
-                    out.push(statement(code::JUMP, distance));
-                }
+            if let Ok(short) = u8::try_from(distance) {
+                out.push(branch(code::IF_AT_LEAST, right[0].0, short, 0));
+            } else {
+                out.push(branch(code::IF_AT_LEAST, right[0].0, 0, 1));
+                out.push(statement(code::JUMP, distance));
             }
             out.append(&mut below);
             search(right, out);

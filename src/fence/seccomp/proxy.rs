@@ -139,23 +139,13 @@ const fn low(argument: u8, mask: u32, one_of: &'static [u32]) -> Test {
 
 /// Streams and datagrams of the internet families, without other protocols (see the agent's).
 const SOCKET: &[Clause] = &[Clause {
-    tests: &[
-        low(0, ALL, &[2, 10]),
-        low(1, !0o2_004_000, &[1, 2]),
-        low(2, ALL, &[0, 6, 17]),
-    ],
+    tests: &[low(0, ALL, &[2, 10]), low(1, !0o2_004_000, &[1, 2]), low(2, ALL, &[0, 6, 17])],
     verdict: Verdict::Allow,
 }];
 /// The runtime wakes itself through a pair of unix sockets.
-const SOCKETPAIR: &[Clause] = &[Clause {
-    tests: &[low(0, ALL, &[1])],
-    verdict: Verdict::Allow,
-}];
+const SOCKETPAIR: &[Clause] = &[Clause { tests: &[low(0, ALL, &[1])], verdict: Verdict::Allow }];
 /// No memory becomes executable any more.
-const NOT_EXECUTABLE: &[Clause] = &[Clause {
-    tests: &[low(2, 4, &[0])],
-    verdict: Verdict::Allow,
-}];
+const NOT_EXECUTABLE: &[Clause] = &[Clause { tests: &[low(2, 4, &[0])], verdict: Verdict::Allow }];
 /// Threads, not processes, not namespaces.
 const THREADS: &[Clause] = &[Clause {
     tests: &[low(0, CLONE_NEW_FLAGS | CLONE_THREAD, &[CLONE_THREAD])],
@@ -168,10 +158,8 @@ const IOCTLS: &[Clause] = &[Clause {
     verdict: Verdict::Allow,
 }];
 /// Naming threads and memory.
-const PRCTLS: &[Clause] = &[Clause {
-    tests: &[low(0, ALL, &[15, 16, 0x5356_4D41])],
-    verdict: Verdict::Allow,
-}];
+const PRCTLS: &[Clause] =
+    &[Clause { tests: &[low(0, ALL, &[15, 16, 0x5356_4D41])], verdict: Verdict::Allow }];
 /// Reading its own limits (the stack's size): no process named, no new value given.
 const READ_LIMITS: &[Clause] = &[Clause {
     tests: &[

@@ -9,10 +9,8 @@ use super::*;
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 /// i386 and the 64-bit ARM's or Intel's, whichever is not ours.
-const FOREIGN: [u32; 2] = [
-    0x4000_0003,
-    if NATIVE_ARCH == 0xC000_003E { 0xC000_00B7 } else { 0xC000_003E },
-];
+const FOREIGN: [u32; 2] =
+    [0x4000_0003, if NATIVE_ARCH == 0xC000_003E { 0xC000_00B7 } else { 0xC000_003E }];
 /// What a careless comparison of 64 bits would trip over.
 const GARBAGE: u64 = 0xDEAD_BEEF_0000_0000;
 

@@ -97,10 +97,9 @@ impl Template {
 
         let dropped = credentials::drop_to(&self.identity, self.bounding)
             .map_err(|error| (error.step, error.errno))?;
-        for (taken, step) in [
-            (dropped.bounding, ChildStep::Bounding),
-            (dropped.securebits, ChildStep::Securebits),
-        ] {
+        for (taken, step) in
+            [(dropped.bounding, ChildStep::Bounding), (dropped.securebits, ChildStep::Securebits)]
+        {
             if !taken {
                 at(ChildStep::Report, reporter.warning(step, Errno::PERM))?;
             }

@@ -8,18 +8,19 @@ use ipnet::IpNet;
 
 use crate::policy::destination::{CONTROL_PLANE_PORTS, forbidden};
 use crate::policy::document::{Access, Endpoint, NetworkPolicy, Rule};
+use crate::policy::fields::Located;
 use crate::policy::glob::never_matches;
 use crate::policy::problem::{Place, Problems};
-use crate::policy::yaml::Located;
 
 /// All endpoints of a policy.
 pub(in crate::policy) fn endpoints(policy: &NetworkPolicy, problems: &mut Problems) {
     for endpoint in &policy.endpoints {
         destination(endpoint, problems);
-        if endpoint.protocol.is_some() {
-            inspected(endpoint, problems);
-        } else {
-            uninspected(endpoint, problems);
+        match endpoint.protocol {
+            Some((at, Some(_))) => inspected(endpoint, at, problems),
+            // Refused already.
+            Some((_, None)) => {}
+            None => uninspected(endpoint, problems),
         }
     }
     overshadowed(policy, problems);
@@ -39,17 +40,9 @@ fn destination(endpoint: &Endpoint, problems: &mut Problems) {
         && let Some((at, ips)) = listed
         && ips.is_empty()
     {
-        problems.warn(
-            *at,
-            format!("{name}.allowed_ips is empty: no effect"),
-            "remove it",
-        );
+        problems.warn(*at, format!("{name}.allowed_ips is empty: no effect"), "remove it");
     }
-    for port in endpoint
-        .ports
-        .iter()
-        .filter(|port| CONTROL_PLANE_PORTS.contains(port))
-    {
+    for port in endpoint.ports.iter().filter(|port| CONTROL_PLANE_PORTS.contains(port)) {
         problems.warn(
             endpoint.ports_at,
             format!("{name}: port {port} belongs to the control plane and is never dialled"),
@@ -74,32 +67,20 @@ fn uninspected(endpoint: &Endpoint, problems: &mut Problems) {
         problems.error(path.at, format!("{name}.path: {unjudged}"), fix);
     }
     match endpoint.access {
-        Some((at, Access::Full)) => {
-            problems.warn(
-                at,
-                format!("{name}.access has no effect without `protocol`"),
-                fix,
-            );
+        Some((at, Some(Access::Full))) => {
+            problems.warn(at, format!("{name}.access has no effect without `protocol`"), fix);
         }
-        Some((at, _)) => problems.error(at, format!("{name}.access: {unjudged}"), fix),
-        None => {}
+        Some((at, Some(_))) => problems.error(at, format!("{name}.access: {unjudged}"), fix),
+        Some((_, None)) | None => {}
     }
     if let Some((at, _)) = endpoint.enforcement {
-        problems.warn(
-            at,
-            format!("{name}.enforcement has no effect without `protocol`"),
-            fix,
-        );
+        problems.warn(at, format!("{name}.enforcement has no effect without `protocol`"), fix);
     }
 }
 
 /// An endpoint whose requests are judged.
-fn inspected(endpoint: &Endpoint, problems: &mut Problems) {
+fn inspected(endpoint: &Endpoint, at: Place, problems: &mut Problems) {
     let name = &endpoint.name;
-    let at = endpoint
-        .protocol
-        .as_ref()
-        .map_or(endpoint.at, |(at, _)| *at);
     let rules = endpoint.rules.as_ref();
     match (rules, endpoint.access) {
         (None, None) => problems.error(
@@ -195,11 +176,7 @@ fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
         Some(_) => {}
     }
     match &rule.method {
-        None => lost(
-            rule.at,
-            "a rule without method".into(),
-            "add `method: \"*\"`",
-        ),
+        None => lost(rule.at, "a rule without method".into(), "add `method: \"*\"`"),
         Some(method) if method.text.is_empty() => {
             lost(method.at, "an empty method".into(), "write `method: \"*\"`");
         }
@@ -218,10 +195,7 @@ fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
             if glob.text.replace("**", "").contains('*') {
                 problems.warn(
                     glob.at,
-                    format!(
-                        "{name}: `*` stops at `.`: {:?} does not match 1.2",
-                        glob.text
-                    ),
+                    format!("{name}: `*` stops at `.`: {:?} does not match 1.2", glob.text),
                     "add a second pattern with the dots written out",
                 );
             }
@@ -233,15 +207,8 @@ fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
 fn overshadowed(policy: &NetworkPolicy, problems: &mut Problems) {
     let mut inspected = HashMap::new();
     let hosts = |endpoint: &Endpoint| {
-        let host = endpoint
-            .host
-            .as_ref()
-            .map(|host| host.text.to_ascii_lowercase());
-        endpoint
-            .ports
-            .iter()
-            .map(move |port| (host.clone(), *port))
-            .collect::<Vec<_>>()
+        let host = endpoint.host.as_ref().map(|host| host.text.to_ascii_lowercase());
+        endpoint.ports.iter().map(move |port| (host.clone(), *port)).collect::<Vec<_>>()
     };
     for endpoint in policy.endpoints.iter().filter(|e| e.protocol.is_some()) {
         for key in hosts(endpoint) {
@@ -252,10 +219,7 @@ fn overshadowed(policy: &NetworkPolicy, problems: &mut Problems) {
         if let Some(other) = hosts(endpoint).iter().find_map(|key| inspected.get(key)) {
             problems.warn(
                 endpoint.at,
-                format!(
-                    "{} allows no request: {other} inspects the same host",
-                    endpoint.name
-                ),
+                format!("{} allows no request: {other} inspects the same host", endpoint.name),
                 "remove it, or add rules to the inspected one",
             );
         }
@@ -265,9 +229,7 @@ fn overshadowed(policy: &NetworkPolicy, problems: &mut Problems) {
 /// The networks of `allowed_ips`; what is not one is an error.
 pub(in crate::policy) fn addresses(endpoint: &Endpoint, problems: &mut Problems) -> Vec<IpNet> {
     let listed = endpoint.allowed_ips.iter().flat_map(|(_, ips)| ips);
-    listed
-        .filter_map(|text| network(&endpoint.name, text, problems))
-        .collect()
+    listed.filter_map(|text| network(&endpoint.name, text, problems)).collect()
 }
 
 fn network(name: &str, located: &Located, problems: &mut Problems) -> Option<IpNet> {

@@ -1,8 +1,10 @@
 //! One entry of `network_policies`: its endpoints, rules and binaries.
 #![forbid(unsafe_code)]
 
+use super::rules::{Rule, allow_rules, deny_rules};
+use crate::policy::fields::{Fields, Located};
 use crate::policy::problem::{Place, Problems};
-use crate::policy::yaml::{Fields, Key, Located, Node, Value};
+use crate::policy::yaml::{Key, Node, Value};
 
 /// One entry of `network_policies`.
 #[derive(Debug)]
@@ -28,7 +30,8 @@ pub(in crate::policy) struct Endpoint {
     pub protocol: Option<(Place, Option<Protocol>)>,
     pub tls_skip: Option<Place>,
     pub enforcement: Option<(Place, Enforcement)>,
-    pub access: Option<(Place, Access)>,
+    /// `None` inside: refused already.
+    pub access: Option<(Place, Option<Access>)>,
     pub rules: Option<(Place, Vec<Rule>)>,
     pub deny_rules: Option<(Place, Vec<Rule>)>,
     pub allowed_ips: Option<(Place, Vec<Located>)>,
@@ -53,28 +56,11 @@ pub(in crate::policy) enum Access {
     Full,
 }
 
-/// What one rule matches. A rule without method or path matches nothing.
-#[derive(Debug)]
-pub(in crate::policy) struct Rule {
-    pub at: Place,
-    pub method: Option<Located>,
-    pub path: Option<Located>,
-    pub query: Vec<(String, Matcher)>,
-}
-
-/// Globs, of which one must match.
-#[derive(Debug)]
-pub(in crate::policy) struct Matcher(pub Vec<Located>);
-
 /// Upstream's words for what this version does not judge yet.
 const NOT_YET: &[&str] = &["websocket", "graphql", "sql", "json-rpc", "mcp", "tcp"];
 
 pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> NetworkPolicy {
-    let mut policy = NetworkPolicy {
-        at: key.at,
-        endpoints: Vec::new(),
-        binaries: Vec::new(),
-    };
+    let mut policy = NetworkPolicy { at: key.at, endpoints: Vec::new(), binaries: Vec::new() };
     let name = &key.name;
     let Some(mut fields) = Fields::of(node, format!("network policy {name:?}"), problems) else {
         return policy;
@@ -83,21 +69,13 @@ pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> Network
         node.text(&fields.name("name"), problems);
     }
     if let Some(node) = fields.take_filled("endpoints") {
-        let items = node
-            .list(&fields.name("endpoints"), problems)
-            .unwrap_or_default();
+        let items = node.list(&fields.name("endpoints"), problems).unwrap_or_default();
         for (index, item) in items.iter().enumerate() {
-            policy.endpoints.extend(endpoint(
-                format!("{name}.endpoints[{index}]"),
-                item,
-                problems,
-            ));
+            policy.endpoints.extend(endpoint(format!("{name}.endpoints[{index}]"), item, problems));
         }
     }
     if let Some(node) = fields.take_filled("binaries") {
-        let items = node
-            .list(&fields.name("binaries"), problems)
-            .unwrap_or_default();
+        let items = node.list(&fields.name("binaries"), problems).unwrap_or_default();
         for (index, item) in items.iter().enumerate() {
             let what = format!("{name}.binaries[{index}]");
             policy.binaries.extend(binary(what, item, problems));
@@ -109,17 +87,11 @@ pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> Network
 
 fn binary(what: String, node: &Node, problems: &mut Problems) -> Option<Located> {
     let mut fields = Fields::of(node, what, problems)?;
-    let path = fields
-        .take("path")
-        .and_then(|path| path.text(&fields.name("path"), problems));
+    let path = fields.take("path").and_then(|path| path.text(&fields.name("path"), problems));
     if path.is_none()
         && !matches!(&node.value, Value::Map(m) if m.iter().any(|(k, _)| k.name == "path"))
     {
-        problems.error(
-            node.at,
-            format!("{} is missing", fields.name("path")),
-            "name the binary",
-        );
+        problems.error(node.at, format!("{} is missing", fields.name("path")), "name the binary");
     }
     if fields.take("harness").is_some() {
         problems.warn(node.at, "`harness` has no effect", "remove it");
@@ -142,23 +114,14 @@ fn endpoint(name: String, node: &Node, problems: &mut Problems) -> Option<Endpoi
     let enforcement = text(&mut fields, "enforcement", problems);
     let access = text(&mut fields, "access", problems);
     let (ports_at, ports) = ports(&mut fields, node.at, problems);
-    let rules = fields
-        .take("rules")
-        .map(|node| (node.at, allow_rules(&name, node, problems)));
-    let deny_rules = fields
-        .take("deny_rules")
-        .map(|node| (node.at, deny_rules(&name, node, problems)));
+    let rules = fields.take("rules").map(|node| (node.at, allow_rules(&name, node, problems)));
+    let deny_rules =
+        fields.take("deny_rules").map(|node| (node.at, deny_rules(&name, node, problems)));
     let allowed_ips = fields.take("allowed_ips").map(|node| {
         let what = fields.name("allowed_ips");
         let items = node.list(&what, problems).unwrap_or_default();
         let what = format!("an entry of {what}");
-        (
-            node.at,
-            items
-                .iter()
-                .filter_map(|item| item.text(&what, problems))
-                .collect(),
-        )
+        (node.at, items.iter().filter_map(|item| item.text(&what, problems)).collect())
     });
     let allow_encoded_slash = fields
         .take("allow_encoded_slash")
@@ -173,7 +136,7 @@ fn endpoint(name: String, node: &Node, problems: &mut Problems) -> Option<Endpoi
         protocol: protocol.map(|word| (word.at, read_protocol(&name, &word, problems))),
         tls_skip: tls.and_then(|word| read_tls(&name, &word, problems)),
         enforcement: enforcement.and_then(|word| read_enforcement(&name, &word, problems)),
-        access: access.and_then(|word| read_access(&name, &word, problems)),
+        access: access.map(|word| (word.at, read_access(&name, &word, problems))),
         rules,
         deny_rules,
         allowed_ips,
@@ -203,9 +166,7 @@ fn ports(fields: &mut Fields<'_>, at: Place, problems: &mut Problems) -> (Place,
     };
     if let (Some(single), Some(_)) = (single, several)
         && let Value::Int(port) = single.value
-        && !nodes
-            .iter()
-            .any(|node| matches!(node.value, Value::Int(p) if p == port))
+        && !nodes.iter().any(|node| matches!(node.value, Value::Int(p) if p == port))
     {
         problems.warn(
             single.at,
@@ -216,10 +177,7 @@ fn ports(fields: &mut Fields<'_>, at: Place, problems: &mut Problems) -> (Place,
     if nodes.is_empty() && !shapeless {
         problems.error(
             at,
-            format!(
-                "{} is missing: the endpoint would match nothing",
-                fields.name("port")
-            ),
+            format!("{} is missing: the endpoint would match nothing", fields.name("port")),
             "add `port: 443`",
         );
     }
@@ -265,10 +223,7 @@ fn read_tls(name: &str, word: &Located, problems: &mut Problems) -> Option<Place
         "skip" => return Some(word.at),
         "terminate" | "passthrough" => problems.warn(
             word.at,
-            format!(
-                "{name}: `tls: {}` is deprecated: TLS is detected",
-                word.text
-            ),
+            format!("{name}: `tls: {}` is deprecated: TLS is detected", word.text),
             "remove it",
         ),
         "" => {}
@@ -300,7 +255,7 @@ fn read_enforcement(
     }
 }
 
-fn read_access(name: &str, word: &Located, problems: &mut Problems) -> Option<(Place, Access)> {
+fn read_access(name: &str, word: &Located, problems: &mut Problems) -> Option<Access> {
     let access = match word.text.as_str() {
         "read-only" => Access::ReadOnly,
         "read-write" => Access::ReadWrite,
@@ -314,7 +269,7 @@ fn read_access(name: &str, word: &Located, problems: &mut Problems) -> Option<(P
             return None;
         }
     };
-    Some((word.at, access))
+    Some(access)
 }
 
 /// Keys of upstream that mean nothing here, or nothing on a REST endpoint.
@@ -346,110 +301,6 @@ fn without_effect(fields: &mut Fields<'_>, problems: &mut Problems) {
         if let Some(node) = fields.take(key) {
             let what = format!("{} has no effect on this protocol", fields.name(key));
             problems.warn(node.at, what, "remove it");
-        }
-    }
-}
-
-fn allow_rules(name: &str, node: &Node, problems: &mut Problems) -> Vec<Rule> {
-    let mut rules = Vec::new();
-    let items = node
-        .list(&format!("{name}.rules"), problems)
-        .unwrap_or_default();
-    for (index, item) in items.iter().enumerate() {
-        let what = format!("{name}.rules[{index}]");
-        let Some(mut fields) = Fields::of(item, what.clone(), problems) else {
-            continue;
-        };
-        match fields.take("allow") {
-            Some(node) => rules.extend(rule(format!("{what}.allow"), node, problems)),
-            None => problems.error(
-                item.at,
-                format!("{what} has no `allow`"),
-                "write `- allow: { method: GET, path: /x }`; denials belong in deny_rules",
-            ),
-        }
-        fields.finish(
-            Some("rules hold only `allow`; denials belong in deny_rules"),
-            problems,
-        );
-    }
-    rules
-}
-
-fn deny_rules(name: &str, node: &Node, problems: &mut Problems) -> Vec<Rule> {
-    let items = node
-        .list(&format!("{name}.deny_rules"), problems)
-        .unwrap_or_default();
-    let rule = |(index, item)| rule(format!("{name}.deny_rules[{index}]"), item, problems);
-    items.iter().enumerate().filter_map(rule).collect()
-}
-
-fn rule(what: String, node: &Node, problems: &mut Problems) -> Option<Rule> {
-    let mut fields = Fields::of(node, what, problems)?;
-    let text = |fields: &mut Fields<'_>, key: &'static str, problems: &mut Problems| {
-        let node = fields.take(key)?;
-        node.text(&fields.name(key), problems)
-    };
-    let method = text(&mut fields, "method", problems);
-    let path = text(&mut fields, "path", problems);
-    let mut query = Vec::new();
-    if let Some(node) = fields.take("query") {
-        for (key, value) in node
-            .map(&fields.name("query"), problems)
-            .unwrap_or_default()
-        {
-            let what = format!("{}[{:?}]", fields.name("query"), key.name);
-            query.extend(matcher(&what, value, problems).map(|m| (key.name.clone(), m)));
-        }
-    }
-    for key in ["command", "operation_type", "operation_name", "fields"] {
-        if let Some(node) = fields.take(key) {
-            let what = format!("{} has no effect on a REST rule", fields.name(key));
-            problems.warn(node.at, what, "remove it");
-        }
-    }
-    fields.finish(
-        Some("remove it: ignored, the rule would match other requests than it says"),
-        problems,
-    );
-    Some(Rule {
-        at: node.at,
-        method,
-        path,
-        query,
-    })
-}
-
-/// `"glob"`, `{glob: "glob"}` or `{any: ["glob", …]}`.
-fn matcher(what: &str, node: &Node, problems: &mut Problems) -> Option<Matcher> {
-    if !matches!(node.value, Value::Map(_)) {
-        return node.text(what, problems).map(|glob| Matcher(vec![glob]));
-    }
-    let mut fields = Fields::of(node, what, problems)?;
-    let glob = fields.take("glob");
-    let any = fields.take("any");
-    fields.finish(Some("only `glob` or `any` are matchers"), problems);
-    match (glob, any) {
-        (Some(glob), None) => glob.text(what, problems).map(|glob| Matcher(vec![glob])),
-        (None, Some(any)) => {
-            let items = any.list(what, problems)?;
-            if items.is_empty() {
-                problems.error(
-                    any.at,
-                    format!("{what}.any must not be empty"),
-                    "list globs",
-                );
-            }
-            let globs: Option<Vec<_>> = items.iter().map(|i| i.text(what, problems)).collect();
-            globs.map(Matcher)
-        }
-        _ => {
-            problems.error(
-                node.at,
-                format!("{what} must have exactly one of `glob` and `any`"),
-                "write `key: \"glob\"`",
-            );
-            None
         }
     }
 }

@@ -5,18 +5,15 @@ use std::collections::{HashMap, HashSet};
 
 use super::{Endpoint, Inspected, Method, Named, Policy, Port, Rule};
 use crate::policy::document::{self, Document, Enforcement, NetworkPolicy};
-use crate::policy::glob::{Bad, HostPattern, PathGlob, Scope, ValueGlob};
+use crate::policy::fields::Located;
+use crate::policy::glob::{Bad, PathGlob, Scope, ValueGlob};
+use crate::policy::host_pattern::HostPattern;
 use crate::policy::problem::{Place, Problems};
-use crate::policy::yaml::Located;
 use crate::policy::{check, presets};
 
 /// Checks and compiles. What it returns may be enforced only if `problems` holds no error.
 pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -> Policy {
-    let mut compiler = Compiler {
-        endpoints: Vec::new(),
-        ports: HashMap::new(),
-        problems,
-    };
+    let mut compiler = Compiler { endpoints: Vec::new(), ports: HashMap::new(), problems };
     let mut policies = Vec::new();
     for (key, policy) in &document.policies {
         check::binaries(key, policy, compiler.problems);
@@ -26,9 +23,7 @@ pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -
         }
         policies.push(compiler.named(key, policy));
     }
-    let Compiler {
-        endpoints, ports, ..
-    } = compiler;
+    let Compiler { endpoints, ports, .. } = compiler;
     Policy {
         filesystem: check::filesystem(document, problems),
         landlock: document.compatibility,
@@ -51,20 +46,15 @@ impl Compiler<'_> {
         match result {
             Ok(value) => Some(value),
             Err(bad) => {
-                self.problems
-                    .error(at, format!("{name}: {}", bad.what), bad.fix);
+                self.problems.error(at, format!("{name}: {}", bad.what), bad.fix);
                 None
             }
         }
     }
 
     fn named(&mut self, key: &str, policy: &NetworkPolicy) -> Named {
-        let mut named = Named {
-            key: key.into(),
-            anyone: false,
-            exact: HashSet::new(),
-            globs: Vec::new(),
-        };
+        let mut named =
+            Named { key: key.into(), anyone: false, exact: HashSet::new(), globs: Vec::new() };
         for binary in &policy.binaries {
             match self.good(binary.at, key, PathGlob::of_binary(&binary.text)) {
                 Some(PathGlob::Literal(path)) => {
@@ -89,19 +79,13 @@ impl Compiler<'_> {
             },
             None => None,
         };
-        let inspected = endpoint
-            .protocol
-            .is_some()
-            .then(|| self.inspected(endpoint));
+        let inspected = endpoint.protocol.is_some().then(|| self.inspected(endpoint));
         let index = self.endpoints.len();
         for port in &endpoint.ports {
             let port = self.ports.entry(*port).or_default();
             match &host {
                 Some(HostPattern::Exact(host)) => {
-                    port.exact
-                        .entry(host.as_str().to_owned())
-                        .or_default()
-                        .push(index);
+                    port.exact.entry(host.as_str().to_owned()).or_default().push(index);
                 }
                 Some(HostPattern::Wild(wild)) => port.wild.push((wild.clone(), index)),
                 None => port.hostless.push(index),
@@ -120,9 +104,7 @@ impl Compiler<'_> {
     fn inspected(&mut self, endpoint: &document::Endpoint) -> Inspected {
         let name = &endpoint.name;
         let scope = match &endpoint.path {
-            Some(path) => self
-                .good(path.at, name, Scope::new(&path.text))
-                .unwrap_or(Scope::Any),
+            Some(path) => self.good(path.at, name, Scope::new(&path.text)).unwrap_or(Scope::Any),
             None => Scope::Any,
         };
         let mut allow: Vec<_> = endpoint
@@ -131,7 +113,7 @@ impl Compiler<'_> {
             .flat_map(|(_, rules)| rules)
             .filter_map(|rule| self.rule(name, rule))
             .collect();
-        if let Some((_, access)) = endpoint.access {
+        if let Some((_, Some(access))) = endpoint.access {
             let preset = presets::methods(access).iter().map(|method| Rule {
                 method: read_method(method),
                 path: PathGlob::Any,
@@ -142,9 +124,7 @@ impl Compiler<'_> {
         let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
         Inspected {
             scope,
-            enforce: endpoint
-                .enforcement
-                .is_some_and(|(_, e)| e == Enforcement::Enforce),
+            enforce: endpoint.enforcement.is_some_and(|(_, e)| e == Enforcement::Enforce),
             encoded_slash: endpoint.allow_encoded_slash,
             allow,
             deny: deny.filter_map(|rule| self.rule(name, rule)).collect(),
@@ -160,11 +140,7 @@ impl Compiler<'_> {
             let glob = |glob: &Located| self.good(glob.at, name, ValueGlob::new(&glob.text));
             query.push((key.clone(), matcher.0.iter().filter_map(glob).collect()));
         }
-        Some(Rule {
-            method: read_method(&rule.method.as_ref()?.text),
-            path: path?,
-            query,
-        })
+        Some(Rule { method: read_method(&rule.method.as_ref()?.text), path: path?, query })
     }
 }
 

@@ -8,20 +8,12 @@ use super::*;
 use crate::policy::{Source, load};
 
 fn policy(yaml: &str) -> Policy {
-    let source = Source {
-        name: "policy.yaml",
-        bytes: yaml.as_bytes(),
-    };
-    load(&source, None)
-        .unwrap_or_else(|error| panic!("{error}"))
-        .policy
+    let source = Source { name: "policy.yaml", bytes: yaml.as_bytes() };
+    load(&source, None).unwrap_or_else(|error| panic!("{error}")).policy
 }
 
 fn caller(exe: &str) -> Caller {
-    Caller {
-        exe: exe.into(),
-        ancestors: vec!["/bin/sh".into(), "/usr/bin/agent".into()],
-    }
+    Caller { exe: exe.into(), ancestors: vec!["/bin/sh".into(), "/usr/bin/agent".into()] }
 }
 
 fn host(text: &str) -> Host {
@@ -29,10 +21,7 @@ fn host(text: &str) -> Host {
 }
 
 fn allowed(policy: &Policy, exe: &str, name: &str, port: u16) -> bool {
-    matches!(
-        policy.connect(&caller(exe), &host(name), port),
-        Connect::Allow(_)
-    )
+    matches!(policy.connect(&caller(exe), &host(name), port), Connect::Allow(_))
 }
 
 const EXAMPLE: &str = "
@@ -54,22 +43,12 @@ network_policies:
 #[test]
 fn symlinks_are_added_once_resolved() {
     let mut policy = policy(EXAMPLE);
-    assert!(!allowed(
-        &policy,
-        "/usr/bin/python3.12",
-        "api.example.com",
-        443
-    ));
+    assert!(!allowed(&policy, "/usr/bin/python3.12", "api.example.com", 443));
     policy.resolve_binaries(|path| {
         assert_eq!(path, "/usr/bin/python3", "patterns are not resolved");
         Some("/usr/bin/python3.12".into())
     });
-    assert!(allowed(
-        &policy,
-        "/usr/bin/python3.12",
-        "api.example.com",
-        443
-    ));
+    assert!(allowed(&policy, "/usr/bin/python3.12", "api.example.com", 443));
     assert!(allowed(&policy, "/usr/bin/python3", "api.example.com", 443));
     policy.resolve_binaries(|_| None);
     policy.resolve_binaries(|_| Some("relative".into()));
@@ -94,10 +73,7 @@ network_policies:
 #[test]
 fn debug_shows_no_rules() {
     let shown = format!("{:?}", policy(EXAMPLE));
-    assert!(
-        shown.contains("endpoints: 4") && !shown.contains("example"),
-        "{shown}"
-    );
+    assert!(shown.contains("endpoints: 4") && !shown.contains("example"), "{shown}");
 }
 
 #[test]
@@ -124,10 +100,7 @@ network_policies:
     // An endpoint without a host adds addresses and takes nothing from the one that names it.
     let web = grant("web.example.com", 80);
     assert!(!web.restricted && web.exact_host && web.allowed_ips.len() == 1);
-    assert_eq!(
-        policy.destination(&web, &host("web.example.com"), 80, [8, 8, 8, 8].into()),
-        Ok(())
-    );
+    assert_eq!(policy.destination(&web, &host("web.example.com"), 80, [8, 8, 8, 8].into()), Ok(()));
 }
 
 #[test]
@@ -142,17 +115,10 @@ fn denials_name_the_binary_and_nothing_else() {
     assert!(denial.reason.contains("binary"));
     assert!(denial.suggestion.contains("/usr/bin/curl"));
     assert!(!denial.suggestion.contains("python3"));
-    let request = Request {
-        method: "GE\nT",
-        path: "/\u{1b}x",
-        query: &[],
-    };
-    let Verdict::Deny(denial) = policy.request(
-        &caller("/opt/x/bin/y"),
-        &host("api.example.com"),
-        443,
-        &request,
-    ) else {
+    let request = Request { method: "GE\nT", path: "/\u{1b}x", query: &[] };
+    let Verdict::Deny(denial) =
+        policy.request(&caller("/opt/x/bin/y"), &host("api.example.com"), 443, &request)
+    else {
         panic!("allowed");
     };
     assert_eq!(denial.rule, "GE\\u{a}T /\\u{1b}x");

@@ -263,10 +263,8 @@ fn find_end(data: &[u8], from: usize) -> Result<Option<usize>, HeadError> {
                     return Ok(Some(index + 1));
                 }
             }
-            b'\r' => {
-                if data.get(index + 1).is_some_and(|next| *next != b'\n') {
-                    return Err(HeadError::BareLineBreak);
-                }
+            b'\r' if data.get(index + 1).is_some_and(|next| *next != b'\n') => {
+                return Err(HeadError::BareLineBreak);
             }
             0 => return Err(HeadError::Nul),
             _ => {}

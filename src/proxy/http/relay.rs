@@ -208,5 +208,5 @@ async fn gone(client: &mut Reader) {
     if client.data().is_empty() && !matches!(client.fill().await, Ok(read) if read > 0) {
         return;
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }

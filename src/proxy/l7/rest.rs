@@ -235,10 +235,10 @@ pub(crate) async fn request(
 /// The authority to send on: the judged host, with a port where the client wrote one (a client may
 /// have signed it). Anything but the judged host and port in `Host` is domain fronting.
 fn bind(head: &RequestHead, origin: &Origin, scheme: Scheme) -> Result<String, Refusal> {
-    let mut text = origin.host.to_string();
-    let mismatch = |detail: &str| Refusal::new(403, "request_authority_mismatch", detail);
     // Stands for a port that was left out; no client can write it.
     const NO_PORT: u16 = 0;
+    let mut text = origin.host.to_string();
+    let mismatch = |detail: &str| Refusal::new(403, "request_authority_mismatch", detail);
     if !head.fields.has("host") {
         // HTTP/1.0.
         if origin.port != scheme.default_port() {

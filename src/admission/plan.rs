@@ -1,0 +1,197 @@
+//! What is to be fenced, and what has to be looked up before that is possible.
+
+use serde_json::Value;
+
+use super::command::Original;
+use super::json::{at, field, list, text, word, yes};
+use super::namespace::Wishes;
+use super::notes::{self, Notes};
+use super::{Class, Mode, Namespace, PolicyRef, Refusal, Settings, install, mounts, user};
+
+/// What has to be known of the images before [`super::inject()`] can run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// One entry a container whose image has to be read.
+    pub images: Vec<ImageNeed>,
+    /// Names of the pod's own pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// The pod's service account, `default` where it names none.
+    pub service_account: String,
+    /// Values of `kubernetes.io/arch` (Go's names) that the pod allows; empty: any.
+    pub architectures: Vec<String>,
+}
+
+/// One image to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageNeed {
+    /// The container's name: the key of the map given to [`super::inject()`].
+    pub container: String,
+    /// Its image reference, as the pod has it.
+    pub image: String,
+    /// ENTRYPOINT or CMD is needed: without it there is nothing to run.
+    pub command: bool,
+    /// USER is needed.
+    pub user: bool,
+}
+
+/// The name of the policy `ConfigMap` (in the release namespace) that applies to this pod.
+///
+/// # Errors
+/// A pod that asks for a policy its namespace does not offer, or a bad annotation.
+pub fn policy_name(pod: &Value, ns: &Namespace, settings: &Settings) -> Result<String, Refusal> {
+    Ok(Wishes::read(pod, ns)?
+        .policy
+        .unwrap_or_else(|| settings.default_policy.clone()))
+}
+
+/// What was understood of a pod before anything is changed.
+pub(super) struct Plan<'a> {
+    pub wishes: Wishes,
+    /// Indices into `spec.containers`.
+    pub fenced: Vec<usize>,
+    containers: &'a [Value],
+    pub notes: Notes,
+    pub mode: Mode,
+}
+
+/// Decides what is fenced. `None` where the namespace has no label.
+pub(super) fn plan<'a>(pod: &'a Value, ns: &Namespace) -> Result<Option<Plan<'a>>, Refusal> {
+    let mode = Mode::of(ns)?;
+    if mode == Mode::Off {
+        return Ok(None);
+    }
+    let wishes = Wishes::read(pod, ns)?;
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let containers = list(spec, "containers");
+    let mut notes = Notes::default();
+    let done = notes::whole_pod(&mut notes, pod, ns, mode)?;
+    let mut plan = Plan {
+        wishes,
+        fenced: Vec::new(),
+        containers,
+        notes,
+        mode,
+    };
+    // A pod without containers gets a better answer from the API server than from here.
+    if done || containers.is_empty() {
+        return Ok(Some(plan));
+    }
+    let init: Vec<&Value> = list(spec, "initContainers")
+        .iter()
+        .filter(|container| text(container, "name") != Some(install::NAME))
+        .collect();
+    init.iter()
+        .try_for_each(|container| mounts::unfenced(container))?;
+    notes::init_containers(&mut plan.notes, &init, mode)?;
+    plan.sort_out()?;
+    Ok(Some(plan))
+}
+
+impl Plan<'_> {
+    /// Tells the fenced regular containers from the exempted ones.
+    fn sort_out(&mut self) -> Result<(), Refusal> {
+        let mut exempt = Vec::new();
+        for (index, container) in self.containers.iter().enumerate() {
+            let name = text(container, "name").unwrap_or_default();
+            if name == install::NAME {
+                return Err(Refusal::new(
+                    Class::ForeignUse,
+                    format!("a container is named {name}"),
+                ));
+            }
+            if self.wishes.exempts(container) {
+                mounts::unfenced(container)?;
+                exempt.push(container);
+                continue;
+            }
+            if yes(container, &["securityContext", "privileged"]) {
+                let what = format!("container {name} is privileged");
+                self.notes.meet(Class::Privileged, self.mode, what)?;
+            }
+            self.fenced.push(index);
+        }
+        if !exempt.is_empty() {
+            let names: Vec<_> = exempt.iter().filter_map(|c| text(c, "name")).collect();
+            let what = format!("container {}", names.join(", "));
+            self.notes.meet(Class::Unfenced, self.mode, what)?;
+            notes::privileged(&mut self.notes, &exempt, self.mode)?;
+        }
+        if self.fenced.is_empty() {
+            self.notes
+                .meet(Class::NothingToFence, self.mode, "no container is left")?;
+        }
+        Ok(())
+    }
+}
+
+/// What has to be looked up before [`super::inject()`] can answer. Empty for a namespace without the label.
+///
+/// # Errors
+/// Pods that are refused whatever the look-ups say.
+pub fn needs(
+    pod: &Value,
+    ns: &Namespace,
+    settings: &Settings,
+    policy: &PolicyRef,
+) -> Result<Needs, Refusal> {
+    let _ = settings;
+    let Some(plan) = plan(pod, ns)? else {
+        return Ok(Needs::default());
+    };
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let mut needs = Needs {
+        pull_secrets: list(spec, "imagePullSecrets")
+            .iter()
+            .filter_map(|secret| word(secret, "name").map(str::to_owned))
+            .collect(),
+        service_account: word(spec, "serviceAccountName")
+            .unwrap_or("default")
+            .to_owned(),
+        architectures: architectures(spec),
+        images: Vec::new(),
+    };
+    for container in plan.fenced.iter().map(|&index| &plan.containers[index]) {
+        let original = Original::of(container)?;
+        let command = original.command.is_none();
+        let user = !user::is_known(pod, container, &original, policy)?;
+        if command || user {
+            needs.images.push(ImageNeed {
+                container: text(container, "name").unwrap_or_default().to_owned(),
+                image: text(container, "image").unwrap_or_default().to_owned(),
+                command,
+                user,
+            });
+        }
+    }
+    Ok(needs)
+}
+
+/// The architectures that the node selector and the required node affinity leave.
+fn architectures(spec: &Value) -> Vec<String> {
+    const KEY: &str = "kubernetes.io/arch";
+    if let Some(arch) = at(spec, &["nodeSelector", KEY]).and_then(Value::as_str) {
+        return vec![arch.to_owned()];
+    }
+    let required = [
+        "affinity",
+        "nodeAffinity",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+    ];
+    let terms = at(spec, &required).map_or(&[][..], |required| list(required, "nodeSelectorTerms"));
+    let mut found: Vec<String> = Vec::new();
+    for term in terms {
+        let named = list(term, "matchExpressions")
+            .iter()
+            .find(|e| text(e, "key") == Some(KEY) && text(e, "operator") == Some("In"));
+        // Terms are alternatives: one that says nothing allows every architecture.
+        let Some(named) = named else {
+            return Vec::new();
+        };
+        for arch in list(named, "values").iter().filter_map(Value::as_str) {
+            if !found.iter().any(|have| have == arch) {
+                found.push(arch.to_owned());
+            }
+        }
+    }
+    found
+}

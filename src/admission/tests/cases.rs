@@ -1,0 +1,364 @@
+//! Single pods: each class that is refused or warned about, and what exactly is injected.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+
+use super::super::*;
+use super::{fenced, images, namespace, pod, policy, refusal, run};
+
+#[test]
+fn the_reference_runner_gets_the_reference_shape() {
+    let pod = pod("reference-runner");
+    let settings = Settings {
+        profile: Profile::Reference,
+        ..Settings::default()
+    };
+    let ns = namespace(&[("unfenced-containers", "mcp-*")]);
+    let after = fenced(&pod, &ns, &settings);
+    let runner = &after["spec"]["containers"][0];
+    let env: BTreeMap<&str, &str> = runner["env"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| {
+            (
+                e["name"].as_str().unwrap(),
+                e["value"].as_str().unwrap_or_default(),
+            )
+        })
+        .collect();
+    assert_eq!(runner["env"][0]["name"], "POD_IP");
+    assert_eq!(env["OPENSHELL_ENABLED"], "true");
+    assert_eq!(env["OPENSHELL_POLICY_DATA"], "/etc/openshell/policy.yaml");
+    assert_eq!(env["AMBIENT_MCP_URL"], "http://$(POD_IP):8090");
+    assert_eq!(
+        env["CREDENTIAL_MCP_URLS"],
+        r#"{"github":"http://$(POD_IP):8091/mcp"}"#
+    );
+    let context = &runner["securityContext"];
+    assert_eq!(context["runAsUser"], 0);
+    assert_eq!(context["runAsNonRoot"], false);
+    assert_eq!(context["allowPrivilegeEscalation"], true);
+    assert_eq!(
+        after["spec"]["securityContext"]["seccompProfile"]["type"],
+        "Unconfined"
+    );
+    for capability in [
+        "NET_ADMIN",
+        "SYS_ADMIN",
+        "SYS_PTRACE",
+        "SETUID",
+        "SETGID",
+        "CHOWN",
+        "DAC_OVERRIDE",
+    ] {
+        assert!(
+            context["capabilities"]["add"]
+                .as_array()
+                .unwrap()
+                .contains(&json!(capability))
+        );
+    }
+    let policy = after["spec"]["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|v| v["name"] == "openshell-policy");
+    assert_eq!(policy.unwrap()["configMap"]["name"], "ringfence-policy-0a");
+    // The sidecars are as they were.
+    assert_eq!(after["spec"]["containers"][1], pod["spec"]["containers"][1]);
+}
+
+#[test]
+fn a_command_of_the_image_is_looked_up_and_doubled() {
+    let pod = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "i"}]}});
+    let ns = namespace(&[]);
+    let needed = needs(&pod, &ns, &Settings::default(), &policy()).unwrap();
+    assert_eq!(
+        needed.images,
+        [ImageNeed {
+            container: "a".into(),
+            image: "i".into(),
+            command: true,
+            user: true
+        }]
+    );
+    let after = fenced(&pod, &ns, &Settings::default());
+    let command: Vec<&str> = after["spec"]["containers"][0]["command"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|word| word.as_str().unwrap())
+        .collect();
+    assert!(
+        command.ends_with(&["--no-env", "--", "/entry", "$$x", "$$(HOME)"]),
+        "{command:?}"
+    );
+    let flag = |name| command[command.iter().position(|word| *word == name).unwrap() + 1];
+    assert_eq!(flag("--run-as"), "app:web");
+    assert_eq!(flag("--workdir"), "/srv$$");
+    assert_eq!(flag("--upstream-ca"), "/etc/openshell/upstream-ca.crt");
+    assert!(!command.contains(&"--policy-rules"));
+    let none = inject(
+        None,
+        &pod,
+        &ns,
+        &Settings::default(),
+        &BTreeMap::new(),
+        &policy(),
+    );
+    assert!(matches!(none, Outcome::Refuse(r) if r.class == Class::Entrypoint));
+}
+
+#[test]
+fn a_policy_with_a_user_needs_no_image_for_it() {
+    let pod = json!({"spec": {"containers": [{"name": "a", "command": ["x"]}]}});
+    let policy = PolicyRef {
+        run_as_user: Some("sandbox".into()),
+        ..policy()
+    };
+    assert_eq!(
+        needs(&pod, &namespace(&[]), &Settings::default(), &policy)
+            .unwrap()
+            .images,
+        []
+    );
+}
+
+#[test]
+fn classes_that_cannot_be_fenced_are_refused() {
+    let base = json!({"spec": {"containers": [
+        {"name": "a", "command": ["x"], "securityContext": {"runAsUser": 5}}]}});
+    for (path, value, class) in [
+        ("hostNetwork", json!(true), Class::HostNetwork),
+        ("hostPID", json!(true), Class::HostPid),
+        ("hostIPC", json!(true), Class::HostIpc),
+        ("os", json!({"name": "windows"}), Class::Windows),
+        (
+            "nodeSelector",
+            json!({"kubernetes.io/os": "windows"}),
+            Class::Windows,
+        ),
+        (
+            "volumes",
+            json!([{"name": "ringfence-x", "emptyDir": {}}]),
+            Class::ForeignUse,
+        ),
+        (
+            "containers",
+            json!([{"name": "a", "command": ["x"], "securityContext": {"privileged": true}}]),
+            Class::Privileged,
+        ),
+        (
+            "containers",
+            json!([{"name": "ringfence-install", "command": ["x"]}]),
+            Class::ForeignUse,
+        ),
+        (
+            "containers",
+            json!([{"name": "a", "command": "x"}]),
+            Class::Malformed,
+        ),
+        (
+            "initContainers",
+            json!([{"name": "i", "volumeMounts": [{"name": "ringfence-bin", "mountPath": "/x"}]}]),
+            Class::ForeignUse,
+        ),
+        (
+            "securityContext",
+            json!({"runAsUser": 65530}),
+            Class::Entrypoint,
+        ),
+    ] {
+        let mut pod = base.clone();
+        pod["spec"][path] = value;
+        if class == Class::Entrypoint {
+            // The container's own user comes first, so the pod's does not matter.
+            assert!(matches!(
+                run(&pod, &namespace(&[]), &Settings::default()),
+                Outcome::Inject(_)
+            ));
+        } else {
+            assert_eq!(refusal(&pod), class, "{pod}");
+        }
+    }
+}
+
+#[test]
+fn classes_that_are_warned_about() {
+    let pod = json!({"metadata": {}, "spec": {
+        "shareProcessNamespace": true,
+        "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}],
+        "containers": [
+            {"name": "a", "command": ["x"]},
+            {"name": "mcp", "image": "m", "securityContext": {"privileged": true}}]}});
+    let mut ns = namespace(&[("unfenced-containers", "mcp")]);
+    ns.labels.insert(
+        "pod-security.kubernetes.io/enforce".into(),
+        "baseline".into(),
+    );
+    let policy = PolicyRef {
+        run_as_user: Some("root".into()),
+        ..policy()
+    };
+    let outcome = inject(
+        None,
+        &pod,
+        &ns,
+        &Settings::default(),
+        &BTreeMap::new(),
+        &policy,
+    );
+    let Outcome::Inject(injection) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!(
+        injection.classes,
+        [
+            Class::ShareProcessNamespace,
+            Class::PodSecurity,
+            Class::InitContainer,
+            Class::NativeSidecar,
+            Class::Unfenced,
+            Class::PrivilegedUnfenced,
+            Class::RootUser
+        ]
+    );
+    assert!(
+        injection
+            .warnings
+            .iter()
+            .all(|w| w.starts_with("ringfence: "))
+    );
+    assert_eq!(injection.audit["containers"], "a");
+}
+
+#[test]
+fn nothing_to_fence_changes_nothing() {
+    let exempt = namespace(&[("unfenced-containers", "*")]);
+    let mirror = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}},
+        "spec": {"hostNetwork": true, "containers": [{"name": "a"}]}});
+    let bare = json!({"spec": {"containers": [{"name": "a"}]}});
+    for (pod, class) in [(mirror, Class::MirrorPod), (bare, Class::NothingToFence)] {
+        let Outcome::Inject(injection) = run(&pod, &exempt, &Settings::default()) else {
+            panic!()
+        };
+        assert!(injection.ops.is_empty());
+        assert!(injection.classes.contains(&class));
+    }
+    for pod in [
+        json!({}),
+        json!({"spec": null}),
+        json!({"spec": {"containers": null}}),
+        json!(null),
+    ] {
+        let outcome = run(&pod, &exempt, &Settings::default());
+        assert!(matches!(outcome, Outcome::Inject(i) if i.ops.is_empty()));
+    }
+}
+
+#[test]
+fn a_copy_made_by_kubectl_debug_is_fenced_anew() {
+    let ns = namespace(&[]);
+    let settings = Settings::default();
+    let mut copy = fenced(&pod("plain"), &ns, &settings);
+    copy["spec"]["containers"][0]["command"] = json!(["sh"]);
+    assert!(verify(None, &copy, &ns, &settings, &images(&copy), &policy()).is_err());
+    let after = fenced(&copy, &ns, &settings);
+    let container = &after["spec"]["containers"][0];
+    assert_eq!(enter_prefix(container).unwrap()[1], "enter");
+    let command = container["command"].as_array().unwrap();
+    assert!(
+        command.contains(&json!("65534:65534")),
+        "uid 0 of an injection is nobody's wish"
+    );
+}
+
+#[test]
+fn forged_marks_prove_nothing() {
+    let ns = namespace(&[]);
+    let settings = Settings::default();
+    let genuine = fenced(&pod("plain"), &ns, &settings);
+    let forge = |pointer: &str, value: Value| {
+        let mut forged = genuine.clone();
+        *forged
+            .pointer_mut(pointer)
+            .unwrap_or_else(|| panic!("{pointer}")) = value;
+        let verdict = verify(None, &forged, &ns, &settings, &images(&forged), &policy());
+        assert!(verdict.is_err(), "{pointer} can be forged");
+    };
+    let container = "/spec/containers/0";
+    forge("/metadata/annotations/ringfence.dev~1status", json!("{}"));
+    forge(&format!("{container}/command/0"), json!("/bin/sh"));
+    forge(&format!("{container}/command/2"), json!("/tmp/policy.yaml"));
+    forge(
+        &format!("{container}/securityContext/capabilities/add"),
+        json!([]),
+    );
+    forge(&format!("{container}/securityContext/runAsUser"), json!(5));
+    forge("/spec/initContainers/0/image", json!("evil"));
+    forge("/spec/initContainers/0/command", json!(["/evil"]));
+    let volumes = genuine["spec"]["volumes"].as_array().unwrap();
+    for (index, volume) in volumes.iter().enumerate() {
+        let name = &volume["name"];
+        if name.as_str().unwrap().starts_with("ringfence-") {
+            let other = json!({"name": name, "hostPath": {"path": "/"}});
+            forge(&format!("/spec/volumes/{index}"), other);
+        }
+    }
+}
+
+#[test]
+fn ephemeral_containers_are_warned_about() {
+    let pod = json!({"spec": {"ephemeralContainers": [{"name": "dbg"}]}});
+    let Outcome::Inject(injection) = ephemeral(&pod, &namespace(&[])) else {
+        panic!()
+    };
+    assert_eq!(injection.classes, [Class::EphemeralContainer]);
+    let thief = json!({"spec": {"ephemeralContainers": [
+        {"name": "dbg", "volumeMounts": [{"name": "ringfence-bin", "mountPath": "/x"}]}]}});
+    assert!(
+        matches!(ephemeral(&thief, &namespace(&[])), Outcome::Refuse(r) if r.class == Class::ForeignUse)
+    );
+}
+
+#[test]
+fn inbound_ports_can_be_narrowed() {
+    for (value, expected) in [("declared", "80,9000"), ("none", "none")] {
+        let pod = json!({
+            "metadata": {"annotations": {"ringfence.dev/inbound": value}},
+            "spec": {"containers": [{"name": "a", "command": ["x"], "ports": [{"containerPort": 80}],
+                "readinessProbe": {"tcpSocket": {"port": 9000}}}]}});
+        let after = fenced(&pod, &namespace(&[]), &Settings::default());
+        let command = after["spec"]["containers"][0]["command"]
+            .as_array()
+            .unwrap();
+        let at = command.iter().position(|word| word == "--inbound").unwrap();
+        assert_eq!(command[at + 1], expected);
+    }
+}
+
+#[test]
+fn architectures_are_narrowed_by_the_pod() {
+    let find = |spec: Value| {
+        let pod = json!({"spec": spec});
+        needs(&pod, &namespace(&[]), &Settings::default(), &policy())
+            .unwrap()
+            .architectures
+    };
+    assert_eq!(
+        find(json!({"nodeSelector": {"kubernetes.io/arch": "arm64"}})),
+        ["arm64"]
+    );
+    let term = |values: Value| json!({"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": values}]});
+    let affinity = |terms: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
+    assert_eq!(
+        find(affinity(json!([
+            term(json!(["amd64", "arm64"])),
+            term(json!(["arm64"]))
+        ]))),
+        ["amd64", "arm64"]
+    );
+    assert!(find(affinity(json!([term(json!(["amd64"])), {}]))).is_empty());
+}
