@@ -45,7 +45,7 @@ pub fn run() -> ExitCode {
         Verb::Webhook(args) => webhook::run(*args),
         Verb::Inject(args) => inject::run(args),
         Verb::Policy(verb) => policy::run(verb),
-        Verb::Selftest(args) => selftest::run(args),
+        Verb::Selftest(args) => selftest::run(&args),
         Verb::Version => {
             println!("ringfence {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

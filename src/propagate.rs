@@ -1,6 +1,6 @@
-//! Policy ConfigMaps in the namespaces of the pods that mount them.
+//! Policies, as config maps, in the namespaces of the pods that mount them.
 //!
-//! A pod can only mount a ConfigMap of its own namespace, so each admitted pod finds an immutable
+//! A pod can only mount a config map of its own namespace, so each admitted pod finds an immutable
 //! copy there, named after the content, made before the admission is answered. Editing the source
 //! makes another copy; running pods keep theirs. Copies that no pod names are collected.
 #![forbid(unsafe_code)]
@@ -15,7 +15,7 @@ pub use copy::{CopyError, PolicyCopy, ensure};
 pub const COPY_PREFIX: &str = "ringfence-policy-";
 /// Label and value that mark our copies.
 pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "ringfence");
-/// Label naming the source ConfigMap in the release namespace.
+/// Label naming the source `ConfigMap` in the release namespace.
 pub const POLICY_SOURCE: &str = "ringfence.dev/policy-source";
 /// Annotation of the collector: since when no pod names the copy (RFC 3339).
 pub const UNUSED_SINCE: &str = "ringfence.dev/unused-since";

@@ -101,9 +101,7 @@ pub(crate) struct Shared {
 /// certificate goes to the supervisor before the listeners come from it.
 pub fn run(config: Config, control: OwnedFd) -> Result<()> {
     let authority = Authority::ephemeral(CA_NAME, CA_VALID)?;
-    let workers = std::thread::available_parallelism()
-        .map_or(2, NonZero::get)
-        .clamp(2, 4);
+    let workers = std::thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .thread_name("proxy")
@@ -139,11 +137,7 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
     let dns = dns::PolicyDns::new();
     let mut listening = JoinSet::new();
-    listening.spawn(listener::serve(
-        listeners.proxy,
-        Arc::clone(&shared),
-        Arc::clone(&slots),
-    ));
+    listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), Arc::clone(&slots)));
     listening.spawn(transparent::serve(listeners.captured, Arc::clone(&shared)));
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
@@ -199,9 +193,7 @@ impl Listeners {
         let tcp = |name: &str, fd: OwnedFd| -> Result<tokio::net::TcpListener> {
             let listener = TcpListener::from(fd);
             ensure!(listener.local_addr().is_ok(), "{name}: not a TCP listener");
-            listener
-                .set_nonblocking(true)
-                .with_context(|| name.to_owned())?;
+            listener.set_nonblocking(true).with_context(|| name.to_owned())?;
             tokio::net::TcpListener::from_std(listener).with_context(|| name.to_owned())
         };
         let udp = UdpSocket::from(dns_udp);

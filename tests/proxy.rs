@@ -13,6 +13,8 @@ mod bypasses;
 mod curl;
 #[path = "proxy/destinations.rs"]
 mod destinations;
+#[path = "proxy/dns.rs"]
+mod dns;
 #[path = "proxy/gateway.rs"]
 mod gateway;
 #[path = "proxy/tunnels.rs"]

@@ -86,7 +86,7 @@ mod tests {
         };
         match inject(None, &pod, &ns, &Settings::default(), &BTreeMap::new(), &policy) {
             Outcome::Inject(injection) => {
-                json_patch::patch(&mut pod, &injection.ops).expect("applies")
+                json_patch::patch(&mut pod, &injection.ops).expect("applies");
             }
             other => panic!("{other:?}"),
         }

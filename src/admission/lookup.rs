@@ -1,4 +1,4 @@
-//! What an answer depends on beside the pod: its namespace, the policy, LimitRanges, its images.
+//! What an answer depends on beside the pod: its namespace, the policy, limit ranges, its images.
 //!
 //! Namespaces come from a watch, everything else is read live; nothing that could not be read is
 //! taken as missing, and nothing missing is taken as permission.
@@ -30,7 +30,7 @@ const UPSTREAM_CA: &str = "upstream-ca.crt";
 /// Policies kept parsed.
 const CACHED_POLICIES: usize = 256;
 
-/// What tells one version of a source ConfigMap from another.
+/// What tells one version of a source `ConfigMap` from another.
 type Version = (Option<String>, Option<String>);
 
 /// Reads what the answer depends on.
@@ -45,7 +45,6 @@ pub struct Lookups {
 
 impl Lookups {
     /// The look-ups, and the watch of namespaces that the caller has to run beside them.
-    #[must_use]
     pub fn new(
         client: Client,
         release_namespace: String,
@@ -111,7 +110,7 @@ impl Lookups {
             .map_err(|error| Refusal::new(Class::Lookup, format!("{what}: {error}")))
     }
 
-    /// The LimitRanges of a namespace, as JSON.
+    /// The limit ranges of a namespace, as JSON.
     ///
     /// # Errors
     /// When they cannot be read.
@@ -282,7 +281,7 @@ fn of_api(name: &str, found: &ApiNamespace) -> Namespace {
     }
 }
 
-/// Checks a source ConfigMap and prepares its copy.
+/// Checks a source `ConfigMap` and prepares its copy.
 fn load(what: &str, place: &str, source: ConfigMap) -> Result<PolicySource, Refusal> {
     let refused = |problem: &str, fix: &str| {
         Refusal::with_fix(Class::Policy, format!("{what} {problem}"), fix)

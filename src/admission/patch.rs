@@ -20,10 +20,8 @@ pub(super) fn diff(from: &Value, to: &Value) -> Patch {
     Patch(ops)
 }
 
+/// Containers are walked without being compared first: a tree is read once, not once a level.
 fn walk(ops: &mut Vec<PatchOperation>, path: &mut PointerBuf, from: &Value, to: &Value) {
-    if from == to {
-        return;
-    }
     match (from, to) {
         (Value::Object(from), Value::Object(to)) => {
             for (key, value) in from {
@@ -49,6 +47,7 @@ fn walk(ops: &mut Vec<PatchOperation>, path: &mut PointerBuf, from: &Value, to: 
                 ops.push(replace(path, to));
             }
         }
+        _ if from == to => {}
         _ => ops.push(replace(path, to)),
     }
 }
@@ -68,10 +67,7 @@ struct Element<'a> {
 impl<'a> Element<'a> {
     fn of(value: &'a Value) -> Self {
         let key = ["mountPath", "devicePath", "name"];
-        Self {
-            key: key.iter().find_map(|name| value.get(name)?.as_str()),
-            value,
-        }
+        Self { key: key.iter().find_map(|name| value.get(name)?.as_str()), value }
     }
 }
 
@@ -139,17 +135,11 @@ fn pushed(path: &PointerBuf, index: usize) -> PointerBuf {
 }
 
 fn add(path: &PointerBuf, value: &Value) -> PatchOperation {
-    PatchOperation::Add(AddOperation {
-        path: path.clone(),
-        value: value.clone(),
-    })
+    PatchOperation::Add(AddOperation { path: path.clone(), value: value.clone() })
 }
 
 fn replace(path: &PointerBuf, value: &Value) -> PatchOperation {
-    PatchOperation::Replace(ReplaceOperation {
-        path: path.clone(),
-        value: value.clone(),
-    })
+    PatchOperation::Replace(ReplaceOperation { path: path.clone(), value: value.clone() })
 }
 
 fn remove(path: &PointerBuf) -> PatchOperation {
@@ -209,11 +199,7 @@ mod tests {
 
     #[test]
     fn moved_elements_are_moved() {
-        let (a, b, c) = (
-            json!({"name": "a"}),
-            json!({"name": "b"}),
-            json!({"name": "c"}),
-        );
+        let (a, b, c) = (json!({"name": "a"}), json!({"name": "b"}), json!({"name": "c"}));
         let made = ops(&json!([a, b, c]), &json!([c, a, b]));
         assert_eq!(made, json!([{"op": "move", "from": "/2", "path": "/0"}]));
     }
@@ -226,17 +212,9 @@ mod tests {
 
     #[test]
     fn a_hostile_order_stays_bounded() {
-        let forth: Vec<_> = (0..20_000)
-            .map(|n| json!({"name": n.to_string()}))
-            .collect();
+        let forth: Vec<_> = (0..20_000).map(|n| json!({"name": n.to_string()})).collect();
         let back: Vec<_> = forth.iter().rev().cloned().collect();
-        assert_eq!(
-            ops(&Value::Array(forth), &Value::Array(back))
-                .as_array()
-                .unwrap()
-                .len(),
-            1
-        );
+        assert_eq!(ops(&Value::Array(forth), &Value::Array(back)).as_array().unwrap().len(), 1);
     }
 
     fn tree() -> impl Strategy<Value = Value> {
@@ -248,10 +226,7 @@ mod tests {
         leaf.prop_recursive(4, 32, 5, |inner| {
             let map = prop::collection::vec(("[ab~/]{0,2}|name|mountPath", inner.clone()), 0..4)
                 .prop_map(|pairs| Value::Object(pairs.into_iter().collect::<Map<_, _>>()));
-            prop_oneof![
-                prop::collection::vec(inner, 0..5).prop_map(Value::Array),
-                map
-            ]
+            prop_oneof![prop::collection::vec(inner, 0..5).prop_map(Value::Array), map]
         })
     }
 

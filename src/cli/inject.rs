@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// by its extension.
     #[arg(long, value_name = "FILE", required = true)]
     policy: Vec<PathBuf>,
-    /// Name of the namespace that the manifest is for, where it names none.
+    /// Name of the namespace that the manifest is for; messages name it.
     #[arg(short, long, value_name = "NAME", default_value = "default")]
     namespace: String,
     /// An annotation of the namespace, as in `ringfence.dev/unfenced-containers=mcp-*`.

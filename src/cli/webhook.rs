@@ -26,8 +26,6 @@ use crate::pki::ca_bundle;
 use crate::pki::rotation::{self, Serving};
 use crate::propagate;
 
-use cluster::Cluster;
-
 /// How often the CA bundle is looked at and put back.
 const CA_BUNDLE_INTERVAL: Duration = Duration::from_secs(60);
 /// The same until it is right for the first time, or after a failure.
@@ -38,9 +36,9 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 /// Serves admission reviews over TLS with a certificate of its own, and keeps the CA bundle of its
 /// webhook configurations right.
 ///
-/// The API server is found as kubectl finds it: the pod's service account, else KUBECONFIG.
-/// HTTPS_PROXY, NO_PROXY and SSL_CERT_FILE apply to registries. RINGFENCE_LOG filters the log
-/// (`info`, `ringfence=debug`, …).
+/// The API server is found as kubectl finds it: `KUBECONFIG`, or the pod's service account.
+/// `HTTPS_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` apply to registries. `RINGFENCE_LOG` filters the
+/// log (`info`, `ringfence=debug`, …).
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Where reviews are served, over TLS.
@@ -56,7 +54,7 @@ pub(super) struct Args {
     /// The Service in front of this webhook; the certificate is for SERVICE.NAMESPACE.svc.
     #[arg(long, value_name = "NAME", default_value = "ringfence")]
     service: String,
-    /// A MutatingWebhookConfiguration whose caBundle is kept right. Repeat for several; none: the
+    /// A mutating webhook configuration whose caBundle is kept right. Repeat for several; none: the
     /// caBundle is somebody else's business, and readiness does not look at it.
     #[arg(long = "webhook-configuration", value_name = "NAME")]
     webhook_configurations: Vec<String>,
@@ -70,7 +68,7 @@ pub(super) struct Args {
     /// The image with /ringfence-supervisor that pods get.
     #[arg(long, value_name = "REFERENCE")]
     supervisor_image: String,
-    /// Always, IfNotPresent or Never.
+    /// `Always`, `IfNotPresent` or `Never`.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     supervisor_pull_policy: String,
     /// How the supervisor reaches the pod: an image volume, or an init container that copies it.
@@ -80,7 +78,7 @@ pub(super) struct Args {
     /// hardened or reference: the security context of fenced containers.
     #[arg(long, value_name = "PROFILE", default_value = "hardened", value_parser = word::<Profile>)]
     profile: Profile,
-    /// The policy ConfigMap (in the release namespace) for namespaces that name none.
+    /// The policy `ConfigMap` (in the release namespace) for namespaces that name none.
     #[arg(long, value_name = "NAME", default_value = "openshell-policy")]
     default_policy: String,
     /// Environment variables whose URLs of localhost are rewritten to the pod's address, separated
@@ -247,9 +245,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let serving = Arc::new(Serving::new(authority, &args.service, &args.namespace, life)?);
     metrics.set_certificate_not_after(serving.not_after());
 
-    let (cluster, follow_cluster) = Cluster::new(
+    let (cluster, follow_cluster) = cluster::follow(
         client.clone(),
-        (args.delivery == DeliveryChoice::Auto).then_some(()).is_some(),
+        args.delivery == DeliveryChoice::Auto,
         settings.delivery,
         args.default_arch.clone(),
     );

@@ -69,36 +69,21 @@ const GROUPS_READ_BACK: usize = 256;
 /// Changing the user clears the parent death signal and the dumpable flag; set the former later.
 pub fn drop_to(identity: &Identity, bounding: Bounding) -> Result<Dropped, StepError> {
     if identity.uid == 0 || identity.uid == u32::MAX || identity.gid == u32::MAX {
-        return Err(StepError {
-            step: ChildStep::Uid,
-            errno: Errno::INVAL,
-        });
+        return Err(StepError { step: ChildStep::Uid, errno: Errno::INVAL });
     }
     let dropped = Dropped {
         bounding: optional(empty_bounding_set(), bounding, ChildStep::Bounding)?,
         securebits: {
-            at(
-                ChildStep::Ambient,
-                rustix::thread::clear_ambient_capability_set(),
-            )?;
+            at(ChildStep::Ambient, rustix::thread::clear_ambient_capability_set())?;
             optional(lock_securebits(), bounding, ChildStep::Securebits)?
         },
     };
     at(ChildStep::Groups, set_groups(&identity.groups))?;
     let gid = Gid::from_raw(identity.gid);
-    at(
-        ChildStep::Gid,
-        rustix::thread::set_thread_res_gid(gid, gid, gid),
-    )?;
+    at(ChildStep::Gid, rustix::thread::set_thread_res_gid(gid, gid, gid))?;
     let uid = Uid::from_raw(identity.uid);
-    at(
-        ChildStep::Uid,
-        rustix::thread::set_thread_res_uid(uid, uid, uid),
-    )?;
-    at(
-        ChildStep::Capabilities,
-        rustix::thread::set_capabilities(None, NO_CAPABILITY),
-    )?;
+    at(ChildStep::Uid, rustix::thread::set_thread_res_uid(uid, uid, uid))?;
+    at(ChildStep::Capabilities, rustix::thread::set_capabilities(None, NO_CAPABILITY))?;
     at(ChildStep::ReadBack, read_back(identity, dropped))?;
     at(ChildStep::Regain, cannot_regain(identity))?;
     Ok(dropped)
@@ -205,9 +190,7 @@ fn groups_are(groups: &[u32]) -> rustix::io::Result<bool> {
     }
     // SAFETY: the buffer has room for the number given with it.
     let number = check(unsafe { libc::getgroups(256, have.as_mut_ptr()) }.into())?;
-    let have = have
-        .get(..usize::try_from(number).unwrap_or(0))
-        .unwrap_or(&[]);
+    let have = have.get(..usize::try_from(number).unwrap_or(0)).unwrap_or(&[]);
     Ok(groups.iter().all(|group| have.contains(group)))
 }
 
@@ -248,10 +231,7 @@ pub fn as_uid<T>(uid: u32, f: impl FnOnce() -> T) -> rustix::io::Result<T> {
     // The kernel clears the signal at each change of user, here twice.
     let death_signal = rustix::process::parent_process_death_signal()?;
     let parent = rustix::process::getppid();
-    let back = BackToRoot {
-        death_signal,
-        parent,
-    };
+    let back = BackToRoot { death_signal, parent };
     if let Err(errno) = rustix::thread::set_thread_res_uid(None, Uid::from_raw(uid), None) {
         std::mem::forget(back);
         return Err(errno);
@@ -287,11 +267,7 @@ impl Drop for BackToRoot {
 /// it. Async-signal-safe.
 pub fn parent_death_signal_kill(expected: Option<Pid>) -> rustix::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() == expected {
-        Ok(())
-    } else {
-        Err(Errno::SRCH)
-    }
+    if rustix::process::getppid() == expected { Ok(()) } else { Err(Errno::SRCH) }
 }
 
 /// No exec of this thread's gives it anything any more. Async-signal-safe.
@@ -311,11 +287,7 @@ mod tests {
     #[test]
     fn root_is_not_an_identity_to_drop_to() {
         for (uid, gid) in [(0, 1000), (u32::MAX, 1000), (1000, u32::MAX)] {
-            let identity = Identity {
-                uid,
-                gid,
-                groups: Vec::new(),
-            };
+            let identity = Identity { uid, gid, groups: Vec::new() };
             let error = drop_to(&identity, Bounding::Required).unwrap_err();
             assert_eq!((error.step, error.errno), (ChildStep::Uid, Errno::INVAL));
         }
@@ -324,10 +296,7 @@ mod tests {
 
     #[test]
     fn errors_name_the_step() {
-        let error = StepError {
-            step: ChildStep::Bounding,
-            errno: Errno::PERM,
-        };
+        let error = StepError { step: ChildStep::Bounding, errno: Errno::PERM };
         assert!(error.to_string().starts_with("capability bounding set: "));
     }
 }

@@ -154,28 +154,17 @@ pub fn prepare(rules: &[PathRule], hard: bool) -> Result<Prepared, LandlockError
     if hard && rules.is_empty() {
         return Err(LandlockError::NoRules);
     }
-    let mut prepared = Prepared {
-        hard,
-        configured: rules.len(),
-        rules: Vec::new(),
-        skipped: Vec::new(),
-    };
+    let mut prepared =
+        Prepared { hard, configured: rules.len(), rules: Vec::new(), skipped: Vec::new() };
     for rule in rules {
         match open(&rule.path) {
             Ok((fd, is_directory)) => {
-                prepared
-                    .rules
-                    .push((fd, rights(rule.access, is_directory, have)));
+                prepared.rules.push((fd, rights(rule.access, is_directory, have)));
             }
             Err(error) if hard => {
-                return Err(LandlockError::Path {
-                    path: rule.path.clone(),
-                    error,
-                });
+                return Err(LandlockError::Path { path: rule.path.clone(), error });
             }
-            Err(error) => prepared
-                .skipped
-                .push((rule.path.clone(), error.to_string())),
+            Err(error) => prepared.skipped.push((rule.path.clone(), error.to_string())),
         }
     }
     Ok(prepared)
@@ -194,11 +183,7 @@ fn rights(access: Access, is_directory: bool, abi: i32) -> BitFlags<AccessFs> {
         Access::ReadOnly => AccessFs::from_read(abi),
         Access::ReadWrite => AccessFs::from_all(abi),
     };
-    if is_directory {
-        rights
-    } else {
-        rights & AccessFs::from_file(abi)
-    }
+    if is_directory { rights } else { rights & AccessFs::from_file(abi) }
 }
 
 impl Prepared {
@@ -250,10 +235,8 @@ pub fn proxy_domain<P: AsRef<Path>>(read: &[P]) -> Result<Report, LandlockError>
     let mut rules = Vec::new();
     for path in read {
         let path = path.as_ref();
-        let (fd, is_directory) = open(path).map_err(|error| LandlockError::Path {
-            path: path.into(),
-            error,
-        })?;
+        let (fd, is_directory) =
+            open(path).map_err(|error| LandlockError::Path { path: path.into(), error })?;
         let rights = rights(Access::ReadOnly, is_directory, abi) & !AccessFs::Execute;
         rules.push((fd, rights));
     }
@@ -279,17 +262,11 @@ fn grade(abi: i32) -> Enforced {
     if abi >= FULL_ABI {
         return Enforced::Full;
     }
-    Enforced::Partial(format!(
-        "the kernel (Landlock ABI {abi}) lacks {}",
-        missing(abi).join(", ")
-    ))
+    Enforced::Partial(format!("the kernel (Landlock ABI {abi}) lacks {}", missing(abi).join(", ")))
 }
 
 fn no_new_privs_failed(error: Errno) -> LandlockError {
-    LandlockError::Path {
-        path: "/proc/self".into(),
-        error,
-    }
+    LandlockError::Path { path: "/proc/self".into(), error }
 }
 
 /// The running ABI decides what is asked for, so the kernel must take all of it.
@@ -324,10 +301,7 @@ mod tests {
     use super::*;
 
     fn rule(path: &str, access: Access) -> PathRule {
-        PathRule {
-            path: path.into(),
-            access,
-        }
+        PathRule { path: path.into(), access }
     }
 
     #[test]
@@ -339,14 +313,8 @@ mod tests {
             assert_eq!(file.contains(AccessFs::IoctlDev), abi >= 5);
             assert_eq!(file.contains(AccessFs::Truncate), abi >= 3);
             let read = rights(Access::ReadOnly, true, abi);
-            assert_eq!(
-                read,
-                AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute
-            );
-            assert_eq!(
-                rights(Access::ReadWrite, true, abi),
-                AccessFs::from_all(ABI::from(abi))
-            );
+            assert_eq!(read, AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute);
+            assert_eq!(rights(Access::ReadWrite, true, abi), AccessFs::from_all(ABI::from(abi)));
         }
     }
 
@@ -361,27 +329,17 @@ mod tests {
 
     #[test]
     fn missing_paths_are_listed_or_refused() {
-        let rules = [
-            rule("/proc", Access::ReadOnly),
-            rule("/no/such/path", Access::ReadWrite),
-        ];
+        let rules = [rule("/proc", Access::ReadOnly), rule("/no/such/path", Access::ReadWrite)];
         let prepared = prepare(&rules, false).unwrap();
         assert_eq!(prepared.rules.len(), 1);
         assert_eq!(prepared.skipped().len(), 1);
         assert_eq!(prepared.skipped()[0].0, PathBuf::from("/no/such/path"));
         if abi() >= HARD_REQUIREMENT_ABI {
             let error = prepare(&rules, true).unwrap_err();
-            assert!(
-                error
-                    .to_string()
-                    .starts_with("landlock path /no/such/path: ")
-            );
+            assert!(error.to_string().starts_with("landlock path /no/such/path: "));
             assert!(matches!(prepare(&[], true), Err(LandlockError::NoRules)));
         } else {
-            assert!(matches!(
-                prepare(&rules, true),
-                Err(LandlockError::Kernel { .. })
-            ));
+            assert!(matches!(prepare(&rules, true), Err(LandlockError::Kernel { .. })));
         }
     }
 

@@ -78,11 +78,7 @@ impl Listener {
             let mut received: libc::seccomp_notif = unsafe { std::mem::zeroed() };
             // SAFETY: the request says how large the struct is; the kernel fills that much of ours.
             let result = unsafe {
-                libc::ioctl(
-                    self.0.as_raw_fd(),
-                    libc::SECCOMP_IOCTL_NOTIF_RECV,
-                    &raw mut received,
-                )
+                libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut received)
             };
             match check(result.into()) {
                 Err(Errno::INTR) => {}
@@ -130,12 +126,7 @@ impl Listener {
     }
 
     fn answer(&self, id: u64, error: i32, flags: u32) -> io::Result<()> {
-        let response = libc::seccomp_notif_resp {
-            id,
-            val: 0,
-            error,
-            flags,
-        };
+        let response = libc::seccomp_notif_resp { id, val: 0, error, flags };
         // SAFETY: the request says how large the struct is; the kernel reads that much of ours.
         let result = unsafe {
             libc::ioctl(
@@ -213,13 +204,7 @@ mod tests {
         let own = rustix::thread::gettid();
         let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let cookie = sockopt::socket_cookie(&tcp).unwrap();
-        assert_eq!(
-            target(own, tcp.as_raw_fd()).unwrap(),
-            Target::Inet {
-                cookie,
-                stream: true
-            }
-        );
+        assert_eq!(target(own, tcp.as_raw_fd()).unwrap(), Target::Inet { cookie, stream: true });
         let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(matches!(
             target(own, udp.as_raw_fd()).unwrap(),

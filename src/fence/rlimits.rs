@@ -14,21 +14,9 @@ pub struct Limits {
 /// Applies the limits. Core dumps are always off: they would write memory where nobody judged it.
 /// Async-signal-safe.
 pub fn apply(limits: Limits) -> rustix::io::Result<()> {
-    setrlimit(
-        Resource::Core,
-        Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        },
-    )?;
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     if let Some(files) = limits.open_files {
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: Some(files),
-                maximum: Some(files),
-            },
-        )?;
+        setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: Some(files) })?;
     }
     Ok(())
 }

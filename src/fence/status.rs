@@ -59,18 +59,13 @@ impl Status {
         };
         let text = fs::read_to_string(&path)?;
         Self::parse(&text).ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("{path}: a field is missing"),
-            )
+            io::Error::new(io::ErrorKind::InvalidData, format!("{path}: a field is missing"))
         })
     }
 
     fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .map(str::trim)
+            text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
         };
         let four = |name: &str| {
             let mut ids = field(name)?.split_ascii_whitespace().map(str::parse);
@@ -124,31 +119,21 @@ impl Status {
                 require(name, set == 0, || ("0".to_owned(), format!("{set:x}")))?;
             }
         }
-        for (name, have, want) in [
-            ("Uid", self.uid, identity.uid),
-            ("Gid", self.gid, identity.gid),
-        ] {
-            require(name, have == [want; 4], || {
-                (want.to_string(), format!("{have:?}"))
-            })?;
+        for (name, have, want) in [("Uid", self.uid, identity.uid), ("Gid", self.gid, identity.gid)]
+        {
+            require(name, have == [want; 4], || (want.to_string(), format!("{have:?}")))?;
         }
         let mut groups = identity.groups.clone();
         groups.sort_unstable();
         require("Groups", self.groups == groups, || {
             (format!("{groups:?}"), format!("{:?}", self.groups))
         })?;
-        require("NoNewPrivs", self.no_new_privs, || {
-            ("1".to_owned(), "0".to_owned())
-        })?;
-        require("Seccomp", self.seccomp == 2, || {
-            ("2".to_owned(), self.seccomp.to_string())
-        })?;
+        require("NoNewPrivs", self.no_new_privs, || ("1".to_owned(), "0".to_owned()))?;
+        require("Seccomp", self.seccomp == 2, || ("2".to_owned(), self.seccomp.to_string()))?;
         let have = self.seccomp_filters;
-        require(
-            "Seccomp_filters",
-            have.is_none_or(|have| have >= filters),
-            || (format!("at least {filters}"), have.unwrap_or(0).to_string()),
-        )
+        require("Seccomp_filters", have.is_none_or(|have| have >= filters), || {
+            (format!("at least {filters}"), have.unwrap_or(0).to_string())
+        })
     }
 }
 
@@ -168,10 +153,7 @@ fn require(
 pub fn threads(pid: Pid) -> io::Result<Vec<Pid>> {
     let mut threads = Vec::new();
     for entry in fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero()))? {
-        let tid = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok());
+        let tid = entry?.file_name().to_str().and_then(|name| name.parse().ok());
         threads.extend(tid.and_then(Pid::from_raw));
     }
     Ok(threads)
@@ -181,10 +163,7 @@ pub fn threads(pid: Pid) -> io::Result<Vec<Pid>> {
 pub fn start_time(pid: Pid) -> io::Result<u64> {
     let text = fs::read(format!("/proc/{}/stat", pid.as_raw_nonzero()))?;
     parse_start_time(&text).ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            "/proc/PID/stat has no start time",
-        )
+        io::Error::new(io::ErrorKind::InvalidData, "/proc/PID/stat has no start time")
     })
 }
 
@@ -214,11 +193,7 @@ mod tests {
         Seccomp_filters:\t2\n";
 
     fn identity() -> Identity {
-        Identity {
-            uid: 1000,
-            gid: 1001,
-            groups: vec![2000, 10],
-        }
+        Identity { uid: 1000, gid: 1001, groups: vec![2000, 10] }
     }
 
     #[test]
@@ -235,47 +210,20 @@ mod tests {
     #[test]
     fn each_field_is_verified() {
         for (field, from, to) in [
-            (
-                "CapInh",
-                "CapInh:\t0000000000000000",
-                "CapInh:\t0000000000000001",
-            ),
-            (
-                "CapPrm",
-                "CapPrm:\t0000000000000000",
-                "CapPrm:\t0000000000000002",
-            ),
-            (
-                "CapEff",
-                "CapEff:\t0000000000000000",
-                "CapEff:\t0000010000000000",
-            ),
-            (
-                "CapBnd",
-                "CapBnd:\t0000000000000000",
-                "CapBnd:\t0000000000000080",
-            ),
-            (
-                "CapAmb",
-                "CapAmb:\t0000000000000000",
-                "CapAmb:\t0000000000000008",
-            ),
+            ("CapInh", "CapInh:\t0000000000000000", "CapInh:\t0000000000000001"),
+            ("CapPrm", "CapPrm:\t0000000000000000", "CapPrm:\t0000000000000002"),
+            ("CapEff", "CapEff:\t0000000000000000", "CapEff:\t0000010000000000"),
+            ("CapBnd", "CapBnd:\t0000000000000000", "CapBnd:\t0000000000000080"),
+            ("CapAmb", "CapAmb:\t0000000000000000", "CapAmb:\t0000000000000008"),
             ("Uid", "Uid:\t1000\t1000\t1000", "Uid:\t1000\t1000\t0"),
             ("Gid", "Gid:\t1001\t1001", "Gid:\t1001\t0"),
             ("Groups", "2000 10", "0 10 2000"),
             ("NoNewPrivs", "NoNewPrivs:\t1", "NoNewPrivs:\t0"),
             ("Seccomp", "Seccomp:\t2", "Seccomp:\t0"),
-            (
-                "Seccomp_filters",
-                "Seccomp_filters:\t2",
-                "Seccomp_filters:\t1",
-            ),
+            ("Seccomp_filters", "Seccomp_filters:\t2", "Seccomp_filters:\t1"),
         ] {
             let status = Status::parse(&FENCED.replace(from, to)).unwrap();
-            assert_eq!(
-                status.verify_fenced(&identity(), 2).unwrap_err().field,
-                field
-            );
+            assert_eq!(status.verify_fenced(&identity(), 2).unwrap_err().field, field);
         }
         let bounding = Status::parse(&FENCED.replace("CapBnd:\t0", "CapBnd:\t8")).unwrap();
         assert_eq!(bounding.verify_fenced_but_bounding(&identity(), 2), Ok(()));

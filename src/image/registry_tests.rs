@@ -12,8 +12,7 @@ use super::super::credentials;
 use super::*;
 
 fn digest(bytes: &[u8]) -> String {
-    let hex: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256:{hex}")
+    Sha256::digest(bytes).iter().fold("sha256:".to_owned(), |text, b| format!("{text}{b:02x}"))
 }
 
 /// What the registry holds, by URL path; and how many requests for manifests it saw.

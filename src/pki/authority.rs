@@ -107,9 +107,7 @@ pub struct Authority {
 
 impl fmt::Debug for Authority {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Authority")
-            .field("pem", &self.pem)
-            .finish_non_exhaustive()
+        f.debug_struct("Authority").field("pem", &self.pem).finish_non_exhaustive()
     }
 }
 
@@ -119,10 +117,9 @@ impl Authority {
         let pair = generate(common_name)?;
         let mut params = authority_params(common_name);
         (params.not_before, params.not_after) = validity(valid)?;
-        let certificate = params.self_signed(&pair).map_err(|source| PkiError::Sign {
-            name: common_name.to_owned(),
-            source,
-        })?;
+        let certificate = params
+            .self_signed(&pair)
+            .map_err(|source| PkiError::Sign { name: common_name.to_owned(), source })?;
         Ok(Self {
             pem: certificate_pem(certificate.der()),
             der: certificate.der().clone(),
@@ -144,26 +141,14 @@ impl Authority {
         store
             .add(der.clone())
             .map_err(|_| PkiError::Stored("the certificate cannot be parsed as an authority"))?;
-        let anchor = store
-            .roots
-            .first()
-            .ok_or(PkiError::Stored("no certificate"))?;
-        if !pair
-            .subject_public_key_info()
-            .ends_with(&anchor.subject_public_key_info)
-        {
-            return Err(PkiError::Stored(
-                "the key does not belong to the certificate",
-            ));
+        let anchor = store.roots.first().ok_or(PkiError::Stored("no certificate"))?;
+        if !pair.subject_public_key_info().ends_with(&anchor.subject_public_key_info) {
+            return Err(PkiError::Stored("the key does not belong to the certificate"));
         }
         let name = common_name(&anchor.subject)
             .ok_or(PkiError::Stored("the subject is not one common name"))?;
         let issuer = Issuer::new(authority_params(name), pair);
-        Ok(Self {
-            pem: certificate_pem(&der),
-            der,
-            issuer,
-        })
+        Ok(Self { pem: certificate_pem(&der), der, issuer })
     }
 
     /// The certificate as PEM, ending in a newline.
@@ -192,17 +177,12 @@ impl Authority {
         key: &LeafKey,
     ) -> Result<CertifiedKey, PkiError> {
         let first = names.first().map(ToString::to_string).unwrap_or_default();
-        let failed = |source| PkiError::Sign {
-            name: first.clone(),
-            source,
-        };
+        let failed = |source| PkiError::Sign { name: first.clone(), source };
         let mut params = CertificateParams::default();
         (params.not_before, params.not_after) = validity(valid)?;
         params.distinguished_name = DistinguishedName::new();
         if !first.is_empty() && first.len() <= COMMON_NAME_MAX {
-            params
-                .distinguished_name
-                .push(DnType::CommonName, first.as_str());
+            params.distinguished_name.push(DnType::CommonName, first.as_str());
         }
         params.subject_alt_names = names
             .iter()
@@ -219,10 +199,7 @@ impl Authority {
         // Strict verifiers (Python 3.13's default) want to see who issued it.
         params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key.pair, &self.issuer).map_err(failed)?;
-        Ok(CertifiedKey::new(
-            vec![certificate.der().clone()],
-            Arc::clone(&key.signer),
-        ))
+        Ok(CertifiedKey::new(vec![certificate.der().clone()], Arc::clone(&key.signer)))
     }
 }
 
@@ -235,17 +212,11 @@ pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
     // 48 bytes make one line of 64 characters.
     for line in der.chunks(48) {
         for group in line.chunks(3) {
-            let bits = group
-                .iter()
-                .fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
+            let bits = group.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte))
                 << (8 * (3 - group.len()));
             for index in 0..4 {
                 let symbol = ALPHABET[(bits >> (18 - 6 * index) & 0x3f) as usize];
-                pem.push(if index > group.len() {
-                    '='
-                } else {
-                    char::from(symbol)
-                });
+                pem.push(if index > group.len() { '=' } else { char::from(symbol) });
             }
         }
         pem.push('\n');
@@ -255,10 +226,8 @@ pub fn certificate_pem(der: &CertificateDer<'_>) -> String {
 }
 
 fn generate(name: &str) -> Result<KeyPair, PkiError> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|source| PkiError::Sign {
-        name: name.to_owned(),
-        source,
-    })
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+        .map_err(|source| PkiError::Sign { name: name.to_owned(), source })
 }
 
 fn pair_from_pem(pem: &str) -> Result<KeyPair, PkiError> {
@@ -269,9 +238,7 @@ fn pair_from_pem(pem: &str) -> Result<KeyPair, PkiError> {
 fn authority_params(common_name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, common_name);
+    params.distinguished_name.push(DnType::CommonName, common_name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
@@ -321,9 +288,7 @@ mod tests {
                 .build()
                 .map_err(|error| rustls::Error::General(error.to_string()))?;
         let name = ServerName::try_from(name.to_owned()).expect("test name");
-        verifier
-            .verify_server_cert(&leaf.cert[0], &[], &name, &[], UnixTime::now())
-            .map(|_| ())
+        verifier.verify_server_cert(&leaf.cert[0], &[], &name, &[], UnixTime::now()).map(|_| ())
     }
 
     #[test]
@@ -347,9 +312,7 @@ mod tests {
         let authority = Authority::ephemeral("Test CA", DAY).expect("authority");
         let name = format!("{}.{}.example.com", "a".repeat(63), "b".repeat(63));
         let key = LeafKey::generate().expect("key");
-        let leaf = authority
-            .leaf(&[SubjectName::Dns(name.clone())], DAY, &key)
-            .expect("leaf");
+        let leaf = authority.leaf(&[SubjectName::Dns(name.clone())], DAY, &key).expect("leaf");
         verify(&authority, &leaf, &name).expect("long name");
     }
 
@@ -359,9 +322,7 @@ mod tests {
         let again = Authority::load(first.certificate_pem(), &first.key_pem()).expect("load");
         assert_eq!(first.certificate_der(), again.certificate_der());
         let key = LeafKey::from_pem(&LeafKey::generate().expect("key").key_pem()).expect("key");
-        let leaf = again
-            .leaf(&[SubjectName::Dns("svc.ns".into())], DAY, &key)
-            .expect("leaf");
+        let leaf = again.leaf(&[SubjectName::Dns("svc.ns".into())], DAY, &key).expect("leaf");
         verify(&first, &leaf, "svc.ns").expect("verified by the first");
     }
 
@@ -378,10 +339,7 @@ mod tests {
         for length in 1..=100u8 {
             let der = CertificateDer::from((0..length).collect::<Vec<u8>>());
             let pem = certificate_pem(&der);
-            assert_eq!(
-                CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"),
-                der
-            );
+            assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).expect("pem"), der);
         }
     }
 

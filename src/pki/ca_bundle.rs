@@ -1,7 +1,7 @@
 //! The CA bundle of the webhook configurations: published by server-side apply, and checked.
 //!
 //! The chart's manifest leaves `caBundle` out and this field manager owns that field alone, so
-//! neither `helm upgrade` nor a GitOps controller sets it back or sees a difference to repair.
+//! neither `helm upgrade` nor a `GitOps` controller sets it back or sees a difference to repair.
 
 use std::sync::Arc;
 

@@ -42,7 +42,7 @@ pub enum RotationError {
         name: String,
         /// What the API server answered.
         #[source]
-        source: kube::Error,
+        source: Box<kube::Error>,
     },
     /// The Secret holds something else.
     #[error(
@@ -78,7 +78,7 @@ pub async fn load_or_create(
             what,
             namespace: namespace.to_owned(),
             name: name.to_owned(),
-            source,
+            source: Box::new(source),
         }
     };
     if let Some(secret) = api.get_opt(name).await.map_err(failed("read"))? {

@@ -73,7 +73,7 @@ pub async fn collect_once(client: &Client, now: Timestamp) -> Result<usize, kube
                 Ok(()) => {}
                 Err(kube::Error::Api(status)) if status.is_conflict() || status.is_not_found() => {}
                 Err(error) => {
-                    tracing::warn!(%namespace, %name, %error, "cannot collect a policy copy")
+                    tracing::warn!(%namespace, %name, %error, "cannot collect a policy copy");
                 }
             }
         }
@@ -181,24 +181,6 @@ mod tests {
         ] {
             let found = step(&copy(created, unused_since), used, now);
             assert_eq!(found, expected, "{created} {unused_since:?} {used}");
-        }
-    }
-}
-
-#[cfg(test)]
-mod rig_tmp {
-    use super::*;
-    #[tokio::test]
-    async fn rig_tmp() {
-        if std::env::var("RIG_TMP").is_err() { return; }
-        let client = Client::try_default().await.unwrap();
-        let now = Timestamp::now() + SignedDuration::from_hours(1);
-        println!("pass 1: {:?}", collect_once(&client, now).await);
-        let api: Api<ConfigMap> = Api::namespaced(client.clone(), "rf-hook-agents");
-        for c in api.list(&ListParams::default()).await.unwrap() { println!("{} {:?}", c.name_any(), c.annotations()); }
-        if std::env::var("RIG_TMP").unwrap() == "2" {
-            println!("pass 2: {:?}", collect_once(&client, now + SignedDuration::from_mins(11)).await);
-            for c in api.list(&ListParams::default()).await.unwrap() { println!("{} {:?}", c.name_any(), c.annotations()); }
         }
     }
 }

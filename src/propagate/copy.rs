@@ -18,7 +18,7 @@ pub struct PolicyCopy<'a> {
     pub namespace: &'a str,
     /// The copy's name, from the content's digest.
     pub name: &'a str,
-    /// The ConfigMap in the release namespace it was made from.
+    /// The `ConfigMap` in the release namespace it was made from.
     pub source: &'a str,
     /// Its data, key by key.
     pub data: &'a BTreeMap<String, String>,

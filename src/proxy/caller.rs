@@ -73,19 +73,9 @@ pub(crate) async fn identify(
     server: SocketAddr,
 ) -> Result<Identity, CallerError> {
     let (client, server) = (v4(client)?, v4(server)?);
-    let (record, exe) = control
-        .identify(client, server)
-        .await?
-        .ok_or(CallerError::Unknown)?;
-    let caller = Caller {
-        exe: record.exe,
-        ancestors: record.ancestors,
-    };
-    Ok(Identity {
-        pid: record.pid,
-        caller,
-        exe: Mutex::new(Exe::Unchecked(exe)),
-    })
+    let (record, exe) = control.identify(client, server).await?.ok_or(CallerError::Unknown)?;
+    let caller = Caller { exe: record.exe, ancestors: record.ancestors };
+    Ok(Identity { pid: record.pid, caller, exe: Mutex::new(Exe::Unchecked(exe)) })
 }
 
 fn v4(address: SocketAddr) -> Result<SocketAddrV4, CallerError> {
@@ -106,10 +96,7 @@ struct Fingerprint {
 }
 
 impl Fingerprint {
-    #[allow(
-        clippy::useless_conversion,
-        reason = "the field types differ between architectures"
-    )]
+    #[allow(clippy::useless_conversion, reason = "the field types differ between architectures")]
     fn of(file: &File) -> io::Result<Self> {
         let stat = rustix::fs::fstat(file)?;
         let wide = |nanoseconds| i64::try_from(nanoseconds).unwrap_or(i64::MAX);
@@ -147,17 +134,16 @@ impl Executables {
 
     /// Checks that the executable is what it was when its path was first seen.
     pub(crate) async fn verify(&self, identity: &Identity) -> Result<(), CallerError> {
-        let state = || identity.exe.lock().unwrap_or_else(PoisonError::into_inner);
-        let exe = match std::mem::replace(&mut *state(), Exe::Refused) {
-            Exe::Unchecked(exe) => exe,
-            Exe::Trusted => {
-                *state() = Exe::Trusted;
-                return Ok(());
-            }
-            Exe::Refused => return Err(CallerError::Changed),
+        let set = |state| {
+            let mut exe = identity.exe.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::replace(&mut *exe, state)
         };
-        self.check(&identity.caller.exe, exe).await?;
-        *state() = Exe::Trusted;
+        match set(Exe::Refused) {
+            Exe::Unchecked(exe) => self.check(&identity.caller.exe, exe).await?,
+            Exe::Trusted => {}
+            Exe::Refused => return Err(CallerError::Changed),
+        }
+        set(Exe::Trusted);
         Ok(())
     }
 
@@ -225,10 +211,7 @@ mod tests {
     fn identity(exe: &str, file: &std::path::Path) -> Identity {
         Identity {
             pid: 1,
-            caller: Caller {
-                exe: exe.to_owned(),
-                ancestors: Vec::new(),
-            },
+            caller: Caller { exe: exe.to_owned(), ancestors: Vec::new() },
             exe: Mutex::new(Exe::Unchecked(File::open(file).expect("open").into())),
         }
     }
@@ -240,27 +223,21 @@ mod tests {
         std::fs::write(&file, "one").expect("write");
         let executables = Executables::new();
         for _ in 0..2 {
-            executables
-                .verify(&identity("/bin/tool", &file))
-                .await
-                .expect("first content");
+            executables.verify(&identity("/bin/tool", &file)).await.expect("first content");
         }
         // The same bytes in another inode: a reinstall.
         std::fs::remove_file(&file).expect("remove");
         std::fs::write(&file, "one").expect("write");
-        executables
-            .verify(&identity("/bin/tool", &file))
-            .await
-            .expect("same content");
+        executables.verify(&identity("/bin/tool", &file)).await.expect("same content");
         std::fs::write(&file, "two").expect("write");
-        let error = executables
-            .verify(&identity("/bin/tool", &file))
-            .await
-            .expect_err("changed");
-        assert!(matches!(error, CallerError::Changed), "{error}");
-        executables
-            .verify(&identity("/bin/other", &file))
-            .await
-            .expect("another path");
+        let changed = identity("/bin/tool", &file);
+        for _ in 0..2 {
+            let error = executables.verify(&changed).await.expect_err("changed");
+            assert!(matches!(error, CallerError::Changed), "{error}");
+        }
+        let other = identity("/bin/other", &file);
+        for _ in 0..2 {
+            executables.verify(&other).await.expect("another path");
+        }
     }
 }

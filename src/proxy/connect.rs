@@ -76,10 +76,7 @@ mod tests {
         let read = |text| authority(text, None).map(|(host, port)| format!("{host} {port}"));
         assert_eq!(read("Example.com.:443").as_deref(), Ok("example.com 443"));
         assert_eq!(read("10.0.0.1:80").as_deref(), Ok("10.0.0.1 80"));
-        assert_eq!(
-            read("[2001:DB8::1]:8443").as_deref(),
-            Ok("[2001:db8::1] 8443")
-        );
+        assert_eq!(read("[2001:DB8::1]:8443").as_deref(), Ok("[2001:db8::1] 8443"));
         for bad in [
             "",
             ":443",

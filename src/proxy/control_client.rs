@@ -61,11 +61,7 @@ struct Waiting<'a>(&'a Control, u64);
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0
-            .open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&self.1);
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.1);
     }
 }
 
@@ -98,18 +94,10 @@ impl Control {
         client: SocketAddrV4,
         server: SocketAddrV4,
     ) -> Result<Option<(CallerRecord, OwnedFd)>, ControlError> {
-        let (answer, fds) = self
-            .ask(|id| ToSupervisor::Identify { id, client, server })
-            .await?;
+        let (answer, fds) = self.ask(|id| ToSupervisor::Identify { id, client, server }).await?;
         match (answer, fds.into_iter().next()) {
             (ToProxy::Caller { caller: None, .. }, _) => Ok(None),
-            (
-                ToProxy::Caller {
-                    caller: Some(caller),
-                    ..
-                },
-                Some(exe),
-            ) => Ok(Some((caller, exe))),
+            (ToProxy::Caller { caller: Some(caller), .. }, Some(exe)) => Ok(Some((caller, exe))),
             _ => Err(ControlError::Mismatch),
         }
     }
@@ -129,10 +117,7 @@ impl Control {
     ) -> Result<Answer, ControlError> {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let (sender, receiver) = oneshot::channel();
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(id, sender);
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
         let _waiting = Waiting(self, id);
         let answer = async {
             self.send(&question(id)).await?;
@@ -165,11 +150,8 @@ impl Control {
                 ToProxy::Caller { id, .. }
                 | ToProxy::GatewaySocket { id }
                 | ToProxy::Failed { id, .. } => {
-                    let waiting = self
-                        .open
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .remove(&id);
+                    let waiting =
+                        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                     // An answer that comes too late is dropped, its descriptor closed.
                     if let Some(waiting) = waiting {
                         let _ = waiting.send((message, fds));
@@ -183,12 +165,7 @@ impl Control {
 
 fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     let mut no_fds = SendAncillaryBuffer::default();
-    sendmsg(
-        socket,
-        &[IoSlice::new(bytes)],
-        &mut no_fds,
-        SendFlags::NOSIGNAL,
-    )?;
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut no_fds, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
@@ -196,26 +173,16 @@ fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(START_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let received = recvmsg(
-        socket,
-        &mut [IoSliceMut::new(buffer)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    let received =
+        recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut fds = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             fds.extend(rights);
         }
     }
-    if received
-        .flags
-        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC)
-    {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "message was cut short",
-        ));
+    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "message was cut short"));
     }
     Ok((received.bytes > 0).then_some((received.bytes, fds)))
 }
@@ -226,13 +193,8 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     fn pair() -> (OwnedFd, OwnedFd) {
-        socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .expect("socketpair")
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .expect("socketpair")
     }
 
     #[tokio::test]
@@ -243,9 +205,7 @@ mod tests {
             let mut ids = Vec::new();
             let mut buffer = vec![0; MAX_MESSAGE];
             for _ in 0..2 {
-                let (length, _) = receive(&theirs, &mut buffer)
-                    .expect("recv")
-                    .expect("packet");
+                let (length, _) = receive(&theirs, &mut buffer).expect("recv").expect("packet");
                 match serde_json::from_slice(&buffer[..length]).expect("message") {
                     ToSupervisor::Identify { id, client, .. } => ids.push((id, client.port())),
                     other => panic!("{other:?}"),
@@ -266,23 +226,13 @@ mod tests {
             async move {
                 let client = SocketAddrV4::new([10, 200, 0, 2].into(), port);
                 let server = SocketAddrV4::new([10, 200, 0, 1].into(), 3128);
-                control
-                    .identify(client, server)
-                    .await
-                    .expect_err("failed")
-                    .to_string()
+                control.identify(client, server).await.expect_err("failed").to_string()
             }
         };
         let (one, two) = tokio::join!(ask(1), ask(2));
-        assert!(
-            one.ends_with("port 1") && two.ends_with("port 2"),
-            "{one} {two}"
-        );
+        assert!(one.ends_with("port 1") && two.ends_with("port 2"), "{one} {two}");
         supervisor.join().expect("supervisor");
-        assert!(
-            reader.await.expect("reader"),
-            "the end of the socket is seen"
-        );
+        assert!(reader.await.expect("reader"), "the end of the socket is seen");
         assert!(control.open.lock().expect("lock").is_empty());
     }
 }

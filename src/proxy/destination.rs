@@ -74,9 +74,7 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
     if host.as_str() == POD_HOST {
         // The policy named it; the address is the pod's own by definition.
         let own = shared.pod_ips.first().copied();
-        let own = own.ok_or(DialError::Resolve(
-            "the pod's address is not known".to_owned(),
-        ))?;
+        let own = own.ok_or(DialError::Resolve("the pod's address is not known".to_owned()))?;
         not_inbound(shared, own, *port)?;
         return Ok(vec![own]);
     }
@@ -93,13 +91,9 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
     // with another order the next time.
     for ip in &addresses {
         let ip = ip.to_canonical();
-        shared
-            .policy
-            .destination(grant, host, *port, ip)
-            .map_err(|denied| DialError::Forbidden {
-                check: check_name(grant),
-                reason: denied.to_string(),
-            })?;
+        shared.policy.destination(grant, host, *port, ip).map_err(|denied| {
+            DialError::Forbidden { check: check_name(grant), reason: denied.to_string() }
+        })?;
         if shared.pod_ips.contains(&ip) {
             if !grant.allowed_ips.iter().any(|net| net.contains(&ip)) {
                 return Err(DialError::Forbidden {

@@ -27,9 +27,7 @@ pub(crate) struct PolicyDns {
 
 impl PolicyDns {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            quiet: Mutex::new(Quiet::new()),
-        })
+        Arc::new(Self { quiet: Mutex::new(Quiet::new()) })
     }
 
     /// The answer to one query, none to what is not a query.
@@ -105,10 +103,7 @@ async fn connection(mut tcp: TcpStream, dns: &PolicyDns) -> std::io::Result<()> 
         let Some(answer) = dns.answer(query) else {
             return Ok(());
         };
-        let mut framed = u16::try_from(answer.len())
-            .unwrap_or(0)
-            .to_be_bytes()
-            .to_vec();
+        let mut framed = u16::try_from(answer.len()).unwrap_or(0).to_be_bytes().to_vec();
         framed.extend_from_slice(&answer);
         tokio::time::timeout(IDLE, tcp.write_all(&framed)).await??;
     }
@@ -127,9 +122,7 @@ mod tests {
         query.metadata.recursion_desired = true;
         let name = Name::from_ascii("Exfil.example.com.").expect("name");
         query.add_query(Query::query(name.clone(), RecordType::A));
-        let answer = PolicyDns::new()
-            .answer(&query.to_vec().expect("encode"))
-            .expect("answer");
+        let answer = PolicyDns::new().answer(&query.to_vec().expect("encode")).expect("answer");
         let answer = Message::from_vec(&answer).expect("decode");
         assert_eq!(answer.metadata.id, 4711);
         assert_eq!(answer.metadata.message_type, MessageType::Response);
@@ -144,13 +137,8 @@ mod tests {
         let dns = PolicyDns::new();
         assert!(dns.answer(b"").is_none());
         assert!(dns.answer(b"\x12\x34").is_none());
-        let response = Message::response(1, OpCode::Query)
-            .to_vec()
-            .expect("encode");
-        assert!(
-            dns.answer(&response).is_none(),
-            "answering answers makes a loop"
-        );
+        let response = Message::response(1, OpCode::Query).to_vec().expect("encode");
+        assert!(dns.answer(&response).is_none(), "answering answers makes a loop");
     }
 
     proptest::proptest! {

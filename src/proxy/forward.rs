@@ -54,29 +54,20 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: Request
 /// Takes `http://host[:port]/path` apart: what is judged first, and the origin-form of the rest.
 fn absolute(target: &str) -> Result<(Host, u16, String), Refusal> {
     let invalid = |detail: &str| Refusal::new(400, "invalid_request_target", detail);
-    let scheme = |name: &str| {
-        target
-            .get(..name.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(name))
-    };
+    let scheme =
+        |name: &str| target.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
     if scheme("https://") {
         return Err(invalid("Use CONNECT for HTTPS URLs"));
     }
     if !scheme("http://") {
-        return Err(invalid(
-            "this is a proxy: the target is an http:// URL, or CONNECT host:port",
-        ));
+        return Err(invalid("this is a proxy: the target is an http:// URL, or CONNECT host:port"));
     }
     let rest = &target["http://".len()..];
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (host, port) = authority(&rest[..end], Some(Scheme::Http.default_port()))
         .map_err(|error| invalid(&error))?;
     let path = &rest[end..];
-    let path = if path.starts_with('/') {
-        path.to_owned()
-    } else {
-        format!("/{path}")
-    };
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     Ok((host, port, path))
 }
 
@@ -86,20 +77,10 @@ mod tests {
 
     #[test]
     fn absolute_targets() {
-        let read = |target| {
-            absolute(target)
-                .ok()
-                .map(|(h, p, path)| format!("{h} {p} {path}"))
-        };
-        assert_eq!(
-            read("http://H.example/a?b").as_deref(),
-            Some("h.example 80 /a?b")
-        );
+        let read = |target| absolute(target).ok().map(|(h, p, path)| format!("{h} {p} {path}"));
+        assert_eq!(read("http://H.example/a?b").as_deref(), Some("h.example 80 /a?b"));
         assert_eq!(read("HTTP://h:8080").as_deref(), Some("h 8080 /"));
-        assert_eq!(
-            read("http://h?q=http://x/").as_deref(),
-            Some("h 80 /?q=http://x/")
-        );
+        assert_eq!(read("http://h?q=http://x/").as_deref(), Some("h 80 /?q=http://x/"));
         assert_eq!(read("http://[::1]/").as_deref(), Some("[::1] 80 /"));
         for bad in [
             "/",

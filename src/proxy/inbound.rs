@@ -55,20 +55,12 @@ pub(crate) struct Ports {
 impl Ports {
     pub(crate) fn new(allowed: Inbound, control: Arc<Control>) -> Self {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        Self {
-            allowed,
-            control,
-            slots,
-            open: Mutex::default(),
-        }
+        Self { allowed, control, slots, open: Mutex::default() }
     }
 
     /// Whether a port of the pod leads into the fence.
     pub(crate) fn serves(&self, port: u16) -> bool {
-        self.open
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains_key(&port)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&port)
     }
 
     /// Opens and closes until the pod listens where the fence does. Open connections stay. A port
@@ -122,10 +114,7 @@ fn listen(port: u16) -> io::Result<TcpListener> {
         TcpListener::from_std(socket.into())
     };
     bind(Domain::IPV6, (Ipv6Addr::UNSPECIFIED, port).into()).or_else(|error| {
-        match error
-            .raw_os_error()
-            .map(rustix::io::Errno::from_raw_os_error)
-        {
+        match error.raw_os_error().map(rustix::io::Errno::from_raw_os_error) {
             Some(
                 rustix::io::Errno::AFNOSUPPORT
                 | rustix::io::Errno::ADDRNOTAVAIL

@@ -120,11 +120,7 @@ pub(crate) fn refusal_for(error: HeadError) -> Refusal {
 }
 
 fn unknown(head: &RequestHead, error: &CallerError) -> Refusal {
-    let target = if head.method() == "CONNECT" {
-        head.target()
-    } else {
-        "request"
-    };
+    let target = if head.method() == "CONNECT" { head.target() } else { "request" };
     let detail = format!("{} {target} not permitted by policy", head.method());
     Refusal::new(403, "policy_denied", &detail).because(&error.to_string())
 }

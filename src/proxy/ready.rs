@@ -33,10 +33,7 @@ pub(crate) fn send(control: &OwnedFd, ca_pem: String, bundle_pem: String) -> any
             let _ = File::from(writer).write_all(bundle_pem.as_bytes());
         })
         .context("cannot start the thread that writes the bundle")?;
-    let short = serde_json::to_vec(&ToSupervisor::Ready {
-        ca_pem,
-        bundle_pem: String::new(),
-    })?;
+    let short = serde_json::to_vec(&ToSupervisor::Ready { ca_pem, bundle_pem: String::new() })?;
     packet(control, &short, &[reader.as_fd()]).context("cannot tell the supervisor")
 }
 
@@ -46,11 +43,6 @@ fn packet(control: &OwnedFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result
     if !fds.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("no room for the descriptor"));
     }
-    sendmsg(
-        control,
-        &[IoSlice::new(bytes)],
-        &mut beside,
-        SendFlags::NOSIGNAL,
-    )?;
+    sendmsg(control, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL)?;
     Ok(())
 }

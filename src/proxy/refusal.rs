@@ -19,11 +19,7 @@ pub(crate) struct Refusal {
 impl Refusal {
     /// Any refusal: `error` is the code a program reads, `detail` what a person reads.
     pub(crate) fn new(status: u16, error: &str, detail: &str) -> Self {
-        Self {
-            status,
-            policy: None,
-            body: json!({ "error": error, "detail": detail }),
-        }
+        Self { status, policy: None, body: json!({ "error": error, "detail": detail }) }
     }
 
     /// Adds a reason.
@@ -45,13 +41,7 @@ impl Refusal {
 
     /// A request that no rule allows.
     pub(crate) fn request(request: &DeniedRequest<'_>, denial: &Denial) -> Self {
-        let &DeniedRequest {
-            method,
-            path,
-            host,
-            port,
-            binary,
-        } = request;
+        let &DeniedRequest { method, path, host, port, binary } = request;
         let place = json!({
             "method": method, "path": path, "host": host.as_str(), "port": port, "binary": binary,
         });
@@ -75,11 +65,7 @@ impl Refusal {
                 body.insert("suggestion".to_owned(), denial.suggestion.as_str().into());
             }
         }
-        Self {
-            status: 403,
-            policy: Some(denial.policy.clone()),
-            body,
-        }
+        Self { status: 403, policy: Some(denial.policy.clone()), body }
     }
 
     /// The whole response.
@@ -95,11 +81,7 @@ impl Refusal {
             out.push_str("\r\n");
         }
         // Writing to a String cannot fail.
-        let _ = write!(
-            out,
-            "Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            body.len()
-        );
+        let _ = write!(out, "Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
         out.into_bytes()
     }
 }
@@ -174,10 +156,7 @@ mod tests {
         };
         let text =
             String::from_utf8(Refusal::request(&request, &denial()).to_bytes()).expect("utf-8");
-        assert!(
-            text.contains("\r\nX-OpenShell-Policy: github\r\n"),
-            "{text}"
-        );
+        assert!(text.contains("\r\nX-OpenShell-Policy: github\r\n"), "{text}");
         let body = text.split_once("\r\n\r\n").expect("two parts").1;
         assert_eq!(
             body,
@@ -196,13 +175,8 @@ mod tests {
         let mut denial = denial();
         denial.policy = "a\r\nX: b\u{e9}".to_owned();
         let host = host();
-        let request = DeniedRequest {
-            method: "GET",
-            path: "/",
-            host: &host,
-            port: 1,
-            binary: "/b",
-        };
+        let request =
+            DeniedRequest { method: "GET", path: "/", host: &host, port: 1, binary: "/b" };
         let text =
             String::from_utf8(Refusal::request(&request, &denial).to_bytes()).expect("utf-8");
         assert!(text.contains("\r\nX-OpenShell-Policy: aX: b\r\n"), "{text}");

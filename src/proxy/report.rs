@@ -14,11 +14,7 @@ use crate::policy::{Denial, Host};
 
 /// `/usr/bin/curl(123) -> host:port`.
 fn flow(session: &Session, host: &Host, port: u16) -> String {
-    format!(
-        "{}({}) -> {host}:{port}",
-        session.caller().exe,
-        session.pid()
-    )
+    format!("{}({}) -> {host}:{port}", session.caller().exe, session.pid())
 }
 
 fn open(severity: Severity, session: &Session, origin: &Origin) -> Event {
@@ -30,11 +26,7 @@ fn open(severity: Severity, session: &Session, origin: &Origin) -> Event {
 
 fn with_advice(event: Event, denial: &Denial) -> Event {
     let event = event.reason(denial.reason.as_str());
-    if denial.suggestion.is_empty() {
-        event
-    } else {
-        event.advice(denial.suggestion.as_str())
-    }
+    if denial.suggestion.is_empty() { event } else { event.advice(denial.suggestion.as_str()) }
 }
 
 pub(crate) fn connect_allowed(session: &Session, origin: &Origin) {
@@ -52,11 +44,7 @@ pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: 
 
 pub(crate) fn unknown_caller(peer: SocketAddr, head: &RequestHead, error: &CallerError) {
     // The path may hold what should not be logged.
-    let target = if head.method() == "CONNECT" {
-        head.target()
-    } else {
-        ""
-    };
+    let target = if head.method() == "CONNECT" { head.target() } else { "" };
     let event = Event::new(Class::Net, "OPEN", Severity::High)
         .denied()
         .subject(format!("{peer} -> {} {target}", head.method()))
@@ -86,11 +74,7 @@ pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError)
 
 /// A tunnel that was opened and then found to carry what it must not.
 pub(crate) fn tunnel_refused(session: &Session, origin: &Origin, reason: &str) {
-    emit(
-        &open(Severity::Medium, session, origin)
-            .denied()
-            .reason(reason),
-    );
+    emit(&open(Severity::Medium, session, origin).denied().reason(reason));
 }
 
 /// Most often an agent's program that does not know the sandbox CA.
@@ -126,24 +110,14 @@ pub(crate) struct RequestLine<'a> {
 }
 
 fn http(severity: Severity, line: &RequestLine<'_>) -> Event {
-    let RequestLine {
-        method,
-        scheme,
-        authority,
-        path,
-    } = line;
+    let RequestLine { method, scheme, authority, path } = line;
     Event::new(Class::Http, (*method).to_owned(), severity)
         .subject(format!("{method} {scheme}://{authority}{path}"))
 }
 
 /// `engine` is what judged it: `l7` each request, `l4` only the connection.
 pub(crate) fn request_allowed(line: &RequestLine<'_>, policy: &str, engine: &str) {
-    emit(
-        &http(Severity::Info, line)
-            .allowed()
-            .field("policy", policy)
-            .field("engine", engine),
-    );
+    emit(&http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
 }
 
 /// Let pass by `enforcement: audit`.
@@ -157,10 +131,8 @@ pub(crate) fn request_audited(line: &RequestLine<'_>, policy: &str, reason: &str
 }
 
 pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
-    let event = http(Severity::Medium, line)
-        .denied()
-        .field("policy", &denial.policy)
-        .field("engine", "l7");
+    let event =
+        http(Severity::Medium, line).denied().field("policy", &denial.policy).field("engine", "l7");
     emit(&with_advice(event, denial));
 }
 
@@ -168,11 +140,7 @@ pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
 pub(crate) fn request_refused(session: &Session, method: &str, to: &dyn Display, reason: &str) {
     let event = Event::new(Class::Http, method.to_owned(), Severity::Medium)
         .denied()
-        .subject(format!(
-            "{}({}) -> {to}",
-            session.caller().exe,
-            session.pid()
-        ))
+        .subject(format!("{}({}) -> {to}", session.caller().exe, session.pid()))
         .field("engine", "http")
         .reason(reason);
     emit(&event);
@@ -204,9 +172,8 @@ pub(crate) fn inbound_failed(port: u16, error: &std::io::Error) {
 }
 
 pub(crate) fn unread_roots(count: usize) {
-    let event = Event::new(Class::Config, "DEGRADED", Severity::Medium).subject(format!(
-        "{count} of the configured upstream authorities cannot be read"
-    ));
+    let event = Event::new(Class::Config, "DEGRADED", Severity::Medium)
+        .subject(format!("{count} of the configured upstream authorities cannot be read"));
     emit(&event);
 }
 

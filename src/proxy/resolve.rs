@@ -52,20 +52,13 @@ impl Resolver {
     /// The files are read when they are first needed. Addresses of a family that the pod does
     /// not have are not asked for.
     pub(crate) fn new(resolv_conf: PathBuf, hosts: PathBuf, pod_ips: &[IpAddr]) -> Self {
-        let strategy = match (
-            pod_ips.iter().any(IpAddr::is_ipv4),
-            pod_ips.iter().any(IpAddr::is_ipv6),
-        ) {
-            (true, false) => LookupIpStrategy::Ipv4Only,
-            (false, true) => LookupIpStrategy::Ipv6Only,
-            _ => LookupIpStrategy::Ipv4AndIpv6,
-        };
-        Self {
-            resolv_conf,
-            strategy,
-            dns: OnceCell::new(),
-            hosts: Hosts::new(hosts),
-        }
+        let strategy =
+            match (pod_ips.iter().any(IpAddr::is_ipv4), pod_ips.iter().any(IpAddr::is_ipv6)) {
+                (true, false) => LookupIpStrategy::Ipv4Only,
+                (false, true) => LookupIpStrategy::Ipv6Only,
+                _ => LookupIpStrategy::Ipv4AndIpv6,
+            };
+        Self { resolv_conf, strategy, dns: OnceCell::new(), hosts: Hosts::new(hosts) }
     }
 
     /// The addresses of a name, at least one, in the order to try them.
@@ -78,10 +71,7 @@ impl Resolver {
         if !listed.is_empty() {
             return Ok(listed);
         }
-        let (dns, search) = self
-            .dns
-            .get_or_try_init(|| async { self.configure() })
-            .await?;
+        let (dns, search) = self.dns.get_or_try_init(|| async { self.configure() }).await?;
         let mut absolute =
             Name::from_ascii(name).map_err(|_| ResolveError::Dns("not a DNS name".to_owned()))?;
         absolute.set_fqdn(true);
@@ -149,9 +139,7 @@ fn describe(error: &NetError) -> String {
 
 fn read(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    std::fs::File::open(path)?
-        .take(FILE_MAX)
-        .read_to_end(&mut bytes)?;
+    std::fs::File::open(path)?.take(FILE_MAX).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -166,27 +154,17 @@ struct Hosts {
 
 impl Hosts {
     fn new(path: PathBuf) -> Self {
-        Self {
-            path,
-            read: Mutex::default(),
-        }
+        Self { path, read: Mutex::default() }
     }
 
     /// The addresses of a lower-case name.
     fn find(&self, name: &str) -> Vec<IpAddr> {
         let matching = self.entries();
-        matching
-            .iter()
-            .filter(|(_, n)| n == name)
-            .map(|(ip, _)| *ip)
-            .take(ADDRESSES)
-            .collect()
+        matching.iter().filter(|(_, n)| n == name).map(|(ip, _)| *ip).take(ADDRESSES).collect()
     }
 
     fn entries(&self) -> Entries {
-        let modified = std::fs::metadata(&self.path)
-            .and_then(|meta| meta.modified())
-            .ok();
+        let modified = std::fs::metadata(&self.path).and_then(|meta| meta.modified()).ok();
         let mut kept = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some((at, entries)), Some(modified)) = (&*kept, modified)
             && *at == modified
@@ -203,11 +181,7 @@ fn parse_hosts(bytes: &[u8]) -> Vec<(IpAddr, String)> {
     let text = String::from_utf8_lossy(bytes);
     let mut entries = Vec::new();
     for line in text.lines() {
-        let mut words = line
-            .split('#')
-            .next()
-            .unwrap_or_default()
-            .split_ascii_whitespace();
+        let mut words = line.split('#').next().unwrap_or_default().split_ascii_whitespace();
         let Some(Ok(ip)) = words.next().map(str::parse::<IpAddr>) else {
             continue;
         };
@@ -236,26 +210,14 @@ mod tests {
             async move { resolver.resolve(&host).await }
         };
         let ip = |text: &str| text.parse::<IpAddr>().expect("ip");
-        assert_eq!(
-            resolve("ONE.example").await.expect("listed"),
-            [ip("10.1.1.1")]
-        );
-        assert_eq!(
-            resolve("one").await.expect("listed"),
-            [ip("10.1.1.1"), ip("10.1.1.2")]
-        );
-        assert_eq!(
-            resolve("10.7.7.7").await.expect("literal"),
-            [ip("10.7.7.7")]
-        );
+        assert_eq!(resolve("ONE.example").await.expect("listed"), [ip("10.1.1.1")]);
+        assert_eq!(resolve("one").await.expect("listed"), [ip("10.1.1.1"), ip("10.1.1.2")]);
+        assert_eq!(resolve("10.7.7.7").await.expect("literal"), [ip("10.7.7.7")]);
         let error = resolve("no").await.expect_err("no DNS here").to_string();
         assert!(error.starts_with("/nonexistent: "), "{error}");
         std::fs::write(&path, "10.2.2.2 two\n").expect("write");
         let later = SystemTime::now() + std::time::Duration::from_secs(5);
-        let file = std::fs::File::options()
-            .write(true)
-            .open(&path)
-            .expect("open");
+        let file = std::fs::File::options().write(true).open(&path).expect("open");
         file.set_modified(later).expect("touch");
         assert_eq!(resolve("two").await.expect("listed"), [ip("10.2.2.2")]);
     }

@@ -58,9 +58,7 @@ fn is_base64(line: &str) -> bool {
 /// Certificates that cannot be read are left out, as TLS libraries do; the second value counts
 /// them among the operator's, where one missing is a mistake.
 pub(crate) fn store(image_roots_pem: &[u8], extra_roots_pem: &[u8]) -> (RootCertStore, usize) {
-    let mut store = RootCertStore {
-        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-    };
+    let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     store.add_parsable_certificates(
         CertificateDer::pem_slice_iter(image_roots_pem).filter_map(Result::ok),
     );
@@ -94,9 +92,6 @@ mod tests {
     fn unreadable_roots_of_the_operator_are_counted() {
         let bad = format!("{BEGIN}\nQUJD\n{END}\n");
         let (store, unread) = store(bad.as_bytes(), bad.as_bytes());
-        assert_eq!(
-            (store.len(), unread),
-            (webpki_roots::TLS_SERVER_ROOTS.len(), 1)
-        );
+        assert_eq!((store.len(), unread), (webpki_roots::TLS_SERVER_ROOTS.len(), 1));
     }
 }

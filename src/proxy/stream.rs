@@ -82,15 +82,7 @@ pub(crate) struct Conn {
 impl Conn {
     pub(crate) fn new(stream: Stream) -> Self {
         let (rd, wr) = tokio::io::split(stream);
-        Self {
-            rd: Reader {
-                io: rd,
-                buf: Vec::new(),
-                start: 0,
-                end: 0,
-            },
-            wr,
-        }
+        Self { rd: Reader { io: rd, buf: Vec::new(), start: 0, end: 0 }, wr }
     }
 
     /// The stream again. Bytes that were read and not consumed are lost: whoever calls has used
@@ -198,11 +190,7 @@ impl Reader {
                 self.end -= self.start;
                 self.start = 0;
             } else {
-                let grown = self
-                    .buf
-                    .len()
-                    .saturating_mul(2)
-                    .clamp(BUFFER, BUFFER_LARGE * 2);
+                let grown = self.buf.len().saturating_mul(2).clamp(BUFFER, BUFFER_LARGE * 2);
                 self.buf.resize(grown, 0);
             }
         }

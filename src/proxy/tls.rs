@@ -86,10 +86,7 @@ impl AgentTls {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.clock += 1;
         let now = kept.clock;
-        let entry = kept
-            .hosts
-            .get_mut(host)
-            .filter(|entry| entry.made.elapsed() < LEAF_USED)?;
+        let entry = kept.hosts.get_mut(host).filter(|entry| entry.made.elapsed() < LEAF_USED)?;
         entry.used = now;
         Some(Arc::clone(&entry.config))
     }
@@ -120,11 +117,7 @@ impl AgentTls {
                 kept.hosts.remove(&oldest);
             }
         }
-        let entry = Entry {
-            config: Arc::clone(&config),
-            made: Instant::now(),
-            used: kept.clock,
-        };
+        let entry = Entry { config: Arc::clone(&config), made: Instant::now(), used: kept.clock };
         kept.hosts.insert(host.as_str().to_owned(), entry);
         Ok(config)
     }
@@ -148,9 +141,6 @@ mod tests {
             tls.config(&host(n), Some(HTTP11)).expect("config");
         }
         assert_eq!(tls.kept.lock().expect("lock").hosts.len(), KEPT);
-        assert!(
-            tls.kept("h1.example.com").is_none(),
-            "the one used longest ago is gone"
-        );
+        assert!(tls.kept("h1.example.com").is_none(), "the one used longest ago is gone");
     }
 }

@@ -30,9 +30,7 @@ pub(crate) struct Quiet<K> {
 
 impl<K: Eq + Hash> Quiet<K> {
     pub(crate) fn new() -> Self {
-        Self {
-            told: HashMap::new(),
-        }
+        Self { told: HashMap::new() }
     }
 
     /// Whether this is to be told now.
@@ -45,8 +43,7 @@ impl<K: Eq + Hash> Quiet<K> {
             return due;
         }
         if self.told.len() >= TOLD {
-            self.told
-                .retain(|_, last| now.duration_since(*last) < QUIET);
+            self.told.retain(|_, last| now.duration_since(*last) < QUIET);
             if self.told.len() >= TOLD {
                 return false;
             }
@@ -73,10 +70,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
                 tokio::spawn(async move {
                     let _slot = slot;
                     let looked = caller::identify(&shared.control, peer, destination);
-                    let who = tokio::time::timeout(LOOK_UP, looked)
-                        .await
-                        .ok()
-                        .and_then(Result::ok);
+                    let who = tokio::time::timeout(LOOK_UP, looked).await.ok().and_then(Result::ok);
                     let who = who.as_ref().map(|who| (who.caller.exe.as_str(), who.pid));
                     report::captured(who, destination);
                     reset(tcp);
@@ -104,9 +98,7 @@ mod tests {
         assert!(quiet.tell(0, start));
         assert!(!quiet.tell(0, start + QUIET / 2));
         assert!(quiet.tell(0, start + QUIET));
-        let told = (1..10_000)
-            .filter(|key| quiet.tell(*key, start + QUIET))
-            .count();
+        let told = (1..10_000).filter(|key| quiet.tell(*key, start + QUIET)).count();
         assert_eq!(told, TOLD - 1);
         assert_eq!(quiet.told.len(), TOLD);
         assert!(quiet.tell(20_000, start + QUIET * 3), "old ones make room");

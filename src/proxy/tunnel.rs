@@ -188,19 +188,11 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
         // Nothing of the hello was consumed: it goes out as it came.
         return raw(session, client, upstream, origin).await;
     }
-    let offered: Vec<Vec<u8>> = hello
-        .alpn()
-        .into_iter()
-        .flatten()
-        .map(<[u8]>::to_vec)
-        .collect();
+    let offered: Vec<Vec<u8>> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
     let alpn = if offered.is_empty() {
         Alpn::None
     } else {
-        match [HTTP11, HTTP10]
-            .into_iter()
-            .find(|http| offered.iter().any(|one| one == http))
-        {
+        match [HTTP11, HTTP10].into_iter().find(|http| offered.iter().any(|one| one == http)) {
             Some(http) => Alpn::Http(http),
             None => Alpn::Other(offered),
         }
@@ -258,10 +250,7 @@ async fn terminate(
     let offer: Vec<Vec<u8>> = alpn.map(|_| HTTP11.to_vec()).into_iter().collect();
     let (agent, upstream) = tokio::join!(
         timeout(HANDSHAKE, start.into_stream(config)),
-        session
-            .shared
-            .upstream_tls
-            .connect(upstream, &origin.host, &offer),
+        session.shared.upstream_tls.connect(upstream, &origin.host, &offer),
     );
     let agent = accepted(session, origin, agent)?;
     Some((agent, upstream.map(|(stream, _)| Conn::new(stream))))
@@ -276,11 +265,7 @@ async fn mirror(
     origin: &Origin,
     offered: &[Vec<u8>],
 ) -> Both {
-    let connected = session
-        .shared
-        .upstream_tls
-        .connect(upstream, &origin.host, offered)
-        .await;
+    let connected = session.shared.upstream_tls.connect(upstream, &origin.host, offered).await;
     let (stream, agreed) = match connected {
         Ok(connected) => connected,
         Err(error) => {
@@ -289,11 +274,7 @@ async fn mirror(
             return None;
         }
     };
-    let config = match session
-        .shared
-        .agent_tls
-        .config(&origin.host, agreed.as_deref())
-    {
+    let config = match session.shared.agent_tls.config(&origin.host, agreed.as_deref()) {
         Ok(config) => config,
         Err(error) => {
             report::tunnel_refused(session, origin, &error.to_string());

@@ -33,11 +33,7 @@ struct Configs {
 
 impl UpstreamTls {
     pub(crate) fn new(image_roots_pem: Vec<u8>, extra_roots_pem: Vec<u8>) -> Self {
-        Self {
-            image_roots_pem,
-            extra_roots_pem,
-            configs: OnceCell::new(),
-        }
+        Self { image_roots_pem, extra_roots_pem, configs: OnceCell::new() }
     }
 
     /// Does the handshake for `host`, offering `alpn` (none: without the extension), and says
@@ -48,10 +44,7 @@ impl UpstreamTls {
         host: &Host,
         alpn: &[Vec<u8>],
     ) -> Result<(Stream, Option<Vec<u8>>), DialError> {
-        let configs = self
-            .configs()
-            .await
-            .map_err(|error| DialError::Tls(error.to_string()))?;
+        let configs = self.configs().await.map_err(|error| DialError::Tls(error.to_string()))?;
         let config = match alpn {
             [] => Arc::clone(&configs.bare),
             [one] if one == HTTP11 => Arc::clone(&configs.http),
@@ -93,10 +86,7 @@ impl UpstreamTls {
                     .with_no_client_auth();
                 let mut http = bare.clone();
                 http.alpn_protocols = vec![HTTP11.to_vec()];
-                Ok(Configs {
-                    http: Arc::new(http),
-                    bare: Arc::new(bare),
-                })
+                Ok(Configs { http: Arc::new(http), bare: Arc::new(bare) })
             })
             .await
     }

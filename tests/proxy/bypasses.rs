@@ -29,8 +29,7 @@ fn split_first_segments_decide_nothing() {
             std::thread::sleep(Duration::from_millis(150));
             tcp.write_all(&hello[split..]).expect("send");
             let mut tls = rustls::StreamOwned::new(client, tcp);
-            tls.write_all(b"GET /secret HTTP/1.1\r\nHost: api.test\r\n\r\n")
-                .expect("send");
+            tls.write_all(b"GET /secret HTTP/1.1\r\nHost: api.test\r\n\r\n").expect("send");
             let answer = read_to_end(&mut tls);
             assert!(answer.starts_with("HTTP/1.1 403 "), "{split}: {answer}");
         }
@@ -38,8 +37,7 @@ fn split_first_segments_decide_nothing() {
         let mut tcp = rig.tunnel("api.test:80");
         tcp.write_all(b"DE").expect("send");
         std::thread::sleep(Duration::from_millis(150));
-        tcp.write_all(b"LETE / HTTP/1.1\r\nHost: api.test\r\n\r\n")
-            .expect("send");
+        tcp.write_all(b"LETE / HTTP/1.1\r\nHost: api.test\r\n\r\n").expect("send");
         let answer = read_to_end(&mut tcp);
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
         assert_eq!(rig.upstream.requests(), Vec::<String>::new());
@@ -62,8 +60,7 @@ fn a_hello_in_many_records_is_read_whole() {
         let mut tcp = rig.tunnel("api.test:443");
         tcp.write_all(&records).expect("send");
         let mut tls = rustls::StreamOwned::new(client, tcp);
-        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: api.test\r\n\r\n")
-            .expect("send");
+        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: api.test\r\n\r\n").expect("send");
         assert!(read_head(&mut tls).starts_with("HTTP/1.1 200 "));
     });
 }
@@ -77,27 +74,17 @@ fn what_is_not_http1_does_not_pass_an_inspected_endpoint() {
             let mut tcp = rig.tunnel("api.test:80");
             tcp.write_all(bytes).expect("send");
             let answer = read_to_end(&mut tcp);
-            assert!(
-                answer.contains("unsupported_l7_protocol"),
-                "{bytes:?}: {answer}"
-            );
+            assert!(answer.contains("unsupported_l7_protocol"), "{bytes:?}: {answer}");
         }
         let answer = over_tls(&rig, preface);
         assert!(answer.contains("unsupported_l7_protocol"), "{answer}");
         // A client that offers only h2.
         let mut tls = rig.tls("api.test:443", "api.test", &["h2"]);
-        let error = tls
-            .write_all(b"x")
-            .and_then(|()| tls.flush())
-            .expect_err("alert");
-        assert!(
-            error.to_string().contains("NoApplicationProtocol"),
-            "{error}"
-        );
+        let error = tls.write_all(b"x").and_then(|()| tls.flush()).expect_err("alert");
+        assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
         // h2c in the middle of a connection.
         let mut tls = rig.tls("api.test:443", "api.test", &[]);
-        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: api.test\r\n\r\n")
-            .expect("send");
+        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: api.test\r\n\r\n").expect("send");
         assert!(read_response(&mut tls).0.starts_with("HTTP/1.1 200 "));
         tls.write_all(preface).expect("send");
         let answer = read_to_end(&mut tls);
@@ -132,18 +119,12 @@ fn ambiguous_requests_are_refused() {
             let answer = over_tls(&rig, row.as_bytes());
             assert!(answer.starts_with("HTTP/1.1 400 "), "{row:?}: {answer}");
         }
-        let long = format!(
-            "GET /ok/1 HTTP/1.1\r\nHost: api.test\r\nX: {}\r\n\r\n",
-            "a".repeat(17_000)
-        );
+        let long =
+            format!("GET /ok/1 HTTP/1.1\r\nHost: api.test\r\nX: {}\r\n\r\n", "a".repeat(17_000));
         let answer = over_tls(&rig, long.as_bytes());
         assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
         // A body with a bad chunk has begun to be sent on, but is never finished.
-        assert!(
-            rig.upstream.requests().is_empty(),
-            "{:?}",
-            rig.upstream.requests()
-        );
+        assert!(rig.upstream.requests().is_empty(), "{:?}", rig.upstream.requests());
     });
 }
 
@@ -155,21 +136,12 @@ fn paths_are_judged_and_sent_on_in_one_spelling() {
                 format!("GET {target} HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n");
             over_tls(&rig, request.as_bytes())
         };
-        for target in [
-            "/ok/../secret",
-            "/ok/%2e%2e/secret",
-            "/ok/x/..;a=b/../secret",
-        ] {
+        for target in ["/ok/../secret", "/ok/%2e%2e/secret", "/ok/x/..;a=b/../secret"] {
             let answer = answer(target);
             assert!(!answer.starts_with("HTTP/1.1 200 "), "{target}: {answer}");
         }
-        for target in [
-            "/ok/..;/secret",
-            "/ok/%2fsecret",
-            "/ok/..%2fsecret",
-            "/../ok/a",
-            "/ok/a#b",
-        ] {
+        for target in ["/ok/..;/secret", "/ok/%2fsecret", "/ok/..%2fsecret", "/../ok/a", "/ok/a#b"]
+        {
             let answer = answer(target);
             let refused =
                 answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.1 403 ");
@@ -186,41 +158,27 @@ fn names_must_agree() {
     in_namespace(|rig| {
         // SNI.
         let mut tls = rig.tls("api.test:443", "raw.test", &[]);
-        let error = tls
-            .write_all(b"x")
-            .and_then(|()| tls.flush())
-            .expect_err("alert");
+        let error = tls.write_all(b"x").and_then(|()| tls.flush()).expect_err("alert");
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
         // Host, inside TLS, on an inspected and on a whole endpoint; another port.
         for (authority, sni) in [("api.test:443", "api.test"), ("raw.test:443", "raw.test")] {
-            for host in [
-                "other.test",
-                "api.test:80",
-                "raw.test:8443",
-                "api.test@x",
-                "",
-            ] {
+            for host in ["other.test", "api.test:80", "raw.test:8443", "api.test@x", ""] {
                 let mut tls = rig.tls(authority, sni, &["http/1.1"]);
                 write!(tls, "GET /ok/1 HTTP/1.1\r\nHost: {host}\r\n\r\n").expect("send");
                 let answer = read_to_end(&mut tls);
-                assert!(
-                    answer.contains("request_authority_mismatch"),
-                    "{sni} {host:?}: {answer}"
-                );
+                assert!(answer.contains("request_authority_mismatch"), "{sni} {host:?}: {answer}");
             }
         }
         // Host in a plain tunnel of a whole endpoint, and in a plain request.
         let mut tcp = rig.tunnel("raw.test:80");
-        tcp.write_all(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n")
-            .expect("send");
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n").expect("send");
         assert!(read_to_end(&mut tcp).contains("request_authority_mismatch"));
         let answer = rig.exchange(b"GET http://raw.test/ HTTP/1.1\r\nHost: other.test\r\n\r\n");
         assert!(answer.contains("request_authority_mismatch"), "{answer}");
         assert_eq!(rig.upstream.requests(), Vec::<String>::new());
         // The same name, written otherwise.
         let mut tls = rig.tls("API.test.:443", "api.TEST", &["http/1.1"]);
-        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: Api.Test:443\r\n\r\n")
-            .expect("send");
+        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: Api.Test:443\r\n\r\n").expect("send");
         let (head, body) = read_response(&mut tls);
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         assert!(body.contains("\r\nHost: api.test:443\r\n"), "{body}");
@@ -247,10 +205,7 @@ fn requests_sent_ahead_are_judged_one_by_one() {
               GET http://forbidden.test/3 HTTP/1.1\r\nHost: forbidden.test\r\n\r\n",
         );
         assert_eq!(answer.matches("HTTP/1.1 200 ").count(), 2, "{answer}");
-        assert!(
-            answer.contains("GET forbidden.test:80 not permitted by policy"),
-            "{answer}"
-        );
+        assert!(answer.contains("GET forbidden.test:80 not permitted by policy"), "{answer}");
         // A body is a body, whatever it looks like.
         let inner = "DELETE /x HTTP/1.1\r\nHost: api.test\r\n\r\n";
         let mut tls = rig.tls("api.test:443", "api.test", &[]);
@@ -261,12 +216,7 @@ fn requests_sent_ahead_are_judged_one_by_one() {
         )
         .expect("send");
         assert!(read_response(&mut tls).0.starts_with("HTTP/1.1 200 "));
-        assert!(
-            rig.upstream
-                .requests()
-                .iter()
-                .all(|one| !one.starts_with("DELETE"))
-        );
+        assert!(rig.upstream.requests().iter().all(|one| !one.starts_with("DELETE")));
     });
 }
 
@@ -278,11 +228,7 @@ fn hop_by_hop_fields_stay_on_their_hop() {
               Proxy-Connection: close\r\nConnection: X-Secret, content-length\r\nX-Secret: 1\r\n\
               Keep-Alive: 5\r\nTE: trailers\r\nX-Kept: 2\r\n\r\n",
         );
-        let sent = answer
-            .split("\r\n\r\n")
-            .nth(1)
-            .expect("body")
-            .to_ascii_lowercase();
+        let sent = answer.split("\r\n\r\n").nth(1).expect("body").to_ascii_lowercase();
         for gone in ["proxy-", "x-secret", "keep-alive", "te:", "connection"] {
             assert!(!sent.contains(gone), "{gone}: {sent}");
         }

@@ -25,33 +25,13 @@ fn special_and_own_addresses_are_not_dialled() {
         ];
         for (authority, code) in rows {
             let answer = rig.exchange(&connect(authority));
-            assert!(
-                answer.contains(&format!("\"error\":\"{code}\"")),
-                "{authority}: {answer}"
-            );
-            let status = if code == "upstream_unreachable" {
-                "502"
-            } else {
-                "403"
-            };
-            assert!(
-                answer.starts_with(&format!("HTTP/1.1 {status} ")),
-                "{authority}: {answer}"
-            );
+            assert!(answer.contains(&format!("\"error\":\"{code}\"")), "{authority}: {answer}");
+            let status = if code == "upstream_unreachable" { "502" } else { "403" };
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{authority}: {answer}");
         }
         let answer = rig.exchange(&connect("meta.test:80"));
-        assert!(
-            answer.contains("CONNECT meta.test:80 blocked: "),
-            "{answer}"
-        );
-        for bad in [
-            "api.test",
-            "api.test:0",
-            "127.1:80",
-            "a b:80",
-            "u@api.test:443",
-            ":443",
-        ] {
+        assert!(answer.contains("CONNECT meta.test:80 blocked: "), "{answer}");
+        for bad in ["api.test", "api.test:0", "127.1:80", "a b:80", "u@api.test:443", ":443"] {
             let answer = rig.exchange(&connect(bad));
             assert!(answer.starts_with("HTTP/1.1 400 "), "{bad}: {answer}");
         }
@@ -66,10 +46,7 @@ fn the_pods_own_name_leads_to_the_pod_but_not_back_into_the_fence() {
         let pod = std::net::TcpListener::bind("10.88.0.1:80").expect("neighbour");
         let neighbour = std::thread::spawn(move || pod.accept().map(|(_, from)| from));
         drop(rig.tunnel("pod.ringfence.internal:80"));
-        neighbour
-            .join()
-            .expect("thread")
-            .expect("the neighbour was reached");
+        neighbour.join().expect("thread").expect("the neighbour was reached");
         let fence = rig.listen_in_fence(7001);
         rig.tell(&ToProxy::Inbound { ports: vec![7001] });
         // The order of messages is kept, so a refused port is one that is open.
@@ -86,14 +63,8 @@ fn no_record_no_access() {
         *rig.who.lock().expect("lock") = None;
         let answer = rig.exchange(&connect("api.test:443"));
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
-        assert!(
-            answer.contains("CONNECT api.test:443 not permitted by policy"),
-            "{answer}"
-        );
-        let other = Who {
-            exe: "/usr/bin/wget".into(),
-            file: "/usr/bin/curl".into(),
-        };
+        assert!(answer.contains("CONNECT api.test:443 not permitted by policy"), "{answer}");
+        let other = Who { exe: "/usr/bin/wget".into(), file: "/usr/bin/curl".into() };
         *rig.who.lock().expect("lock") = Some(other);
         let answer = rig.exchange(&connect("api.test:443"));
         assert!(answer.contains("policy_denied"), "{answer}");
@@ -106,18 +77,12 @@ fn a_binary_that_changes_is_refused() {
         let file = rig.dir.path().join("curl");
         std::fs::write(&file, "one").expect("write");
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("chmod");
-        let who = Who {
-            exe: "/usr/bin/curl".into(),
-            file: file.clone(),
-        };
+        let who = Who { exe: "/usr/bin/curl".into(), file: file.clone() };
         *rig.who.lock().expect("lock") = Some(who);
         drop(rig.tunnel("raw.test:80"));
         std::fs::write(&file, "two").expect("write");
         let answer = rig.exchange(&connect("raw.test:80"));
-        assert!(
-            answer.contains("changed since its first connection"),
-            "{answer}"
-        );
+        assert!(answer.contains("changed since its first connection"), "{answer}");
     });
 }
 
@@ -125,33 +90,18 @@ fn a_binary_that_changes_is_refused() {
 fn what_a_proxy_is_not_asked_for() {
     in_namespace(|rig| {
         for (request, expected) in [
-            (
-                "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n",
-                "invalid_request_target",
-            ),
+            ("GET / HTTP/1.1\r\nHost: api.test\r\n\r\n", "invalid_request_target"),
             (
                 "GET https://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n",
                 "Use CONNECT for HTTPS URLs",
             ),
-            (
-                "OPTIONS * HTTP/1.1\r\nHost: api.test\r\n\r\n",
-                "invalid_request_target",
-            ),
-            (
-                "GET ftp://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n",
-                "invalid_request_target",
-            ),
-            (
-                "CONNECT api.test:443 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx",
-                "no body",
-            ),
+            ("OPTIONS * HTTP/1.1\r\nHost: api.test\r\n\r\n", "invalid_request_target"),
+            ("GET ftp://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n", "invalid_request_target"),
+            ("CONNECT api.test:443 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", "no body"),
             ("\x16\x03\x01", "invalid_request"),
         ] {
             let answer = rig.exchange(request.as_bytes());
-            assert!(
-                answer.starts_with("HTTP/1.1 400 ") && answer.contains(expected),
-                "{answer}"
-            );
+            assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(expected), "{answer}");
         }
     });
 }

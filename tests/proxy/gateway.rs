@@ -48,8 +48,7 @@ fn no_name_exists() {
         let mut query = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
         query.extend_from_slice(b"\x05exfil\x07example\x03com\x00\x00\x01\x00\x01");
         let udp = UdpSocket::bind("10.200.0.2:0").expect("socket");
-        udp.set_read_timeout(Some(Duration::from_secs(10)))
-            .expect("timeout");
+        udp.set_read_timeout(Some(Duration::from_secs(10))).expect("timeout");
         udp.send_to(b"nonsense", DNS).expect("send");
         udp.send_to(&query, DNS).expect("send");
         let mut answer = [0; 512];
@@ -60,8 +59,7 @@ fn no_name_exists() {
         let mut tcp = TcpStream::connect(DNS).expect("tcp");
         for _ in 0..2 {
             let length = u16::try_from(query.len()).expect("length");
-            tcp.write_all(&[&length.to_be_bytes()[..], &query].concat())
-                .expect("send");
+            tcp.write_all(&[&length.to_be_bytes()[..], &query].concat()).expect("send");
             let mut framed = [0; 2];
             tcp.read_exact(&mut framed).expect("length");
             let mut answer = vec![0; u16::from_be_bytes(framed).into()];
@@ -76,9 +74,7 @@ fn inbound_ports_follow_the_fence() {
     in_namespace(|rig| {
         let inside = rig.listen_in_fence(7000);
         wait_until_refused("10.88.0.1:7000");
-        rig.tell(&ToProxy::Inbound {
-            ports: vec![3128, 7000],
-        });
+        rig.tell(&ToProxy::Inbound { ports: vec![3128, 7000] });
         std::thread::spawn(move || {
             for tcp in inside.incoming() {
                 let mut tcp = tcp.expect("accept");
@@ -98,10 +94,7 @@ fn inbound_ports_follow_the_fence() {
         assert_eq!(answer, "300000 bytes");
         wait_for("127.0.0.1:7000");
         wait_for("[::1]:7000");
-        assert!(
-            TcpStream::connect("10.88.0.1:3128").is_err(),
-            "never the gateway's own"
-        );
+        assert!(TcpStream::connect("10.88.0.1:3128").is_err(), "never the gateway's own");
         rig.tell(&ToProxy::Inbound { ports: vec![] });
         wait_until_refused("10.88.0.1:7000");
     });
@@ -112,18 +105,13 @@ fn a_taken_port_is_tried_again() {
     in_namespace_with(Inbound::Ports(vec![7000]), b"", |rig| {
         let inside = rig.listen_in_fence(7000);
         let taken = TcpListener::bind("10.88.0.1:7000").expect("neighbour");
-        rig.tell(&ToProxy::Inbound {
-            ports: vec![7000, 7001],
-        });
+        rig.tell(&ToProxy::Inbound { ports: vec![7000, 7001] });
         wait_for("10.88.0.1:7000");
         drop(taken);
         wait_until_refused("10.88.0.1:7000");
         rig.tell(&ToProxy::Inbound { ports: vec![7000] });
         wait_for("10.88.0.1:7000");
-        assert!(
-            TcpStream::connect("10.88.0.1:7001").is_err(),
-            "not among those declared"
-        );
+        assert!(TcpStream::connect("10.88.0.1:7001").is_err(), "not among those declared");
         drop(inside);
     });
 }
@@ -151,13 +139,11 @@ fn stop_lets_open_connections_finish() {
 fn the_listeners_outlive_a_flood() {
     in_namespace(|rig| {
         // More than the limit; those beyond are told so.
-        let open: Vec<_> = (0..1030)
-            .map_while(|_| TcpStream::connect("10.200.0.1:3128").ok())
-            .collect();
+        let open: Vec<_> =
+            (0..1030).map_while(|_| TcpStream::connect("10.200.0.1:3128").ok()).collect();
         let mut refused = 0;
         for mut tcp in open.iter().rev().take(4) {
-            tcp.set_read_timeout(Some(Duration::from_secs(5)))
-                .expect("timeout");
+            tcp.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
             let mut start = [0; 12];
             if tcp.read_exact(&mut start).is_ok() && &start == b"HTTP/1.1 503" {
                 refused += 1;
@@ -166,10 +152,7 @@ fn the_listeners_outlive_a_flood() {
         assert!(refused > 0, "{} open", open.len());
         drop(open);
         for _ in 0..500 {
-            if rig
-                .exchange(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-                .starts_with("HTTP/1.1 400 ")
-            {
+            if rig.exchange(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 400 ") {
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -182,14 +165,7 @@ fn the_listeners_outlive_a_flood() {
 fn name_lookups_of_a_real_resolver_fail_at_once() {
     in_namespace(|_rig| {
         let Ok(output) = Command::new("dig")
-            .args([
-                "+time=5",
-                "+tries=1",
-                "-p",
-                "15053",
-                "@10.200.0.1",
-                "example.com",
-            ])
+            .args(["+time=5", "+tries=1", "-p", "15053", "@10.200.0.1", "example.com"])
             .output()
         else {
             println!("SKIPPED: needs dig");

@@ -61,6 +61,9 @@ network_policies:
       - { host: 127.0.0.1, port: 8090 }
       - { host: pod.ringfence.internal, ports: [80, 7001] }
       - { host: own.test, port: 80 }
+      - { host: db.prod, port: 80 }
+      - { host: short, port: 80 }
+      - { host: broken.test, port: 80 }
       - { host: 10.77.0.1, port: 80, allowed_ips: ["10.0.0.0/8"] }
     binaries: [{ path: /usr/bin/curl }]
 "#;
@@ -129,10 +132,7 @@ impl Rig {
         let dir = tempfile::tempdir().expect("tempdir");
         let hosts = dir.path().join("hosts");
         std::fs::write(&hosts, HOSTS).expect("hosts");
-        let source = Source {
-            name: "policy.yaml",
-            bytes: POLICY.as_bytes(),
-        };
+        let source = Source { name: "policy.yaml", bytes: POLICY.as_bytes() };
         let config = Config {
             policy: policy::load(&source, None).expect("policy").policy,
             pod_ips: vec!["10.88.0.1".parse().expect("ip")],
@@ -142,27 +142,15 @@ impl Rig {
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
         };
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .expect("socketpair");
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .expect("socketpair");
         let upstream = Upstream::start(&authority);
         let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
         let (ready, fds) = receive(&ours).expect("ready");
-        let ToSupervisor::Ready {
-            ca_pem,
-            mut bundle_pem,
-        } = ready
-        else {
-            panic!("{ready:?}")
-        };
+        let ToSupervisor::Ready { ca_pem, mut bundle_pem } = ready else { panic!("{ready:?}") };
         if let Some(pipe) = fds.into_iter().next() {
-            File::from(pipe)
-                .read_to_string(&mut bundle_pem)
-                .expect("bundle");
+            File::from(pipe).read_to_string(&mut bundle_pem).expect("bundle");
         }
         std::fs::write(dir.path().join("bundle.pem"), &bundle_pem).expect("bundle");
         let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
@@ -172,28 +160,12 @@ impl Rig {
             OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
             tcp(DNS),
         ];
-        send(
-            &ours,
-            &ToProxy::Start,
-            &listeners.each_ref().map(AsFd::as_fd),
-        );
-        let curl = Who {
-            exe: "/usr/bin/curl".into(),
-            file: "/usr/bin/curl".into(),
-        };
+        send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
+        let curl = Who { exe: "/usr/bin/curl".into(), file: "/usr/bin/curl".into() };
         let who = Arc::new(Mutex::new(Some(curl)));
         let control = Arc::new(ours);
         let fence = fence(Arc::clone(&control), Arc::clone(&who));
-        Self {
-            upstream,
-            who,
-            ca_pem,
-            bundle_pem,
-            dir,
-            control,
-            fence,
-            proxy: Some(proxy),
-        }
+        Self { upstream, who, ca_pem, bundle_pem, dir, control, fence, proxy: Some(proxy) }
     }
 
     /// Says something to the proxy.
@@ -223,8 +195,7 @@ impl Rig {
         let address: SocketAddr = PROXY.parse().expect("address");
         let tcp = TcpStream::connect(address).expect("proxy");
         tcp.set_nodelay(true).expect("nodelay");
-        tcp.set_read_timeout(Some(Duration::from_secs(20)))
-            .expect("timeout");
+        tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
         tcp
     }
 
@@ -238,11 +209,7 @@ impl Rig {
     /// An established tunnel.
     pub fn tunnel(&self, authority: &str) -> TcpStream {
         let mut tcp = self.connect();
-        write!(
-            tcp,
-            "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"
-        )
-        .expect("send");
+        write!(tcp, "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").expect("send");
         let head = read_head(&mut tcp);
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         tcp
@@ -265,9 +232,7 @@ impl Rig {
 
 pub fn client(ca_pem: &[u8], sni: &str, alpn: &[&str]) -> ClientConnection {
     let mut roots = RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(ca_pem).expect("pem"))
-        .expect("root");
+    roots.add(CertificateDer::from_pem_slice(ca_pem).expect("pem")).expect("root");
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
@@ -312,11 +277,7 @@ pub fn read_to_end(from: &mut impl Read) -> String {
             Ok(0) => break,
             Ok(read) => all.extend_from_slice(&buffer[..read]),
             Err(error) => {
-                assert_ne!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock,
-                    "nothing came: {all:?}"
-                );
+                assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "nothing came: {all:?}");
                 break;
             }
         }
@@ -346,10 +307,7 @@ fn new_namespace(addresses: &[&str]) {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
         .expect("new network namespace");
     for words in addresses {
-        let status = Command::new("ip")
-            .args(words.split(' '))
-            .status()
-            .expect("ip");
+        let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
         assert!(status.success(), "ip {words}");
     }
 }
@@ -361,11 +319,7 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>) {
                 None => send(control, &ToProxy::Caller { id, caller: None }, &[]),
                 Some(Who { exe, file }) => {
                     let file = File::open(file).expect("executable");
-                    let caller = Some(CallerRecord {
-                        pid: 42,
-                        exe,
-                        ancestors: Vec::new(),
-                    });
+                    let caller = Some(CallerRecord { pid: 42, exe, ancestors: Vec::new() });
                     send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
                 }
             },
@@ -389,35 +343,21 @@ fn send(control: &OwnedFd, message: &ToProxy, fds: &[BorrowedFd<'_>]) {
         assert!(beside.push(SendAncillaryMessage::ScmRights(fds)));
     }
     // A proxy that has ended hears nothing.
-    let _ = sendmsg(
-        control,
-        &[IoSlice::new(&bytes)],
-        &mut beside,
-        SendFlags::NOSIGNAL,
-    );
+    let _ = sendmsg(control, &[IoSlice::new(&bytes)], &mut beside, SendFlags::NOSIGNAL);
 }
 
 fn receive(control: &OwnedFd) -> Option<(ToSupervisor, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let got = recvmsg(
-        control,
-        &mut [IoSliceMut::new(&mut bytes)],
-        &mut beside,
-        RecvFlags::CMSG_CLOEXEC,
-    )
-    .ok()?;
+    let got =
+        recvmsg(control, &mut [IoSliceMut::new(&mut bytes)], &mut beside, RecvFlags::CMSG_CLOEXEC)
+            .ok()?;
     let mut fds = Vec::new();
     for message in beside.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
             fds.extend(rights);
         }
     }
-    (got.bytes > 0).then(|| {
-        (
-            serde_json::from_slice(&bytes[..got.bytes]).expect("json"),
-            fds,
-        )
-    })
+    (got.bytes > 0).then(|| (serde_json::from_slice(&bytes[..got.bytes]).expect("json"), fds))
 }

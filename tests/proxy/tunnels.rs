@@ -27,8 +27,7 @@ fn http_inside_tls_is_relayed_and_other_protocols_are_copied() {
     in_namespace(|rig| {
         let mut tls = rig.tls("raw.test:443", "raw.test", &["h2", "http/1.1"]);
         // Not canonical: nothing judges it, nothing changes it.
-        tls.write_all(b"DELETE /a/../b;x HTTP/1.1\r\nHost: raw.test\r\n\r\n")
-            .expect("send");
+        tls.write_all(b"DELETE /a/../b;x HTTP/1.1\r\nHost: raw.test\r\n\r\n").expect("send");
         let (head, body) = read_response(&mut tls);
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
         assert!(body.starts_with("DELETE /a/../b;x HTTP/1.1\r\n"), "{body}");
@@ -58,10 +57,7 @@ fn websockets_pass_where_the_endpoint_is_allowed_whole() {
         )
         .expect("send");
         let head = read_head(&mut tls);
-        assert!(
-            head.starts_with("HTTP/1.1 101 ") && head.contains("Upgrade: websocket"),
-            "{head}"
-        );
+        assert!(head.starts_with("HTTP/1.1 101 ") && head.contains("Upgrade: websocket"), "{head}");
         tls.write_all(b"ping").expect("send");
         let mut echo = [0; 4];
         tls.read_exact(&mut echo).expect("echo");
@@ -76,18 +72,11 @@ fn skipped_tls_is_end_to_end_and_still_named() {
         // The bundle's first certificate is the upstream's own authority.
         let connection = client(upstream_ca.as_bytes(), "skip.test", &["http/1.1"]);
         let mut tls = rustls::StreamOwned::new(connection, rig.tunnel("skip.test:443"));
-        tls.write_all(b"GET / HTTP/1.1\r\nHost: skip.test\r\n\r\n")
-            .expect("send");
-        assert!(
-            read_head(&mut tls).starts_with("HTTP/1.1 200 "),
-            "verified by the upstream's CA"
-        );
+        tls.write_all(b"GET / HTTP/1.1\r\nHost: skip.test\r\n\r\n").expect("send");
+        assert!(read_head(&mut tls).starts_with("HTTP/1.1 200 "), "verified by the upstream's CA");
         let connection = client(upstream_ca.as_bytes(), "raw.test", &[]);
         let mut tls = rustls::StreamOwned::new(connection, rig.tunnel("skip.test:443"));
-        let error = tls
-            .write_all(b"x")
-            .and_then(|()| tls.flush())
-            .expect_err("alert");
+        let error = tls.write_all(b"x").and_then(|()| tls.flush()).expect_err("alert");
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
     });
 }

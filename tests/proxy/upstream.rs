@@ -23,13 +23,8 @@ impl Upstream {
         let upstream = Self::default();
         let key = LeafKey::generate().expect("key");
         let config = |names: &[&str], alpn: &[&str]| {
-            let names: Vec<_> = names
-                .iter()
-                .map(|n| SubjectName::Dns((*n).to_owned()))
-                .collect();
-            let leaf = authority
-                .leaf(&names, Duration::from_secs(3600), &key)
-                .expect("leaf");
+            let names: Vec<_> = names.iter().map(|n| SubjectName::Dns((*n).to_owned())).collect();
+            let leaf = authority.leaf(&names, Duration::from_secs(3600), &key).expect("leaf");
             let mut config = ServerConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
                 .expect("versions")
@@ -38,22 +33,13 @@ impl Upstream {
             config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
             Arc::new(config)
         };
-        let names = [
-            "api.test",
-            "raw.test",
-            "skip.test",
-            "audited.test",
-            "one.wild.test",
-        ];
+        let names = ["api.test", "raw.test", "skip.test", "audited.test", "one.wild.test"];
         let https = config(&names, &["http/1.1", "imap"]);
         let h2 = config(&names, &["h2"]);
         let wrong = config(&["other.test"], &[]);
         upstream.listen(443, move |seen, tcp| {
             let mut tls = accept(&https, tcp)?;
-            let alpn = tls
-                .conn
-                .alpn_protocol()
-                .map(|p| String::from_utf8_lossy(p).into_owned());
+            let alpn = tls.conn.alpn_protocol().map(|p| String::from_utf8_lossy(p).into_owned());
             let name = tls.conn.server_name().unwrap_or("-").to_owned();
             seen.push(format!("TLS {name} {}", alpn.as_deref().unwrap_or("-")));
             if alpn.as_deref() == Some("imap") {
@@ -66,9 +52,7 @@ impl Upstream {
         upstream.listen(2525, |seen, mut tcp| {
             tcp.write_all(b"220 hello\r\n").ok()?;
             let mut line = String::new();
-            BufReader::new(tcp.try_clone().ok()?)
-                .read_line(&mut line)
-                .ok()?;
+            BufReader::new(tcp.try_clone().ok()?).read_line(&mut line).ok()?;
             seen.push(format!("SMTP {}", line.trim_end()));
             tcp.write_all(b"250 ok\r\n").ok()
         });
@@ -76,10 +60,7 @@ impl Upstream {
             let mut tls = accept(&h2, tcp)?;
             let mut start = [0; 14];
             tls.read_exact(&mut start).ok()?;
-            seen.push(format!(
-                "RAW {}",
-                String::from_utf8_lossy(&start).escape_debug()
-            ));
+            seen.push(format!("RAW {}", String::from_utf8_lossy(&start).escape_debug()));
             tls.write_all(&start).ok()?;
             tls.flush().ok()
         });
@@ -109,10 +90,7 @@ impl Upstream {
 
     /// The requests that have, without the TLS connections.
     pub fn requests(&self) -> Vec<String> {
-        self.seen()
-            .into_iter()
-            .filter(|one| !one.starts_with("TLS "))
-            .collect()
+        self.seen().into_iter().filter(|one| !one.starts_with("TLS ")).collect()
     }
 }
 
@@ -153,10 +131,7 @@ fn http(seen: &Seen, stream: impl Read + Write) -> Option<()> {
             })
         };
         if header("expect").is_some() {
-            stream
-                .get_mut()
-                .write_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-                .ok()?;
+            stream.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
             stream.get_mut().flush().ok()?;
         }
         let mut body = Vec::new();

@@ -232,3 +232,7 @@ fn name_of(review: &Review) -> &str {
     let generated = review.object.pointer("/metadata/generateName").and_then(Value::as_str);
     generated.unwrap_or("-")
 }
+
+#[cfg(test)]
+#[path = "handler_tests.rs"]
+mod tests;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -162,7 +162,7 @@ async fn mutate<A: Admit>(
     request: Request<Body>,
 ) -> Response {
     let deadline = Deadline::from_query(request.uri().query());
-    if !is_json(request.headers().get(CONTENT_TYPE).map(|v| v.as_bytes())) {
+    if !is_json(request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes)) {
         shared.metrics.rejected("content-type");
         return plain(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body has to be application/json");
     }

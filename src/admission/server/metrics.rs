@@ -18,7 +18,7 @@ const BUCKETS: [u64; 13] = [
 pub struct Metrics {
     /// By verdict (`untouched`, `injected`, `unchanged`, `refused`) and class slug (or `-`).
     admissions: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
-    /// Reviews that were not answered with an AdmissionReview, by reason.
+    /// Reviews that were not answered with an `AdmissionReview`, by reason.
     rejected: Mutex<BTreeMap<&'static str, u64>>,
     /// Pods admitted with a warning, by class slug.
     warned: Mutex<BTreeMap<&'static str, u64>>,

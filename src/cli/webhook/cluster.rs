@@ -20,36 +20,32 @@ const RETRY: Duration = Duration::from_secs(10);
 const IMAGE_VOLUMES_SINCE: u32 = 36;
 const PAGE: u32 = 500;
 
-/// Follows the cluster. Facts stay as they were while it cannot be read.
-pub(super) struct Cluster;
-
-impl Cluster {
-    /// The facts, and the future that keeps them up to date.
-    pub(super) fn new(
-        client: Client,
-        auto: bool,
-        delivery: Delivery,
-        default_architecture: String,
-    ) -> (watch::Receiver<Arc<ClusterFacts>>, impl Future<Output = ()> + Send + 'static) {
-        let first = ClusterFacts { delivery, architectures: vec![default_architecture] };
-        let (sender, receiver) = watch::channel(Arc::new(first));
-        let follow = async move {
-            loop {
-                let pause = match read(&client).await {
-                    Ok((image_volumes, architectures)) => {
-                        update(&sender, auto, image_volumes, architectures);
-                        INTERVAL
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "versions of the cluster could not be read");
-                        RETRY
-                    }
-                };
-                tokio::time::sleep(pause).await;
-            }
-        };
-        (receiver, follow)
-    }
+/// The facts, and the future that keeps them up to date. They stay as they were while the cluster
+/// cannot be read.
+pub(super) fn follow(
+    client: Client,
+    auto: bool,
+    delivery: Delivery,
+    default_architecture: String,
+) -> (watch::Receiver<Arc<ClusterFacts>>, impl Future<Output = ()> + Send + 'static) {
+    let first = ClusterFacts { delivery, architectures: vec![default_architecture] };
+    let (sender, receiver) = watch::channel(Arc::new(first));
+    let follow = async move {
+        loop {
+            let pause = match read(&client).await {
+                Ok((image_volumes, architectures)) => {
+                    update(&sender, auto, image_volumes, architectures);
+                    INTERVAL
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "versions of the cluster could not be read");
+                    RETRY
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    };
+    (receiver, follow)
 }
 
 fn update(

@@ -105,6 +105,7 @@ fn programs_are_short_and_every_answer_is_near() {
         let longest = (0..1024)
             .map(|nr| run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).1)
             .max();
+        println!("{program:?}: at most {longest:?} run for one call");
         assert!(longest <= Some(48), "{program:?}: {longest:?} instructions for one call");
     }
 }

@@ -80,9 +80,7 @@ async fn plain<W: AsyncWrite + Unpin>(
                 _ => continue,
             }
         }
-        let take = data
-            .len()
-            .min(usize::try_from(limit - moved).unwrap_or(usize::MAX));
+        let take = data.len().min(usize::try_from(limit - moved).unwrap_or(usize::MAX));
         let data = &data[..take];
         if head.is_empty() {
             to.write_all(data).await.map_err(BodyError::Write)?;
@@ -187,22 +185,14 @@ impl Decoder {
                     return Ok(Step::More);
                 };
                 let size = chunk_size(line)?;
-                *self = if size == 0 {
-                    Self::Trailers(0)
-                } else {
-                    Self::Data(size)
-                };
+                *self = if size == 0 { Self::Trailers(0) } else { Self::Data(size) };
                 Ok(Step::Skip(line.len() + 2))
             }
             Self::Data(_) if data.is_empty() => Ok(Step::More),
             Self::Data(left) => {
                 let count = data.len().min(usize::try_from(left).unwrap_or(usize::MAX));
                 let left = left - count as u64;
-                *self = if left == 0 {
-                    Self::DataEnd
-                } else {
-                    Self::Data(left)
-                };
+                *self = if left == 0 { Self::DataEnd } else { Self::Data(left) };
                 Ok(Step::Data(count))
             }
             Self::DataEnd => match data {
@@ -233,10 +223,7 @@ impl Decoder {
 
 /// The line at the start of `data` without its CR LF, which are the only CR and LF allowed.
 fn line(data: &[u8], max: usize) -> Result<Option<&[u8]>, BodyError> {
-    match data
-        .iter()
-        .position(|byte| matches!(byte, b'\r' | b'\n' | 0))
-    {
+    match data.iter().position(|byte| matches!(byte, b'\r' | b'\n' | 0)) {
         Some(end) if end > max => Err(BodyError::Chunk),
         Some(end) => match &data[end..] {
             [b'\r', b'\n', ..] => Ok(Some(&data[..end])),
@@ -311,11 +298,7 @@ mod tests {
         ];
         for input in cases {
             for piece in [1, input.len()] {
-                assert!(
-                    decode(input, piece).is_err(),
-                    "{}",
-                    String::from_utf8_lossy(input)
-                );
+                assert!(decode(input, piece).is_err(), "{}", String::from_utf8_lossy(input));
             }
         }
     }

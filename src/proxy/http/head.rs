@@ -73,9 +73,7 @@ pub(crate) struct Fields {
 impl Fields {
     /// Names and values in order. Names are tokens, so ASCII.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.fields
-            .iter()
-            .map(|f| (&self.raw[f.name.clone()], &self.raw[f.value.clone()]))
+        self.fields.iter().map(|f| (&self.raw[f.name.clone()], &self.raw[f.value.clone()]))
     }
 
     /// The values of one field, in order.
@@ -99,8 +97,7 @@ impl Fields {
 
     /// Whether `Connection` names this option.
     pub(crate) fn connection(&self, option: &str) -> bool {
-        self.members("connection")
-            .any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
+        self.members("connection").any(|member| member.eq_ignore_ascii_case(option.as_bytes()))
     }
 }
 
@@ -141,10 +138,7 @@ impl RequestHead {
 
     /// The one `Host`; `None` only for HTTP/1.0.
     pub(crate) fn host(&self) -> Option<&str> {
-        self.fields
-            .all("host")
-            .next()
-            .and_then(|value| std::str::from_utf8(value).ok())
+        self.fields.all("host").next().and_then(|value| std::str::from_utf8(value).ok())
     }
 
     /// Whether the client wants to go on after this request.
@@ -156,11 +150,7 @@ impl RequestHead {
                     .members("proxy-connection")
                     .any(|member| member.eq_ignore_ascii_case(str::as_bytes(option)))
         };
-        if self.minor == 0 {
-            named("keep-alive")
-        } else {
-            !named("close")
-        }
+        if self.minor == 0 { named("keep-alive") } else { !named("close") }
     }
 
     /// The protocol this request asks to change to, if any.
@@ -279,14 +269,8 @@ fn check_lines(raw: &[u8]) -> Result<(), HeadError> {
     if !raw.first().is_some_and(u8::is_ascii_alphabetic) {
         return Err(HeadError::LeadingLine);
     }
-    let folded = raw
-        .windows(2)
-        .any(|pair| pair[0] == b'\n' && matches!(pair[1], b' ' | b'\t'));
-    if folded {
-        Err(HeadError::Folded)
-    } else {
-        Ok(())
-    }
+    let folded = raw.windows(2).any(|pair| pair[0] == b'\n' && matches!(pair[1], b' ' | b'\t'));
+    if folded { Err(HeadError::Folded) } else { Ok(()) }
 }
 
 fn parse_request(raw: Vec<u8>) -> Result<RequestHead, HeadError> {
@@ -315,13 +299,7 @@ fn parse_request(raw: Vec<u8>) -> Result<RequestHead, HeadError> {
         0 if minor == 0 => {}
         _ => return Err(HeadError::BadHost),
     }
-    Ok(RequestHead {
-        fields,
-        method,
-        target,
-        minor,
-        framing,
-    })
+    Ok(RequestHead { fields, method, target, minor, framing })
 }
 
 fn parse_response(raw: Vec<u8>, method: &str) -> Result<ResponseHead, HeadError> {
@@ -343,18 +321,8 @@ fn parse_response(raw: Vec<u8>, method: &str) -> Result<ResponseHead, HeadError>
     let fields = Fields { raw, fields };
     let framing = response_framing(&fields, minor, status, method)?;
     let keep_alive = framing != Framing::Close
-        && if minor == 0 {
-            fields.connection("keep-alive")
-        } else {
-            !fields.connection("close")
-        };
-    Ok(ResponseHead {
-        fields,
-        status,
-        reason,
-        framing,
-        keep_alive,
-    })
+        && if minor == 0 { fields.connection("keep-alive") } else { !fields.connection("close") };
+    Ok(ResponseHead { fields, status, reason, framing, keep_alive })
 }
 
 fn collect(raw: &[u8], headers: &[httparse::Header<'_>]) -> Vec<Field> {
@@ -400,7 +368,8 @@ fn response_framing(
     if length.is_some() && encoded {
         return Err(HeadError::LengthAndEncoding);
     }
-    if method.eq_ignore_ascii_case("HEAD") || matches!(status, 100..=199 | 204 | 304) {
+    // Methods are case-sensitive: to an upstream `head` is some other method.
+    if method == "HEAD" || matches!(status, 100..=199 | 204 | 304) {
         return Ok(Framing::Empty);
     }
     if encoded {
@@ -432,11 +401,7 @@ fn content_length(fields: &Fields) -> Result<Option<u64>, HeadError> {
     if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
         return Err(HeadError::BadLength);
     }
-    Ok(Some(
-        value
-            .iter()
-            .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')),
-    ))
+    Ok(Some(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'))))
 }
 
 #[cfg(test)]
@@ -462,10 +427,7 @@ mod tests {
         let head =
             request("POST /a?b=c HTTP/1.1\r\nHost: h:8\r\nX: 1\r\nContent-Length: 5\r\n\r\n")
                 .expect("head");
-        assert_eq!(
-            (head.method(), head.target(), head.minor),
-            ("POST", "/a?b=c", 1)
-        );
+        assert_eq!((head.method(), head.target(), head.minor), ("POST", "/a?b=c", 1));
         assert_eq!(head.host(), Some("h:8"));
         assert_eq!(head.framing, Framing::Length(5));
         assert!(head.keep_alive());
@@ -474,18 +436,9 @@ mod tests {
     #[test]
     fn ambiguous_framing_is_refused() {
         let cases = [
-            (
-                "Content-Length: 5\r\nTransfer-Encoding: chunked",
-                HeadError::LengthAndEncoding,
-            ),
-            (
-                "Content-Length: 5\r\nContent-Length: 5",
-                HeadError::RepeatedLength,
-            ),
-            (
-                "Content-Length: 5\r\nContent-Length: 6",
-                HeadError::RepeatedLength,
-            ),
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked", HeadError::LengthAndEncoding),
+            ("Content-Length: 5\r\nContent-Length: 5", HeadError::RepeatedLength),
+            ("Content-Length: 5\r\nContent-Length: 6", HeadError::RepeatedLength),
             ("Content-Length: 5, 5", HeadError::BadLength),
             ("Content-Length: +5", HeadError::BadLength),
             ("Content-Length: -0", HeadError::BadLength),
@@ -494,14 +447,8 @@ mod tests {
             ("Content-Length: 9999999999999999999", HeadError::BadLength),
             ("Content-Length : 5", HeadError::Syntax),
             ("Transfer-Encoding: gzip, chunked", HeadError::BadEncoding),
-            (
-                "Transfer-Encoding: chunked, chunked",
-                HeadError::BadEncoding,
-            ),
-            (
-                "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-                HeadError::BadEncoding,
-            ),
+            ("Transfer-Encoding: chunked, chunked", HeadError::BadEncoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked", HeadError::BadEncoding),
             ("Transfer-Encoding: xchunked", HeadError::BadEncoding),
             ("Transfer-Encoding: chunked;q=1", HeadError::BadEncoding),
             ("Transfer-Encoding:\x0bchunked", HeadError::Syntax),
@@ -518,11 +465,7 @@ mod tests {
         ];
         for (lines, expected) in cases {
             let text = format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n\r\n");
-            assert_eq!(
-                request(&text).map(|_| ()).expect_err(lines),
-                expected,
-                "{lines:?}"
-            );
+            assert_eq!(request(&text).map(|_| ()).expect_err(lines), expected, "{lines:?}");
         }
     }
 
@@ -544,10 +487,7 @@ mod tests {
             let text = format!("{line}\r\nHost: h\r\n\r\n");
             assert!(request(&text).is_err(), "{line:?}");
         }
-        assert_eq!(
-            request("GET / HTTP/1.1\r\n\r\n").map(|_| ()),
-            Err(HeadError::BadHost)
-        );
+        assert_eq!(request("GET / HTTP/1.1\r\n\r\n").map(|_| ()), Err(HeadError::BadHost));
         request("GET / HTTP/1.0\r\n\r\n").expect("HTTP/1.0 needs no Host");
         let encoded = request("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n");
         assert_eq!(encoded.map(|_| ()), Err(HeadError::BadEncoding));
@@ -569,34 +509,14 @@ mod tests {
     fn response_framing_follows_status_and_method() {
         let framing = |text: &str, method| response(text, method).map(|head| head.framing);
         let cases: &[(&str, &str, Framing)] = &[
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
-                "GET",
-                Framing::Length(3),
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n",
-                "HEAD",
-                Framing::Empty,
-            ),
-            (
-                "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n",
-                "GET",
-                Framing::Chunked,
-            ),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", "GET", Framing::Length(3)),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", "HEAD", Framing::Empty),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n", "GET", Framing::Chunked),
             ("HTTP/1.1 200\r\n\r\n", "GET", Framing::Close),
             ("HTTP/1.0 200 OK\r\n\r\n", "GET", Framing::Close),
             ("HTTP/1.1 204 No Content\r\n\r\n", "GET", Framing::Empty),
-            (
-                "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
-                "GET",
-                Framing::Empty,
-            ),
-            (
-                "HTTP/1.1 101 Switching Protocols\r\n\r\n",
-                "GET",
-                Framing::Empty,
-            ),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", "GET", Framing::Empty),
+            ("HTTP/1.1 101 Switching Protocols\r\n\r\n", "GET", Framing::Empty),
         ];
         for (text, method, expected) in cases {
             assert_eq!(framing(text, method), Ok(*expected), "{text:?}");
@@ -608,14 +528,10 @@ mod tests {
     #[test]
     fn keep_alive_by_version_and_option() {
         let keep = |text: &str| request(text).expect("head").keep_alive();
-        assert!(!keep(
-            "GET / HTTP/1.1\r\nHost: h\r\nConnection: x, CLOSE\r\n\r\n"
-        ));
+        assert!(!keep("GET / HTTP/1.1\r\nHost: h\r\nConnection: x, CLOSE\r\n\r\n"));
         assert!(!keep("GET / HTTP/1.0\r\n\r\n"));
         assert!(keep("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"));
-        assert!(keep(
-            "GET / HTTP/1.0\r\nProxy-Connection: Keep-Alive\r\n\r\n"
-        ));
+        assert!(keep("GET / HTTP/1.0\r\nProxy-Connection: Keep-Alive\r\n\r\n"));
     }
 
     proptest::proptest! {

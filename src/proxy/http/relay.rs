@@ -60,49 +60,22 @@ pub(crate) async fn exchange(
     head: &RequestHead,
     rewrite: &Rewrite<'_>,
 ) -> Result<Exchanged, RelayError> {
-    let Conn {
-        rd: client_rd,
-        wr: client_wr,
-    } = client;
-    let Conn {
-        rd: upstream_rd,
-        wr: upstream_wr,
-    } = upstream;
+    let Conn { rd: client_rd, wr: client_wr } = client;
+    let Conn { rd: upstream_rd, wr: upstream_wr } = upstream;
     let progress = Progress::default();
     let request = write::request(head, rewrite);
-    let mut respond = pin!(respond(
-        upstream_rd,
-        client_wr,
-        head,
-        rewrite.upgrade,
-        &progress
-    ));
+    let mut respond = pin!(respond(upstream_rd, client_wr, head, rewrite.upgrade, &progress));
     if head.framing == Framing::Empty {
-        body::send(
-            request,
-            client_rd,
-            Framing::Empty,
-            upstream_wr,
-            Encoding::Plain,
-        )
-        .await
-        .map_err(|error| RelayError::Upstream {
-            what: error.to_string(),
-            unanswered: true,
-        })?;
+        body::send(request, client_rd, Framing::Empty, upstream_wr, Encoding::Plain)
+            .await
+            .map_err(|error| RelayError::Upstream { what: error.to_string(), unanswered: true })?;
         progress.uploaded.store(true, Ordering::Relaxed);
     } else {
         let encoding = match head.framing {
             Framing::Chunked => Encoding::Chunked,
             _ => Encoding::Plain,
         };
-        let mut upload = pin!(body::send(
-            request,
-            client_rd,
-            head.framing,
-            upstream_wr,
-            encoding
-        ));
+        let mut upload = pin!(body::send(request, client_rd, head.framing, upstream_wr, encoding));
         tokio::select! {
             sent = &mut upload => match sent {
                 Ok(_) => progress.uploaded.store(true, Ordering::Relaxed),
@@ -131,10 +104,7 @@ async fn respond<W: AsyncWrite + Unpin>(
     upgrade: bool,
     progress: &Progress,
 ) -> Result<Exchanged, RelayError> {
-    let broken = |what: String| RelayError::Upstream {
-        what,
-        unanswered: false,
-    };
+    let broken = |what: String| RelayError::Upstream { what, unanswered: false };
     for answers in 0..=INTERIM_MAX {
         let head = match head::read_response(upstream, request.method()).await {
             Ok(Some(head)) => head,
@@ -192,11 +162,7 @@ async fn deliver<W: AsyncWrite + Unpin>(
     minor: u8,
 ) -> Result<(), RelayError> {
     let bytes = write::response(head, chunked, keep, minor);
-    let encoding = if chunked {
-        Encoding::Chunked
-    } else {
-        Encoding::Plain
-    };
+    let encoding = if chunked { Encoding::Chunked } else { Encoding::Plain };
     match body::send(bytes, upstream, head.framing, client, encoding).await {
         Ok(_) => Ok(()),
         Err(error) => Err(RelayError::Lost(error.to_string())),

@@ -52,10 +52,7 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
         Framing::Empty | Framing::Close => {}
     }
     if let Some(protocol) = head.upgrade().filter(|_| rewrite.upgrade) {
-        put(
-            &mut out,
-            &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"],
-        );
+        put(&mut out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
     }
     out.extend_from_slice(b"\r\n");
     out
@@ -78,10 +75,7 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     }
     if head.status == 101 {
         if let Some(protocol) = head.fields.all("upgrade").next() {
-            put(
-                &mut out,
-                &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"],
-            );
+            put(&mut out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
         }
     } else if head.status >= 200 && !keep {
         out.extend_from_slice(b"Connection: close\r\n");
@@ -95,9 +89,7 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
 fn fields(out: &mut Vec<u8>, fields: &Fields) {
     let nominated: Vec<&[u8]> = fields.members("connection").collect();
     for (name, value) in fields.iter() {
-        let dropped = NOT_FORWARDED
-            .iter()
-            .any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
+        let dropped = NOT_FORWARDED.iter().any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
             || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
         if !dropped {
             put(out, &[name, b": ", value, b"\r\n"]);

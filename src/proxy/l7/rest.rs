@@ -57,17 +57,11 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn open(origin: &Origin, scheme: Scheme, conn: Conn) -> Self {
-        Self {
-            conn: Some(conn),
-            ..Self::none(origin, scheme)
-        }
+        Self { conn: Some(conn), ..Self::none(origin, scheme) }
     }
 
     pub(crate) fn failed(origin: &Origin, scheme: Scheme, error: DialError) -> Self {
-        Self {
-            failed: Some(error),
-            ..Self::none(origin, scheme)
-        }
+        Self { failed: Some(error), ..Self::none(origin, scheme) }
     }
 
     /// Dialled when the first request may pass.
@@ -106,12 +100,7 @@ impl Link {
             Scheme::Http => Stream::Tcp(tcp),
             Scheme::Https => {
                 let alpn = [HTTP11.to_vec()];
-                session
-                    .shared
-                    .upstream_tls
-                    .connect(tcp, &origin.host, &alpn)
-                    .await?
-                    .0
+                session.shared.upstream_tls.connect(tcp, &origin.host, &alpn).await?.0
             }
         };
         Ok((Conn::new(stream), false))
@@ -153,15 +142,7 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut link: Link, o
             let detail = "inside a tunnel the target is a path";
             Next::Refuse(Refusal::new(400, "invalid_request_target", detail))
         } else {
-            request(
-                session,
-                &mut client,
-                &mut link,
-                origin,
-                &head,
-                head.target(),
-            )
-            .await
+            request(session, &mut client, &mut link, origin, &head, head.target()).await
         };
         if let Some(end) = finish(session, client, origin, next).await {
             client = end;
@@ -224,11 +205,7 @@ pub(crate) async fn request(
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
-    let rewrite = Rewrite {
-        target: &judged.target,
-        host: &host,
-        upgrade: judged.upgrade,
-    };
+    let rewrite = Rewrite { target: &judged.target, host: &host, upgrade: judged.upgrade };
     forward(session, client, link, origin, head, &rewrite).await
 }
 
@@ -278,18 +255,10 @@ fn judge(
     let method = head.method();
     if origin.grant.inspect == Inspect::None {
         let path = target.split('?').next().unwrap_or_default();
-        let line = RequestLine {
-            method,
-            scheme: scheme.name(),
-            authority: host,
-            path,
-        };
+        let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
         report::request_allowed(&line, &origin.grant.policy, "l4");
         let upgrade = head.fields.connection("upgrade");
-        return Ok(Judged {
-            target: target.to_owned(),
-            upgrade,
-        });
+        return Ok(Judged { target: target.to_owned(), upgrade });
     }
     let to = format!("{}:{}", origin.host, origin.port);
     if let Some(protocol) = head.upgrade()
@@ -311,17 +280,8 @@ fn judge(
             Refusal::new(400, "invalid_request_target", &reason)
         })?;
     let path = canonical.path.as_str();
-    let asked = policy::Request {
-        method,
-        path,
-        query: &canonical.pairs,
-    };
-    let line = RequestLine {
-        method,
-        scheme: scheme.name(),
-        authority: host,
-        path,
-    };
+    let asked = policy::Request { method, path, query: &canonical.pairs };
+    let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
     let policy = &session.shared.policy;
     match policy.request(session.caller(), &origin.host, origin.port, &asked) {
         Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
@@ -338,10 +298,7 @@ fn judge(
             return Err(Refusal::request(&denied, &denial));
         }
     }
-    Ok(Judged {
-        target: canonical.origin_form(),
-        upgrade: false,
-    })
+    Ok(Judged { target: canonical.origin_form(), upgrade: false })
 }
 
 /// Sends a judged request on, and its response back.
@@ -354,10 +311,7 @@ async fn forward(
     rewrite: &Rewrite<'_>,
 ) -> Next {
     let repeatable = head.framing == head::Framing::Empty
-        && matches!(
-            head.method(),
-            "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE"
-        );
+        && matches!(head.method(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     loop {
         let (mut upstream, used) = match link.take(session, origin).await {
             Ok(taken) => taken,
@@ -371,16 +325,10 @@ async fn forward(
                 if done.upstream_reusable {
                     link.put_back(upstream);
                 }
-                return if done.client_reusable {
-                    Next::Request
-                } else {
-                    Next::Close
-                };
+                return if done.client_reusable { Next::Request } else { Next::Close };
             }
             // An idle connection that the upstream had given up: once more, on a new one.
-            Err(RelayError::Upstream {
-                unanswered: true, ..
-            }) if used && repeatable => {}
+            Err(RelayError::Upstream { unanswered: true, .. }) if used && repeatable => {}
             Err(RelayError::Upstream { what, .. }) => {
                 let error = DialError::Connect(what);
                 return Next::Refuse(session.unreachable(head.method(), origin, &error));
