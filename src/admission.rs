@@ -52,7 +52,7 @@ pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
 pub use inject::{Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject, verify};
 pub use namespace::{Mode, Namespace};
-pub use plan::{ImageNeed, Needs, needs, policy_name};
+pub use plan::{ImageNeed, Needs, is_fenced, needs, policy_name};
 pub use restore::restore;
 pub use settings::{Delivery, IpFamily, LogLevel, Profile, Settings};
 pub use source::{COPY_PREFIX, POLICY_KEYS, PolicySource};

@@ -1,13 +1,15 @@
-//! ENTRYPOINT, CMD, USER, WORKDIR and ENV of an image, read from its registry.
+//! ENTRYPOINT, CMD, USER, WORKDIR, ENV and VOLUMEs of an image, read from its registry.
 //!
 //! A container without `command` runs what its image says, and the fence has to start exactly
-//! that. The answer depends on the tenant (whose credentials), on the architecture of the node and
+//! that; and a runtime mounts what an image declares as VOLUME, so where the supervisor's binary has
+//! to be mounted depends on every image. The answer depends on the tenant (whose credentials), on the architecture of the node and
 //! on time (a tag moves), so all three are part of the look-up; it is bounded in time by the
 //! caller and in memory by the cache.
 #![forbid(unsafe_code)]
 
 mod cache;
 pub mod credentials;
+mod document;
 mod error;
 mod registry;
 
@@ -28,4 +30,15 @@ pub struct Config {
     pub working_dir: String,
     /// ENV, `NAME=value` each.
     pub env: Vec<String>,
+    /// Paths of the VOLUMEs as written, sorted. The runtime mounts a directory at each of them.
+    pub volumes: Vec<String>,
+}
+
+impl Config {
+    /// Whether a container of either image is fenced in the same way. ENV stays in the image, and
+    /// often names the architecture.
+    fn is_fenced_like(&self, other: &Self) -> bool {
+        (&self.entrypoint, &self.cmd, &self.user) == (&other.entrypoint, &other.cmd, &other.user)
+            && (&self.working_dir, &self.volumes) == (&other.working_dir, &other.volumes)
+    }
 }

@@ -23,6 +23,7 @@ mod http;
 mod inbound;
 mod l7;
 mod listener;
+mod quiet;
 mod ready;
 mod refusal;
 mod report;

@@ -83,6 +83,8 @@ const TESTS: &[Test] = &[
     ("every_thread_of_the_proxy_is_locked", proxy_threads),
     ("enter_runs_inside", enter),
     ("enter_never_runs_outside", enter_without_fence),
+    ("an_agent_that_stops_what_enters_stops_nobody_else", stopped_child),
+    ("what_an_agent_linked_is_not_opened_to_the_next", planted_link),
     ("a_port_of_the_agent_is_reachable", inbound),
     ("broken_input_is_named", broken_input),
     ("many_at_once_and_nothing_left", many),
@@ -115,14 +117,12 @@ impl Rig {
         self.dir.path().join(name)
     }
 
-    /// The supervisor with the test's policy, without its `--`.
+    /// The supervisor without a policy and without its `--`.
     fn supervisor(&self) -> Command {
         let mut command = Command::new(SUPERVISOR);
         command
             .env_clear()
             .env("PATH", "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin")
-            .arg("--policy-data")
-            .arg(self.path("policy.yaml"))
             .arg("--upstream-ca")
             .arg(self.path("ca.pem"))
             .args(["--run-as", "1000:1000", "--no-env", "--workdir", "/tmp"])
@@ -132,8 +132,14 @@ impl Rig {
         command
     }
 
+    fn with_policy(&self) -> Command {
+        let mut command = self.supervisor();
+        command.arg("--policy-data").arg(self.path("policy.yaml"));
+        command
+    }
+
     fn fenced(&self, words: &[&str]) -> Output {
-        self.supervisor().arg("--").args(words).output().unwrap()
+        self.with_policy().arg("--").args(words).output().unwrap()
     }
 
     fn shell(&self, script: &str) -> Output {
@@ -143,7 +149,7 @@ impl Rig {
     /// Starts a fence in the background and waits until its agent has printed a line.
     fn background(&self, script: &str) -> Background {
         let mut child = self
-            .supervisor()
+            .with_policy()
             .args(["--", "sh", "-c", script])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -191,7 +197,7 @@ impl Background {
     }
 
     fn wait(&mut self) -> Option<i32> {
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(30);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
@@ -271,7 +277,7 @@ fn exit_codes(rig: &Rig) {
         let output = rig.fenced(words);
         assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output.stderr));
     }
-    let output = rig.supervisor().args(["--timeout", "1", "--", "sleep", "60"]).output().unwrap();
+    let output = rig.with_policy().args(["--timeout", "1", "--", "sleep", "60"]).output().unwrap();
     assert_eq!(output.status.code(), Some(124));
 }
 
@@ -462,6 +468,45 @@ fn enter_without_fence(rig: &Rig) {
     assert!(!mark.exists());
 }
 
+/// A child that enters has the agent's user before it executes, so the agent can stop it there.
+fn stopped_child(rig: &Rig) {
+    let mut fence =
+        rig.background("exec perl -e '$| = 1; print \"up\\n\"; while (1) { kill \"STOP\", -1 }'");
+    // Where it is stopped after its exec instead, its client waits as for any stopped program.
+    let clients: Vec<_> = (0..3)
+        .map(|_| {
+            let mut client = Command::new(SUPERVISOR);
+            client.arg("enter").arg("--run-dir").arg(rig.path("run"));
+            client.args(["--", "true"]).stdin(Stdio::null()).spawn().unwrap()
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    fence.signal("-TERM");
+    assert_eq!(fence.wait(), Some(143));
+    for mut client in clients {
+        client.wait().unwrap();
+    }
+}
+
+fn planted_link(rig: &Rig) {
+    let policy = POLICY.replace("/tmp, ", "/tmp, /tmp/ringfence-test-link, ");
+    let path = rig.path("link.yaml");
+    fs::write(&path, policy).unwrap();
+    std::os::unix::fs::symlink("/root", "/tmp/ringfence-test-link").unwrap();
+    std::os::unix::fs::lchown("/tmp/ringfence-test-link", Some(1000), Some(1000)).unwrap();
+    let output = rig
+        .supervisor()
+        .arg("--policy-data")
+        .arg(path)
+        .args(["--", "ls", "/root"])
+        .output()
+        .unwrap();
+    fs::remove_file("/tmp/ringfence-test-link").unwrap();
+    let log = text(&output.stderr);
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    assert!(log.contains("symbolic link"), "{log}");
+}
+
 fn inbound(rig: &Rig) {
     let script = "echo up; exec perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(LocalPort => 8001, Listen => 5, ReuseAddr => 1) or die; while ($c = $s->accept) { print $c \"hello from the fence\\n\"; close $c }'";
     let _fence = rig.background(script);
@@ -507,7 +552,7 @@ fn broken_input(rig: &Rig) {
 fn many(rig: &Rig) {
     let fences: Vec<_> = (0..8)
         .map(|number| {
-            let mut command = rig.supervisor();
+            let mut command = rig.with_policy();
             command.args(["--", "sh", "-c", &format!("exit {number}")]);
             command.stderr(Stdio::piped()).spawn().unwrap()
         })

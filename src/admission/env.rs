@@ -9,12 +9,8 @@ use super::{Class, IpFamily, PolicyRef, Refusal, Settings};
 
 const POD_IP: &str = "POD_IP";
 const RULES: &str = "OPENSHELL_POLICY_RULES";
-const NAMES: &[&str] = &[
-    "OPENSHELL_ENABLED",
-    RULES,
-    "OPENSHELL_POLICY_DATA",
-    "OPENSHELL_LOG_LEVEL",
-];
+const NAMES: &[&str] =
+    &["OPENSHELL_ENABLED", RULES, "OPENSHELL_POLICY_DATA", "OPENSHELL_LOG_LEVEL"];
 
 /// Whether a variable is one that the injector sets.
 pub(super) fn is_ours(entry: &Value) -> bool {
@@ -72,9 +68,7 @@ fn pod_ip(list: &mut Vec<Value>, container: &str, injected: bool) -> Result<(), 
         }
     }
     let used = |entry: &Value| text(entry, "value").is_some_and(|v| v.contains("$(POD_IP)"));
-    let first = list
-        .iter()
-        .position(|entry| is_pod_ip(entry) || used(entry));
+    let first = list.iter().position(|entry| is_pod_ip(entry) || used(entry));
     let stays = first.filter(|&at| is_pod_ip(&list[at]) && (injected || at == 0));
     let mut kept = false;
     list.retain(|entry| {
@@ -92,7 +86,7 @@ fn pod_ip(list: &mut Vec<Value>, container: &str, injected: bool) -> Result<(), 
 }
 
 /// Rewrites the listed variables, every entry of the same name. A second time nothing changes.
-pub(super) fn rewrite_urls(list: &mut [Value], settings: &Settings) -> Vec<String> {
+fn rewrite_urls(list: &mut [Value], settings: &Settings) -> Vec<String> {
     let mut unread = Vec::new();
     for entry in list {
         let Some(name) = text(entry, "name").map(str::to_owned) else {
@@ -111,6 +105,30 @@ pub(super) fn rewrite_urls(list: &mut [Value], settings: &Settings) -> Vec<Strin
         }
     }
     unread
+}
+
+/// UPDATE: gives entries the value back that an earlier injection had made of theirs. By the values
+/// alone: which variables are rewritten, and how, may have been another setting then, and `env`
+/// cannot change any more.
+pub(super) fn restore_urls(list: &mut [Value], old: &[Value]) {
+    let made_of = |value: &str, old: &str| {
+        [IpFamily::Ipv4, IpFamily::Ipv6].iter().any(|family| rewrite(value, *family) == old)
+    };
+    for entry in list {
+        let (Some(name), Some(value)) = (text(entry, "name"), text(entry, "value")) else {
+            continue;
+        };
+        let values = || {
+            let same = old.iter().filter(|old| text(old, "name") == Some(name));
+            same.filter_map(|old| text(old, "value"))
+        };
+        if values().any(|old| old == value) {
+            continue;
+        }
+        if let Some(old) = values().find(|old| made_of(value, old)) {
+            entry["value"] = json!(old);
+        }
+    }
 }
 
 /// Replaces the host of every `http` and `https` URL that names this machine. Works on the text,
@@ -150,9 +168,7 @@ fn next_authority(text: &str) -> Option<usize> {
     loop {
         let colon = from + text[from..].find(':')?;
         from = colon + 1;
-        let slashes = ["//", "\\/\\/"]
-            .iter()
-            .find(|slashes| text[from..].starts_with(*slashes));
+        let slashes = ["//", "\\/\\/"].iter().find(|slashes| text[from..].starts_with(*slashes));
         let scheme = |name: &str| {
             let start = colon.checked_sub(name.len());
             start.is_some_and(|start| bytes[start..colon].eq_ignore_ascii_case(name.as_bytes()))
@@ -167,16 +183,11 @@ fn next_authority(text: &str) -> Option<usize> {
 
 /// The port part (with its colon, or empty) of an authority that names this machine.
 fn local_host(authority: &str) -> Option<&str> {
-    let after = ["localhost", "127.0.0.1", "[::1]"]
-        .iter()
-        .find_map(|host| {
-            let head = authority.get(..host.len())?;
-            head.eq_ignore_ascii_case(host)
-                .then(|| &authority[host.len()..])
-        })?;
-    let port = after
-        .strip_prefix(':')
-        .map(|port| port.trim_end_matches(['}', ']', ')', ';']));
+    let after = ["localhost", "127.0.0.1", "[::1]"].iter().find_map(|host| {
+        let head = authority.get(..host.len())?;
+        head.eq_ignore_ascii_case(host).then(|| &authority[host.len()..])
+    })?;
+    let port = after.strip_prefix(':').map(|port| port.trim_end_matches(['}', ']', ')', ';']));
     let plain = after.trim_end_matches(['}', ']', ')', ';']).is_empty();
     let good = |port: &str| !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit());
     // `localhost:$(PORT)` is a port too, once expanded.
@@ -195,15 +206,9 @@ mod tests {
     fn urls_of_this_machine_are_rewritten() {
         for (value, expected) in [
             ("http://localhost:8090", "http://$(POD_IP):8090"),
-            (
-                "https://127.0.0.1/x?u=http://[::1]:1/",
-                "https://$(POD_IP)/x?u=http://$(POD_IP):1/",
-            ),
+            ("https://127.0.0.1/x?u=http://[::1]:1/", "https://$(POD_IP)/x?u=http://$(POD_IP):1/"),
             ("HTTP://LocalHost", "HTTP://$(POD_IP)"),
-            (
-                "http://me:pw@localhost:1/@localhost",
-                "http://me:pw@$(POD_IP):1/@localhost",
-            ),
+            ("http://me:pw@localhost:1/@localhost", "http://me:pw@$(POD_IP):1/@localhost"),
             ("http://localhost:$(PORT)/", "http://$(POD_IP):$(PORT)/"),
             (
                 "http://localhost:8090,http://localhost:8091",
@@ -217,10 +222,7 @@ mod tests {
             assert_eq!(v4(value), expected);
             assert_eq!(v4(expected), expected);
         }
-        assert_eq!(
-            rewrite("http://[::1]:1", IpFamily::Ipv6),
-            "http://[$(POD_IP)]:1"
-        );
+        assert_eq!(rewrite("http://[::1]:1", IpFamily::Ipv6), "http://[$(POD_IP)]:1");
     }
 
     #[test]
@@ -258,18 +260,13 @@ mod tests {
     }
 
     fn names(list: &[Value]) -> Vec<&str> {
-        list.iter()
-            .map(|entry| entry["name"].as_str().unwrap())
-            .collect()
+        list.iter().map(|entry| entry["name"].as_str().unwrap()).collect()
     }
 
     #[test]
     fn the_address_is_first_and_there_once() {
-        let list = run(
-            vec![json!({"name": "A", "value": "$(POD_IP)"}), ip(), ip()],
-            false,
-        )
-        .unwrap();
+        let list =
+            run(vec![json!({"name": "A", "value": "$(POD_IP)"}), ip(), ip()], false).unwrap();
         assert_eq!(names(&list)[..2], ["POD_IP", "A"]);
         assert_eq!(names(&list).len(), 5);
         assert_eq!(run(list.clone(), true).unwrap(), list);
@@ -285,14 +282,8 @@ mod tests {
             ip(),
             json!({"name": "A", "value": "$(POD_IP)"}),
         ];
-        assert_eq!(
-            names(&run(front.clone(), true).unwrap())[..3],
-            ["B", "POD_IP", "A"]
-        );
-        assert_eq!(
-            names(&run(front, false).unwrap())[..3],
-            ["POD_IP", "B", "A"]
-        );
+        assert_eq!(names(&run(front.clone(), true).unwrap())[..3], ["B", "POD_IP", "A"]);
+        assert_eq!(names(&run(front, false).unwrap())[..3], ["POD_IP", "B", "A"]);
         let used = vec![json!({"name": "B", "value": "$(POD_IP)"}), ip()];
         assert_eq!(names(&run(used, true).unwrap())[..2], ["POD_IP", "B"]);
     }
@@ -339,12 +330,32 @@ mod tests {
             json!({"name": "AMBIENT_MCP_URL", "value": "http://localhost:2"}),
             json!({"name": "CREDENTIAL_MCP_URLS", "valueFrom": {"configMapKeyRef": {}}}),
         ];
-        assert_eq!(
-            rewrite_urls(&mut list, &Settings::default()),
-            ["CREDENTIAL_MCP_URLS"]
-        );
+        assert_eq!(rewrite_urls(&mut list, &Settings::default()), ["CREDENTIAL_MCP_URLS"]);
         assert_eq!(list[0]["value"], "http://$(POD_IP):1");
         assert_eq!(list[1]["value"], "http://localhost:1");
         assert_eq!(list[2]["value"], "http://$(POD_IP):2");
+    }
+
+    #[test]
+    fn an_old_value_comes_back_only_where_it_was_made_of_the_new_one() {
+        let old = [
+            json!({"name": "A", "value": "http://$(POD_IP):1"}),
+            json!({"name": "B", "value": "http://[$(POD_IP)]:2/x"}),
+            json!({"name": "C", "value": "http://localhost:3"}),
+            json!({"name": "D", "value": "http://$(POD_IP):4"}),
+            json!({"name": "E", "valueFrom": {}}),
+        ];
+        let mut new = [
+            json!({"name": "A", "value": "http://localhost:1"}),
+            json!({"name": "B", "value": "http://127.0.0.1:2/x"}),
+            json!({"name": "C", "value": "http://localhost:3"}),
+            json!({"name": "D", "value": "http://localhost:5"}),
+            json!({"name": "E", "value": "http://localhost:6"}),
+            json!({"name": "F", "value": "http://localhost:7"}),
+        ];
+        let before = new.clone();
+        restore_urls(&mut new, &old);
+        assert_eq!(new[..2], old[..2]);
+        assert_eq!(new[2..], before[2..]);
     }
 }

@@ -53,7 +53,7 @@ pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::super::{Outcome, PolicyRef, Settings, inject};
+    use super::super::{ImageConfig, Outcome, PolicyRef, Settings, inject};
     use super::*;
 
     fn bare(names: &[&str]) -> Value {
@@ -84,7 +84,8 @@ mod tests {
             keys: vec!["policy.yaml".into()],
             ..PolicyRef::default()
         };
-        match inject(None, &pod, &ns, &Settings::default(), &BTreeMap::new(), &policy) {
+        let images = BTreeMap::from([("a".to_owned(), ImageConfig::default())]);
+        match inject(None, &pod, &ns, &Settings::default(), &images, &policy) {
             Outcome::Inject(injection) => {
                 json_patch::patch(&mut pod, &injection.ops).expect("applies");
             }

@@ -73,7 +73,7 @@ pub fn inject(
     policy: &PolicyRef,
 ) -> Outcome {
     if let Some(old) = old {
-        return restore(old, pod, ns, settings);
+        return restore(old, pod, ns);
     }
     match build(pod, ns, settings, images, policy) {
         Ok(None) => Outcome::Untouched,
@@ -94,9 +94,7 @@ fn build(
         return Ok(None);
     };
     let mut target = pod.clone();
-    plan.notes
-        .audit
-        .insert("mode".into(), plan.mode.as_str().into());
+    plan.notes.audit.insert("mode".into(), plan.mode.as_str().into());
     if plan.fenced.is_empty() {
         return Ok(Some((target, plan.notes)));
     }
@@ -104,15 +102,8 @@ fn build(
     let containers = list_in(spec, "containers")?;
     let mut names = Vec::new();
     for index in plan.fenced.clone() {
-        let name = text(&containers[index], "name")
-            .unwrap_or_default()
-            .to_owned();
-        let fence = Fence {
-            pod,
-            settings,
-            policy,
-            image: images.get(&name),
-        };
+        let name = text(&containers[index], "name").unwrap_or_default().to_owned();
+        let fence = Fence { pod, settings, policy, image: images.get(&name) };
         fence.apply(&mut containers[index], &name, &mut plan)?;
         names.push(name);
     }
@@ -134,7 +125,16 @@ struct Fence<'a> {
 impl Fence<'_> {
     fn apply(&self, container: &mut Value, name: &str, plan: &mut Plan<'_>) -> Result<(), Refusal> {
         let original = Original::of(container)?;
-        let bin_dir = mounts::bin_dir(container)?;
+        // Also where nothing of the image is run: a VOLUME that we do not know of may be mounted
+        // over the supervisor.
+        let Some(known) = self.image else {
+            let image = text(container, "image").unwrap_or_default();
+            let what = format!(
+                "container {name}: image {image} was not read; its VOLUMEs decide where the supervisor is mounted"
+            );
+            return Err(Refusal::new(Class::ImageUnread, what));
+        };
+        let bin_dir = mounts::bin_dir(container, &known.volumes)?;
         let child = command::child(container, &original, self.image)?;
         let run_as = user::run_as(self.pod, container, &original, self.image, self.policy)?;
         if run_as.was_root {
@@ -147,11 +147,7 @@ impl Fence<'_> {
             Inbound::Declared => {
                 let ports = probes::declared_ports(container);
                 let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-                if ports.is_empty() {
-                    "none".to_owned()
-                } else {
-                    ports.join(",")
-                }
+                if ports.is_empty() { "none".to_owned() } else { ports.join(",") }
             }
         };
         let argv = Argv {
@@ -193,17 +189,9 @@ fn annotate(
         "policy": policy.digest,
     });
     let metadata = object_in(object(target, "pod")?, "metadata")?;
-    set(
-        object_in(metadata, "annotations")?,
-        STATUS,
-        json!(status.to_string()),
-    );
-    plan.notes
-        .audit
-        .insert("containers".into(), names.join(","));
-    plan.notes
-        .audit
-        .insert("policy".into(), policy.digest.clone());
+    set(object_in(metadata, "annotations")?, STATUS, json!(status.to_string()));
+    plan.notes.audit.insert("containers".into(), names.join(","));
+    plan.notes.audit.insert("policy".into(), policy.digest.clone());
     Ok(())
 }
 
@@ -213,9 +201,7 @@ pub(super) fn finish(pod: &Value, target: &Value, notes: Notes) -> Outcome {
     let mut applied = pod.clone();
     let done = json_patch::patch(&mut applied, &ops);
     if done.is_err() || applied != *target {
-        let what = done
-            .err()
-            .map_or_else(|| "the result differs".to_owned(), |e| e.to_string());
+        let what = done.err().map_or_else(|| "the result differs".to_owned(), |e| e.to_string());
         return Outcome::Refuse(Refusal::new(Class::SelfCheck, what));
     }
     let mut audit = notes.audit;
@@ -223,12 +209,7 @@ pub(super) fn finish(pod: &Value, target: &Value, notes: Notes) -> Outcome {
         let slugs: Vec<&str> = notes.classes.iter().map(|class| class.slug()).collect();
         audit.insert("classes".into(), slugs.join(","));
     }
-    Outcome::Inject(Injection {
-        ops,
-        warnings: notes.warnings,
-        audit,
-        classes: notes.classes,
-    })
+    Outcome::Inject(Injection { ops, warnings: notes.warnings, audit, classes: notes.classes })
 }
 
 /// Whether the final pod is what [`inject`] makes of it: a second pass has nothing to change.
@@ -248,10 +229,9 @@ pub fn verify(
         Outcome::Refuse(refusal) => Err(refusal),
         Outcome::Inject(injection) => match injection.ops.first() {
             None => Ok(()),
-            Some(op) => Err(Refusal::new(
-                Class::Unfixed,
-                format!("{} is not as injected", op.path()),
-            )),
+            Some(op) => {
+                Err(Refusal::new(Class::Unfixed, format!("{} is not as injected", op.path())))
+            }
         },
     }
 }
@@ -260,12 +240,8 @@ pub fn verify(
 #[must_use]
 pub fn fenced_containers(pod: &Value) -> Vec<String> {
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    let fenced = list(spec, "containers")
-        .iter()
-        .filter(|c| supervisor_path(c).is_some());
-    fenced
-        .filter_map(|container| text(container, "name").map(str::to_owned))
-        .collect()
+    let fenced = list(spec, "containers").iter().filter(|c| supervisor_path(c).is_some());
+    fenced.filter_map(|container| text(container, "name").map(str::to_owned)).collect()
 }
 
 /// UPDATE of `pods/ephemeralcontainers`: never fenced, so warned about or refused.
@@ -278,13 +254,11 @@ pub fn ephemeral(pod: &Value, ns: &Namespace) -> Outcome {
     };
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
     let mut notes = Notes::default();
-    let checked = list(spec, "ephemeralContainers")
-        .iter()
-        .try_for_each(|container| {
-            mounts::unfenced(container)?;
-            let name = text(container, "name").unwrap_or_default();
-            notes.meet(Class::EphemeralContainer, mode, format!("container {name}"))
-        });
+    let checked = list(spec, "ephemeralContainers").iter().try_for_each(|container| {
+        mounts::unfenced(container)?;
+        let name = text(container, "name").unwrap_or_default();
+        notes.meet(Class::EphemeralContainer, mode, format!("container {name}"))
+    });
     match checked {
         Ok(()) => finish(pod, pod, notes),
         Err(refusal) => Outcome::Refuse(refusal),

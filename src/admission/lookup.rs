@@ -197,15 +197,16 @@ impl Lookups {
                         Refusal::new(
                             Class::Lookup,
                             format!(
-                                "container {}: the registry of image {} did not answer in time{notes}",
-                                need.container, need.image
+                                "container {}: the registry of image {} did not answer in time{notes}; {}",
+                                need.container, need.image, need.why()
                             ),
                         )
                     })?
                     .map_err(|error| {
                         let class =
-                            if error.is_retryable() { Class::Lookup } else { Class::Entrypoint };
-                        let what = format!("container {}: {error}{notes}", need.container);
+                            if error.is_retryable() { Class::Lookup } else { Class::ImageUnread };
+                        let (container, why) = (&need.container, need.why());
+                        let what = format!("container {container}: {error}{notes}; {why}");
                         Refusal::with_fix(class, what, error.fix())
                     })?;
                 Ok((need.container.clone(), (*config).clone()))

@@ -1,7 +1,7 @@
 //! Volumes and mounts of ours, and who may not come near them.
 //!
-//! A container runtime sorts mounts by the number of components in their path and mounts the
-//! shallow ones first. Under a shallow mount of ours an author can put another program in the
+//! A container runtime sorts mounts, and with them the VOLUMEs of the image, by the number of
+//! components in their path and mounts the shallow ones first. Symlinks of the image are followed. Under a shallow mount of ours an author can put another program in the
 //! supervisor's place (a spelling that the API server does not compare, a symlink of the image),
 //! which then runs as root with eight capabilities. So the binary's directory is deeper than any
 //! other path of the container, which makes it the last one mounted, and whatever names our paths
@@ -29,6 +29,9 @@ const RUN: &str = "ringfence-run-";
 /// has five components), so that mounts of later webhooks rarely change ours.
 const MIN_DEPTH: usize = 8;
 
+/// What a path of the image is called in a message.
+const VOLUME: &str = "the image's VOLUME";
+
 /// A path as the kubelet and the runtime understand it: absolute, without `.`, `..` and empty
 /// components. `/var/run` is `/run` in every image that has either.
 fn clean(path: &str) -> String {
@@ -50,9 +53,7 @@ fn clean(path: &str) -> String {
 
 /// Components of a path, counted generously: `..` is not taken off.
 fn depth(path: &str) -> usize {
-    path.split('/')
-        .filter(|part| !matches!(*part, "" | "."))
-        .count()
+    path.split('/').filter(|part| !matches!(*part, "" | ".")).count()
 }
 
 /// Whether one path is the other, lies in it or holds it.
@@ -68,9 +69,7 @@ fn overlap(a: &str, b: &str) -> bool {
 
 /// Whether a path would cover something of ours.
 fn is_near(path: &str) -> bool {
-    [ROOT, RUN_DIR, POLICY_DIR]
-        .iter()
-        .any(|ours| overlap(path, ours))
+    [ROOT, RUN_DIR, POLICY_DIR].iter().any(|ours| overlap(path, ours))
 }
 
 /// Name of the volume of a container's run directory, within Kubernetes' 63 characters.
@@ -90,10 +89,7 @@ fn run_volume(container: &str) -> String {
 
 /// Whether a mount of a fenced container is one that the injector made, in this or an earlier pass.
 pub(super) fn is_ours(mount: &Value) -> bool {
-    let (name, path) = (
-        text(mount, "name").unwrap_or_default(),
-        clean(mount_path(mount)),
-    );
+    let (name, path) = (text(mount, "name").unwrap_or_default(), clean(mount_path(mount)));
     match name {
         BIN => is_bin_dir(&path),
         POLICY => path == POLICY_DIR,
@@ -106,27 +102,30 @@ fn mount_path(mount: &Value) -> &str {
 }
 
 /// Refuses everything that a fenced container has near our paths, and finds the directory of the
-/// binary: deeper than whatever else there is.
+/// binary: deeper than whatever else there is, the VOLUMEs of its image included.
 ///
 /// # Errors
-/// A foreign mount, device or message path over ours, a foreign use of a volume of ours.
-pub(super) fn bin_dir(container: &Value) -> Result<String, Refusal> {
+/// A foreign mount, device, message path or VOLUME over ours, a foreign use of a volume of ours.
+pub(super) fn bin_dir(container: &Value, volumes: &[String]) -> Result<String, Refusal> {
     let name = text(container, "name").unwrap_or_default();
     let mut deepest = 0;
     let mut look = |what: &str, path: &str| {
         if is_near(&clean(path)) {
-            return Err(Refusal::new(
+            let fix = if what == VOLUME {
+                "use an image without that VOLUME"
+            } else {
+                Class::Overlap.fix()
+            };
+            return Err(Refusal::with_fix(
                 Class::Overlap,
                 format!("container {name}: {what} {path:?} is the fence's, lies in it or holds it"),
+                fix,
             ));
         }
         deepest = deepest.max(depth(path));
         Ok(())
     };
-    for mount in list(container, "volumeMounts")
-        .iter()
-        .filter(|mount| !is_ours(mount))
-    {
+    for mount in list(container, "volumeMounts").iter().filter(|mount| !is_ours(mount)) {
         foreign_use(name, mount)?;
         look("mountPath", mount_path(mount))?;
     }
@@ -138,6 +137,7 @@ pub(super) fn bin_dir(container: &Value) -> Result<String, Refusal> {
         "terminationMessagePath",
         word(container, "terminationMessagePath").unwrap_or("/dev/termination-log"),
     )?;
+    volumes.iter().try_for_each(|path| look(VOLUME, path))?;
     let pads = MIN_DEPTH.max(deepest + 1) - 2;
     Ok(format!("{ROOT}/{}bin", format!("{PAD}/").repeat(pads)))
 }
@@ -149,9 +149,7 @@ pub(super) fn bin_dir(container: &Value) -> Result<String, Refusal> {
 pub(super) fn unfenced(container: &Value) -> Result<(), Refusal> {
     let name = text(container, "name").unwrap_or_default();
     let used = ["volumeMounts", "volumeDevices"];
-    used.iter()
-        .flat_map(|key| list(container, key))
-        .try_for_each(|mount| foreign_use(name, mount))
+    used.iter().flat_map(|key| list(container, key)).try_for_each(|mount| foreign_use(name, mount))
 }
 
 fn foreign_use(container: &str, mount: &Value) -> Result<(), Refusal> {
@@ -180,11 +178,7 @@ pub(super) fn apply(
     let same = |a: &Value, b: &Value| {
         let kind = |mount: &Value| {
             let name = text(mount, "name").unwrap_or_default();
-            if name.starts_with(RUN) {
-                RUN.to_owned()
-            } else {
-                name.to_owned()
-            }
+            if name.starts_with(RUN) { RUN.to_owned() } else { name.to_owned() }
         };
         kind(a) == kind(b)
     };
@@ -222,15 +216,10 @@ pub(super) fn volumes(
             name => name.starts_with(PREFIX) && !name.starts_with(RUN),
         };
         if foreign {
-            return Err(Refusal::new(
-                Class::ForeignUse,
-                format!("the pod has a volume {name}"),
-            ));
+            return Err(Refusal::new(Class::ForeignUse, format!("the pod has a volume {name}")));
         }
     }
-    upsert(volumes, wanted, is_our_volume, |a, b| {
-        text(a, "name") == text(b, "name")
-    });
+    upsert(volumes, wanted, is_our_volume, |a, b| text(a, "name") == text(b, "name"));
     Ok(())
 }
 
@@ -248,7 +237,7 @@ mod tests {
     }
 
     fn class(container: &Value) -> Option<Class> {
-        bin_dir(container).err().map(|refusal| refusal.class)
+        bin_dir(container, &[]).err().map(|refusal| refusal.class)
     }
 
     /// Each of these made the author's script run in the supervisor's place under a mount at
@@ -271,20 +260,33 @@ mod tests {
     /// text says nothing, so the order of mounting has to: ours comes last.
     #[test]
     fn a_symlink_of_the_image_does_not_help() {
-        for path in [
-            "/link",
-            "/link/d/bin",
-            "/a/b/c/d/e/f/g/h/i/j/bin",
-            "/a/./b//c/../d/e/f/g/h/bin",
-        ] {
-            let dir = bin_dir(&container(&json!({"name": "scripts", "mountPath": path}))).unwrap();
+        for path in
+            ["/link", "/link/d/bin", "/a/b/c/d/e/f/g/h/i/j/bin", "/a/./b//c/../d/e/f/g/h/bin"]
+        {
+            let dir =
+                bin_dir(&container(&json!({"name": "scripts", "mountPath": path})), &[]).unwrap();
             assert!(depth(&dir) > depth(path), "{dir} is not deeper than {path}");
         }
         let device = json!({"volumeDevices": [{"name": "x", "devicePath": "/1/2/3/4/5/6/7/8/9"}]});
-        assert!(depth(&bin_dir(&device).unwrap()) > 9);
+        assert!(depth(&bin_dir(&device, &[]).unwrap()) > 9);
         let message = json!({"terminationMessagePath": "/1/2/3/4/5/6/7/8/9/10"});
-        assert!(depth(&bin_dir(&message).unwrap()) > 10);
-        assert_eq!(bin_dir(&json!({})).unwrap(), "/ringfence/d/d/d/d/d/d/bin");
+        assert!(depth(&bin_dir(&message, &[]).unwrap()) > 10);
+        assert_eq!(bin_dir(&json!({}), &[]).unwrap(), "/ringfence/d/d/d/d/d/d/bin");
+    }
+
+    /// The seventh: the image says where its VOLUMEs are, and what is in them.
+    #[test]
+    fn a_volume_of_the_image_does_not_help() {
+        for path in ["/link/1/2/3/4/5/6/7/8/9", "x/../y/1/2/3/4/5/6/7/8", "/data"] {
+            let dir = bin_dir(&json!({}), &["/data".into(), path.into()]).unwrap();
+            assert!(depth(&dir) > depth(path), "{dir} is not deeper than {path}");
+        }
+        for path in ["/ringfence/d/d/d/d/d/d/bin", "/", "", "/run", "//x/../ringfence/d", "etc"] {
+            let refusal = bin_dir(&json!({"name": "agent"}), &[path.into()]).unwrap_err();
+            assert_eq!(refusal.class, Class::Overlap, "{path}");
+            let message = refusal.message;
+            assert!(message.contains("VOLUME") && message.contains("without that"), "{message}");
+        }
     }
 
     #[test]
@@ -316,18 +318,10 @@ mod tests {
                 );
             }
         }
-        for path in [
-            "/run/app",
-            "/etc/openshell2",
-            "/ringfenced",
-            "/var/run/secrets/x",
-            "/x/ringfence",
-        ] {
-            assert_eq!(
-                class(&container(&json!({"name": "x", "mountPath": path}))),
-                None,
-                "{path}"
-            );
+        for path in
+            ["/run/app", "/etc/openshell2", "/ringfenced", "/var/run/secrets/x", "/x/ringfence"]
+        {
+            assert_eq!(class(&container(&json!({"name": "x", "mountPath": path}))), None, "{path}");
         }
     }
 
@@ -338,15 +332,8 @@ mod tests {
             json!({"name": "ringfence-run-other", "mountPath": "/x", "subPathExpr": "$(X)"}),
             json!({"name": "ringfence-x", "mountPath": "/x"}),
         ] {
-            assert_eq!(
-                class(&container(&mount)),
-                Some(Class::ForeignUse),
-                "{mount}"
-            );
-            assert_eq!(
-                unfenced(&container(&mount)).unwrap_err().class,
-                Class::ForeignUse
-            );
+            assert_eq!(class(&container(&mount)), Some(Class::ForeignUse), "{mount}");
+            assert_eq!(unfenced(&container(&mount)).unwrap_err().class, Class::ForeignUse);
         }
         assert!(unfenced(&container(&json!({"name": "x", "mountPath": "/ringfence"}))).is_ok());
     }
@@ -358,7 +345,7 @@ mod tests {
             {"name": "work", "mountPath": "/work"},
             {"name": "ringfence-run-old", "mountPath": "/run/ringfence"},
             {"name": "ringfence-bin", "mountPath": "/ringfence/bin"}]});
-        let dir = bin_dir(&made).unwrap();
+        let dir = bin_dir(&made, &[]).unwrap();
         apply(made.as_object_mut().unwrap(), "agent", &dir).unwrap();
         assert_eq!(
             made,
@@ -372,10 +359,7 @@ mod tests {
 
     #[test]
     fn volumes_are_refused_taken_over_or_made() {
-        let policy = PolicyRef {
-            configmap: "ringfence-policy-1".into(),
-            ..PolicyRef::default()
-        };
+        let policy = PolicyRef { configmap: "ringfence-policy-1".into(), ..PolicyRef::default() };
         let run = |volumes: Value| {
             let mut spec = json!({"volumes": volumes});
             super::volumes(
@@ -389,10 +373,7 @@ mod tests {
         };
         let foreign = json!([{"name": "openshell-policy", "emptyDir": {}}]);
         assert_eq!(run(foreign), Err(Class::ForeignUse));
-        assert_eq!(
-            run(json!([{"name": "ringfence-x", "emptyDir": {}}])),
-            Err(Class::ForeignUse)
-        );
+        assert_eq!(run(json!([{"name": "ringfence-x", "emptyDir": {}}])), Err(Class::ForeignUse));
         let made = run(json!([
             {"name": "openshell-policy", "configMap": {"name": "theirs"}},
             {"name": "ringfence-run-gone", "emptyDir": {}}, {"name": "x"}]))

@@ -21,7 +21,7 @@ pub struct Needs {
     pub architectures: Vec<String>,
 }
 
-/// One image to read.
+/// One image to read: that of each fenced container, for its VOLUMEs if for nothing else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageNeed {
     /// The container's name: the key of the map given to [`super::inject()`].
@@ -34,14 +34,30 @@ pub struct ImageNeed {
     pub user: bool,
 }
 
+impl ImageNeed {
+    /// Why the image has to be read, for a message about it.
+    #[must_use]
+    pub fn why(&self) -> &'static str {
+        match (self.command, self.user) {
+            (true, _) => {
+                "it is needed because the container has no command, and because its VOLUMEs decide where the supervisor is mounted"
+            }
+            (false, true) => {
+                "it is needed because the pod sets no runAsUser, and because its VOLUMEs decide where the supervisor is mounted"
+            }
+            (false, false) => {
+                "it is needed because its VOLUMEs decide where the supervisor is mounted"
+            }
+        }
+    }
+}
+
 /// The name of the policy `ConfigMap` (in the release namespace) that applies to this pod.
 ///
 /// # Errors
 /// A pod that asks for a policy its namespace does not offer, or a bad annotation.
 pub fn policy_name(pod: &Value, ns: &Namespace, settings: &Settings) -> Result<String, Refusal> {
-    Ok(Wishes::read(pod, ns)?
-        .policy
-        .unwrap_or_else(|| settings.default_policy.clone()))
+    Ok(Wishes::read(pod, ns)?.policy.unwrap_or_else(|| settings.default_policy.clone()))
 }
 
 /// What was understood of a pod before anything is changed.
@@ -65,13 +81,7 @@ pub(super) fn plan<'a>(pod: &'a Value, ns: &Namespace) -> Result<Option<Plan<'a>
     let containers = list(spec, "containers");
     let mut notes = Notes::default();
     let done = notes::whole_pod(&mut notes, pod, ns, mode)?;
-    let mut plan = Plan {
-        wishes,
-        fenced: Vec::new(),
-        containers,
-        notes,
-        mode,
-    };
+    let mut plan = Plan { wishes, fenced: Vec::new(), containers, notes, mode };
     // A pod without containers gets a better answer from the API server than from here.
     if done || containers.is_empty() {
         return Ok(Some(plan));
@@ -80,8 +90,7 @@ pub(super) fn plan<'a>(pod: &'a Value, ns: &Namespace) -> Result<Option<Plan<'a>
         .iter()
         .filter(|container| text(container, "name") != Some(install::NAME))
         .collect();
-    init.iter()
-        .try_for_each(|container| mounts::unfenced(container))?;
+    init.iter().try_for_each(|container| mounts::unfenced(container))?;
     notes::init_containers(&mut plan.notes, &init, mode)?;
     plan.sort_out()?;
     Ok(Some(plan))
@@ -117,11 +126,19 @@ impl Plan<'_> {
             notes::privileged(&mut self.notes, &exempt, self.mode)?;
         }
         if self.fenced.is_empty() {
-            self.notes
-                .meet(Class::NothingToFence, self.mode, "no container is left")?;
+            self.notes.meet(Class::NothingToFence, self.mode, "no container is left")?;
         }
         Ok(())
     }
+}
+
+/// Whether anything of this pod is to be fenced. Where nothing is (a mirror pod, every container
+/// exempted), the answer depends on no policy and no image.
+///
+/// # Errors
+/// As [`needs`].
+pub fn is_fenced(pod: &Value, ns: &Namespace) -> Result<bool, Refusal> {
+    Ok(plan(pod, ns)?.is_some_and(|plan| !plan.fenced.is_empty()))
 }
 
 /// What has to be looked up before [`super::inject()`] can answer. Empty for a namespace without the label.
@@ -144,9 +161,7 @@ pub fn needs(
             .iter()
             .filter_map(|secret| word(secret, "name").map(str::to_owned))
             .collect(),
-        service_account: word(spec, "serviceAccountName")
-            .unwrap_or("default")
-            .to_owned(),
+        service_account: word(spec, "serviceAccountName").unwrap_or("default").to_owned(),
         architectures: architectures(spec),
         images: Vec::new(),
     };
@@ -154,14 +169,12 @@ pub fn needs(
         let original = Original::of(container)?;
         let command = original.command.is_none();
         let user = !user::is_known(pod, container, &original, policy)?;
-        if command || user {
-            needs.images.push(ImageNeed {
-                container: text(container, "name").unwrap_or_default().to_owned(),
-                image: text(container, "image").unwrap_or_default().to_owned(),
-                command,
-                user,
-            });
-        }
+        needs.images.push(ImageNeed {
+            container: text(container, "name").unwrap_or_default().to_owned(),
+            image: text(container, "image").unwrap_or_default().to_owned(),
+            command,
+            user,
+        });
     }
     Ok(needs)
 }
@@ -172,11 +185,7 @@ fn architectures(spec: &Value) -> Vec<String> {
     if let Some(arch) = at(spec, &["nodeSelector", KEY]).and_then(Value::as_str) {
         return vec![arch.to_owned()];
     }
-    let required = [
-        "affinity",
-        "nodeAffinity",
-        "requiredDuringSchedulingIgnoredDuringExecution",
-    ];
+    let required = ["affinity", "nodeAffinity", "requiredDuringSchedulingIgnoredDuringExecution"];
     let terms = at(spec, &required).map_or(&[][..], |required| list(required, "nodeSelectorTerms"));
     let mut found: Vec<String> = Vec::new();
     for term in terms {

@@ -9,28 +9,48 @@ use super::inject::{Outcome, finish};
 use super::json::{at, field, list, list_in, object, object_in, set, text, unset, upsert, words};
 use super::namespace::{INJECT, STATUS};
 use super::notes::Notes;
-use super::{
-    Namespace, Refusal, Settings, env, fenced_containers, install, mounts, probes, security,
-};
+use super::{Class, Namespace, Refusal, env, fenced_containers, install, mounts, probes, security};
 
 /// Puts back what an earlier pass injected, exactly as it is in `old`.
 ///
-/// A pod that was created before its namespace had the label is not touched, and no update is
-/// ever refused: a pod whose finalizers cannot be removed cannot be deleted. Where the request
-/// changes something of its own, that stays, and the API server says what it thinks of it.
+/// Of the namespace only the label's key counts. A pod that was created before its namespace had
+/// it is not touched, and no update is refused but one that gives a fenced container another
+/// image: a pod whose finalizers cannot be removed cannot be deleted. Where the request changes
+/// something of its own, that stays, and the API server says what it thinks of it.
 #[must_use]
-pub fn restore(old: &Value, pod: &Value, ns: &Namespace, settings: &Settings) -> Outcome {
+pub fn restore(old: &Value, pod: &Value, ns: &Namespace) -> Outcome {
     if !ns.labels.contains_key(INJECT) || fenced_containers(old).is_empty() {
         return Outcome::Untouched;
     }
-    match rebuild(old, pod, settings) {
+    if let Some(refusal) = image_change(old, pod) {
+        return Outcome::Refuse(refusal);
+    }
+    match rebuild(old, pod) {
         Ok(target) => finish(pod, &target, Notes::default()),
         // Not the shape of a pod: the API server refuses it with a better message.
         Err(_) => Outcome::Untouched,
     }
 }
 
-fn rebuild(old: &Value, pod: &Value, settings: &Settings) -> Result<Value, Refusal> {
+/// The refusal of an update that gives a fenced container another image, the one thing of it that
+/// Kubernetes lets change: the binary's place was chosen by the VOLUMEs of the old one.
+pub(super) fn image_change(old: &Value, pod: &Value) -> Option<Refusal> {
+    let containers = |pod| list(field(pod, "spec").unwrap_or(&Value::Null), "containers");
+    let fenced = fenced_containers(old);
+    let named = |name: &str, pod| {
+        containers(pod).iter().find(|container| text(container, "name") == Some(name))
+    };
+    fenced.iter().find_map(|name| {
+        let (old, new) = (named(name, old)?, named(name, pod)?);
+        let (old, new) = (text(old, "image").unwrap_or_default(), text(new, "image")?);
+        let what = format!(
+            "container {name}: its image cannot become {new:?} in place (it is {old:?}), because it was fenced for that"
+        );
+        (old != new).then(|| Refusal::new(Class::ImageChange, what))
+    })
+}
+
+fn rebuild(old: &Value, pod: &Value) -> Result<Value, Refusal> {
     let mut target = pod.clone();
     let old_spec = field(old, "spec").unwrap_or(&Value::Null);
     let spec = object_in(object(&mut target, "pod")?, "spec")?;
@@ -40,7 +60,7 @@ fn rebuild(old: &Value, pod: &Value, settings: &Settings) -> Result<Value, Refus
                 && Original::of(old).is_ok_and(|original| original.injected)
         });
         if let Some(old) = old {
-            restore_container(object(container, "containers")?, old, settings)?;
+            restore_container(object(container, "containers")?, old)?;
         }
     }
     restore_list(spec, old_spec, "volumes", mounts::is_our_volume)?;
@@ -50,11 +70,7 @@ fn rebuild(old: &Value, pod: &Value, settings: &Settings) -> Result<Value, Refus
     }
     let unconfined = json!({"type": "Unconfined"});
     if at(old_spec, &["securityContext", "seccompProfile"]) == Some(&unconfined) {
-        set(
-            object_in(spec, "securityContext")?,
-            "seccompProfile",
-            unconfined,
-        );
+        set(object_in(spec, "securityContext")?, "seccompProfile", unconfined);
     }
     if let Some(status) = at(old, &["metadata", "annotations", STATUS]) {
         let metadata = object_in(object(&mut target, "pod")?, "metadata")?;
@@ -63,22 +79,22 @@ fn rebuild(old: &Value, pod: &Value, settings: &Settings) -> Result<Value, Refus
     Ok(target)
 }
 
-fn restore_container(
-    container: &mut Map<String, Value>,
-    old: &Value,
-    settings: &Settings,
-) -> Result<(), Refusal> {
+fn restore_container(container: &mut Map<String, Value>, old: &Value) -> Result<(), Refusal> {
     let command = container.get("command").cloned().unwrap_or_default();
     let command = words(&json!({"command": command}), "command")?;
     let is_original = command.is_empty() || Original::of(old)?.command.as_ref() == Some(&command);
     if let Some(ours) = field(old, "command").filter(|_| is_original) {
         set(container, "command", ours.clone());
     }
-    let context = object_in(container, "securityContext")?;
-    for name in security::FIELDS {
-        match at(old, &["securityContext", name]) {
-            Some(value) => set(context, name, value.clone()),
-            None => unset(context, name),
+    let is_set = |context: Option<&Value>| context.is_some_and(|context| !context.is_null());
+    // An empty one is not the same to the API server as none.
+    if is_set(old.get("securityContext")) || is_set(container.get("securityContext")) {
+        let context = object_in(container, "securityContext")?;
+        for name in security::FIELDS {
+            match at(old, &["securityContext", name]) {
+                Some(value) => set(context, name, value.clone()),
+                None => unset(context, name),
+            }
         }
     }
     for path in probes::EXECS {
@@ -94,7 +110,7 @@ fn restore_container(
         }
     }
     if let Some(entries) = container.get_mut("env").and_then(Value::as_array_mut) {
-        env::rewrite_urls(entries, settings);
+        env::restore_urls(entries, list(old, "env"));
     }
     restore_list(container, old, "env", env::is_ours)?;
     restore_list(container, old, "volumeMounts", mounts::is_ours)
@@ -114,11 +130,8 @@ fn restore_list(
     }
     let new = list_in(holder, name)?;
     let foreign = |list: &[Value]| {
-        let mut texts: Vec<String> = list
-            .iter()
-            .filter(|element| !is_ours(element))
-            .map(Value::to_string)
-            .collect();
+        let mut texts: Vec<String> =
+            list.iter().filter(|element| !is_ours(element)).map(Value::to_string).collect();
         texts.sort_unstable();
         texts
     };
@@ -128,13 +141,7 @@ fn restore_list(
         }
         return Ok(());
     }
-    let wanted = old
-        .iter()
-        .filter(|element| is_ours(element))
-        .cloned()
-        .collect();
-    upsert(new, wanted, &is_ours, |a, b| {
-        text(a, "name") == text(b, "name")
-    });
+    let wanted = old.iter().filter(|element| is_ours(element)).cloned().collect();
+    upsert(new, wanted, &is_ours, |a, b| text(a, "name") == text(b, "name"));
     Ok(())
 }

@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::command::Original;
-use super::json::{at, list, text};
+use super::json::{at, list, text, word};
 use super::{Class, ImageConfig, PolicyRef, Refusal};
 
 /// The proxy's uid and gid.
@@ -54,11 +54,7 @@ pub(super) fn run_as(
         None => (chosen.as_str(), None),
     };
     let name = text(container, "name").unwrap_or_default();
-    let group = match policy
-        .run_as_group
-        .as_deref()
-        .filter(|group| !group.is_empty())
-    {
+    let group = match policy.run_as_group.as_deref().filter(|group| !group.is_empty()) {
         Some(group) => Some(group.to_owned()),
         None => id(container, "runAsGroup")?.or(id(pod_spec(pod), "runAsGroup")?),
     };
@@ -84,11 +80,7 @@ fn declared(
     original: &Original,
     policy: &PolicyRef,
 ) -> Result<Option<String>, Refusal> {
-    if let Some(user) = policy
-        .run_as_user
-        .as_deref()
-        .filter(|user| !user.is_empty())
-    {
+    if let Some(user) = policy.run_as_user.as_deref().filter(|user| !user.is_empty()) {
         return Ok(Some(user.to_owned()));
     }
     let own = id(container, "runAsUser")?;
@@ -146,10 +138,20 @@ fn check(container: &str, word: &str) -> Result<(), Refusal> {
 /// which the image's `/etc/group` gives to the user are added by the supervisor.
 ///
 /// # Errors
-/// Not a number, or the proxy's gid.
+/// Not a number, the proxy's gid, or a policy that keeps the image's groups away: the supervisor
+/// would add them all the same.
 pub(super) fn groups(pod: &Value) -> Result<Vec<String>, Refusal> {
     let mut groups: Vec<String> = id(pod_spec(pod), "fsGroup")?.into_iter().collect();
     let context = at(pod, &["spec", "securityContext"]).unwrap_or(&Value::Null);
+    if let Some(wish) = word(context, "supplementalGroupsPolicy").filter(|&wish| wish != "Merge") {
+        return Err(Refusal::with_fix(
+            Class::NotAvailable,
+            format!(
+                "spec.securityContext.supplementalGroupsPolicy: {wish} is not available in this version: the agent gets the groups of the image's /etc/group"
+            ),
+            "remove it, or set it to Merge, if the agent may have those groups; else use an image whose /etc/group gives it none",
+        ));
+    }
     for group in list(context, "supplementalGroups") {
         let group = group.as_u64().and_then(|id| u32::try_from(id).ok());
         let group = group
@@ -172,14 +174,8 @@ mod tests {
     use super::*;
 
     fn decide(pod: &Value, container: &Value, image: &str, policy: &str) -> Result<RunAs, Class> {
-        let image = ImageConfig {
-            user: image.into(),
-            ..ImageConfig::default()
-        };
-        let policy = PolicyRef {
-            run_as_user: Some(policy.into()),
-            ..PolicyRef::default()
-        };
+        let image = ImageConfig { user: image.into(), ..ImageConfig::default() };
+        let policy = PolicyRef { run_as_user: Some(policy.into()), ..PolicyRef::default() };
         let original = Original::of(container).unwrap();
         run_as(pod, container, &original, Some(&image), &policy).map_err(|refusal| refusal.class)
     }
@@ -206,14 +202,7 @@ mod tests {
     fn root_becomes_nobody() {
         for image in ["", "0", "root", "0:0", "root:root", "00", ":"] {
             let found = decide(&json!({}), &json!({}), image, "").unwrap();
-            assert_eq!(
-                found,
-                RunAs {
-                    flag: "65534:65534".into(),
-                    was_root: true
-                },
-                "{image:?}"
-            );
+            assert_eq!(found, RunAs { flag: "65534:65534".into(), was_root: true }, "{image:?}");
         }
         assert_eq!(flag(&json!({}), &user(0), "5", ""), "65534:65534");
         assert_eq!(flag(&json!({}), &json!({}), "5", "root"), "65534:65534");
@@ -226,12 +215,7 @@ mod tests {
         assert_eq!(flag(&json!({}), &container, "", ""), "65534:0");
         assert_eq!(flag(&json!({}), &json!({}), "1001:0", ""), "1001:0");
         assert_eq!(
-            flag(
-                &json!({"spec": {"securityContext": {"runAsGroup": 7}}}),
-                &user(5),
-                "",
-                ""
-            ),
+            flag(&json!({"spec": {"securityContext": {"runAsGroup": 7}}}), &user(5), "", ""),
             "5:7"
         );
     }
@@ -252,14 +236,8 @@ mod tests {
     #[test]
     fn the_proxys_ids_are_refused() {
         assert_eq!(decide(&json!({}), &user(OWN), "", ""), Err(Class::OwnUser));
-        assert_eq!(
-            decide(&json!({}), &json!({}), "5:65530", ""),
-            Err(Class::OwnUser)
-        );
-        assert_eq!(
-            decide(&json!({}), &json!({}), "", "65530"),
-            Err(Class::OwnUser)
-        );
+        assert_eq!(decide(&json!({}), &json!({}), "5:65530", ""), Err(Class::OwnUser));
+        assert_eq!(decide(&json!({}), &json!({}), "", "65530"), Err(Class::OwnUser));
         let pod = json!({"spec": {"securityContext": {"supplementalGroups": [65530]}}});
         assert_eq!(groups(&pod).unwrap_err().class, Class::OwnUser);
     }

@@ -145,8 +145,16 @@ classes! {
         "give the variable a value";
     /// No command in the pod, and none found in the image.
     Entrypoint "entrypoint" 422 Refuse Refuse
-        "the container has no command and its image names none that is known"
-        "set command in the pod, or make the image readable for the webhook";
+        "the container has no command and its image names none"
+        "set command in the pod";
+    /// The image's configuration is not known.
+    ImageUnread "image-unread" 422 Refuse Refuse
+        "the image's ENTRYPOINT and USER, and its VOLUMEs in any case, decide how the container is fenced"
+        "make the image readable for the webhook, or exempt the container by ringfence.dev/unfenced-containers of the namespace";
+    /// An update gives a fenced container another image.
+    ImageChange "image-change" 422 Refuse Refuse
+        "the container was fenced for its image: another has another ENTRYPOINT, and its VOLUMEs could take the supervisor's place"
+        "delete the pod; its controller makes a new one";
     /// A registry or the API server did not answer.
     Lookup "lookup-failed" 503 Refuse Refuse
         "what the answer depends on could not be looked up"
@@ -161,7 +169,7 @@ classes! {
         "correct the value";
     /// A value of the contract which this version does not have.
     NotAvailable "not-available" 422 Refuse Refuse
-        "this version does not have what the label or annotation asks for"
+        "this version does not have what the label, annotation or field asks for"
         "remove it, or use a later version";
     /// A mount, device or message path that would cover the supervisor or its files.
     Overlap "mount-overlap" 422 Refuse Refuse
@@ -241,17 +249,10 @@ pub fn table() -> String {
     for class in Class::ALL {
         let (enabled, strict) = (class.verdict(Mode::Enabled), class.verdict(Mode::Strict));
         let refuses = enabled == Verdict::Refuse || strict == Verdict::Refuse;
-        let code = if refuses {
-            class.code().to_string()
-        } else {
-            "–".into()
-        };
+        let code = if refuses { class.code().to_string() } else { "–".into() };
         let (slug, why, fix) = (class.slug(), class.why(), class.fix());
         // Writing to a String cannot fail.
-        let _ = writeln!(
-            out,
-            "| `{slug}` | {enabled} | {strict} | {code} | {why} | {fix} |"
-        );
+        let _ = writeln!(out, "| `{slug}` | {enabled} | {strict} | {code} | {why} | {fix} |");
     }
     out
 }
@@ -282,12 +283,7 @@ mod tests {
     fn strict_is_never_softer() {
         for class in Class::ALL {
             if class.verdict(Mode::Enabled) == Verdict::Refuse {
-                assert_eq!(
-                    class.verdict(Mode::Strict),
-                    Verdict::Refuse,
-                    "{}",
-                    class.slug()
-                );
+                assert_eq!(class.verdict(Mode::Strict), Verdict::Refuse, "{}", class.slug());
             }
         }
     }
@@ -295,10 +291,7 @@ mod tests {
     #[test]
     fn a_refusal_names_cause_and_fix() {
         let refusal = Refusal::new(Class::HostPid, "spec.hostPID is true");
-        assert_eq!(
-            refusal.to_string(),
-            "ringfence: spec.hostPID is true; remove hostPID"
-        );
+        assert_eq!(refusal.to_string(), "ringfence: spec.hostPID is true; remove hostPID");
         assert_eq!((refusal.code, refusal.reason), (403, "Forbidden"));
     }
 }

@@ -38,8 +38,9 @@ pub(super) struct Args {
     /// The chart's values that shape a pod, as YAML.
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
-    /// What images run, as YAML: a map of image to `entrypoint`, `cmd`, `user`, `workingDir`.
-    /// Needed for containers without a command or without a user.
+    /// What images are, as YAML: a map of image to `entrypoint`, `cmd`, `user`, `workingDir`,
+    /// `volumes` (a list of paths). Needed for every container that is to be fenced: the VOLUMEs of
+    /// its image decide where the supervisor is mounted. An image with nothing of all that is `{}`.
     #[arg(long, value_name = "FILE")]
     image_config: Option<PathBuf>,
     /// How to print. Without it: JSON if the manifest is JSON, else YAML.
@@ -61,6 +62,7 @@ struct Image {
     cmd: Vec<String>,
     user: String,
     working_dir: String,
+    volumes: Vec<String>,
 }
 
 impl From<Image> for ImageConfig {
@@ -71,6 +73,7 @@ impl From<Image> for ImageConfig {
             user: image.user,
             working_dir: image.working_dir,
             env: Vec::new(),
+            volumes: image.volumes,
         }
     }
 }
@@ -98,19 +101,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
-    let text = match args
-        .output
-        .unwrap_or(if json { Output::Json } else { Output::Yaml })
-    {
+    let text = match args.output.unwrap_or(if json { Output::Json } else { Output::Yaml }) {
         Output::Json => print_json(&documents)?,
         Output::Yaml => print_yaml(&documents)?,
     };
     let written = std::io::stdout().lock().write_all(text.as_bytes());
     match written {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(ExitCode::SUCCESS),
-        done => done
-            .map(|()| ExitCode::SUCCESS)
-            .context("cannot write to stdout"),
+        done => done.map(|()| ExitCode::SUCCESS).context("cannot write to stdout"),
     }
 }
 
@@ -124,25 +122,14 @@ struct Fencer {
 
 impl Fencer {
     fn new(args: &Args) -> anyhow::Result<Self> {
-        let settings: Settings = args
-            .settings
-            .as_deref()
-            .map(load)
-            .transpose()?
-            .unwrap_or_default();
-        let images: BTreeMap<String, Image> = args
-            .image_config
-            .as_deref()
-            .map(load)
-            .transpose()?
-            .unwrap_or_default();
+        let settings: Settings =
+            args.settings.as_deref().map(load).transpose()?.unwrap_or_default();
+        let images: BTreeMap<String, Image> =
+            args.image_config.as_deref().map(load).transpose()?.unwrap_or_default();
         let mut data = BTreeMap::new();
         for path in &args.policy {
             let key = policy_key(path)?;
-            ensure!(
-                data.insert(key.to_owned(), read(path)?).is_none(),
-                "two files are {key}"
-            );
+            ensure!(data.insert(key.to_owned(), read(path)?).is_none(), "two files are {key}");
         }
         let policy = PolicySource::read(&settings.default_policy, &data)?;
         let label = ("ringfence.dev/inject".to_owned(), "enabled".to_owned());
@@ -155,19 +142,13 @@ impl Fencer {
             },
             settings,
             policy,
-            images: images
-                .into_iter()
-                .map(|(name, image)| (name, image.into()))
-                .collect(),
+            images: images.into_iter().map(|(name, image)| (name, image.into())).collect(),
         })
     }
 
     /// Fences every pod of a document; anything else stays as it is.
     fn document(&self, document: &mut Value, warnings: &mut Vec<String>) -> anyhow::Result<()> {
-        let kind = document
-            .get("kind")
-            .and_then(Value::as_str)
-            .unwrap_or_default();
+        let kind = document.get("kind").and_then(Value::as_str).unwrap_or_default();
         let path = match kind {
             "Pod" => "",
             "Deployment"
@@ -191,8 +172,7 @@ impl Fencer {
         let Some(pod) = document.pointer_mut(path) else {
             bail!("{what} has no pod template");
         };
-        self.pod(pod, warnings)
-            .with_context(|| format!("cannot fence {what}"))
+        self.pod(pod, warnings).with_context(|| format!("cannot fence {what}"))
     }
 
     fn pod(&self, pod: &mut Value, warnings: &mut Vec<String>) -> anyhow::Result<()> {
@@ -217,12 +197,11 @@ impl Fencer {
             .images
             .iter()
             .map(|need| {
-                let what = if need.command { "command" } else { "runAsUser" };
                 let config = find(&need.image).with_context(|| {
-                    let (container, image) = (&need.container, &need.image);
+                    let (container, image, why) = (&need.container, &need.image, need.why());
                     format!(
-                        "container {container} has no {what}; set it, or tell what image {image} \
-                         runs by --image-config"
+                        "container {container}: image {image} is not known; {why}; tell what it \
+                         is by --image-config"
                     )
                 })?;
                 Ok((need.container.clone(), config))
@@ -233,25 +212,13 @@ impl Fencer {
 
 fn describe(document: &Value, kind: &str) -> String {
     let metadata = document.get("metadata");
-    let name = |key| {
-        metadata
-            .and_then(|metadata| metadata.get(key))
-            .and_then(Value::as_str)
-    };
-    format!(
-        "{kind} {}",
-        name("name")
-            .or_else(|| name("generateName"))
-            .unwrap_or("without a name")
-    )
+    let name = |key| metadata.and_then(|metadata| metadata.get(key)).and_then(Value::as_str);
+    format!("{kind} {}", name("name").or_else(|| name("generateName")).unwrap_or("without a name"))
 }
 
 /// The `ConfigMap` key that a file is.
 fn policy_key(path: &Path) -> anyhow::Result<&'static str> {
-    let extension = path
-        .extension()
-        .and_then(|extension| extension.to_str())
-        .unwrap_or_default();
+    let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
     Ok(match extension {
         "yaml" | "yml" => POLICY_KEYS[0],
         "rego" => POLICY_KEYS[1],
@@ -270,11 +237,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
         std::fs::File::open(path).and_then(|mut file| read_all(&mut file))
     };
     let length = done.with_context(|| format!("cannot read {}", path.display()))?;
-    ensure!(
-        (length as u64) < MAX_MANIFEST,
-        "{} is too large",
-        path.display()
-    );
+    ensure!((length as u64) < MAX_MANIFEST, "{} is too large", path.display());
     Ok(text)
 }
 
@@ -287,10 +250,7 @@ fn parse(text: &str) -> anyhow::Result<Vec<Value>> {
     // `defaultMode: 0400` is octal to Kubernetes, which reads YAML 1.1.
     let options = serde_saphyr::options! { legacy_octal_numbers: true };
     let documents: Vec<Value> = serde_saphyr::from_multiple_with_options(text, options)?;
-    Ok(documents
-        .into_iter()
-        .filter(|document| !document.is_null())
-        .collect())
+    Ok(documents.into_iter().filter(|document| !document.is_null()).collect())
 }
 
 /// One document as it is, several as a List: JSON has no other way to hold them.
@@ -326,11 +286,8 @@ mod tests {
     fn fencer(images: &[&str]) -> Fencer {
         let data = BTreeMap::from([("policy.yaml".to_owned(), "version: 1\n".to_owned())]);
         let label = ("ringfence.dev/inject".to_owned(), "enabled".to_owned());
-        let image = ImageConfig {
-            cmd: vec!["run".into()],
-            user: "7".into(),
-            ..ImageConfig::default()
-        };
+        let image =
+            ImageConfig { cmd: vec!["run".into()], user: "7".into(), ..ImageConfig::default() };
         Fencer {
             namespace: Namespace {
                 name: "default".into(),
@@ -339,19 +296,14 @@ mod tests {
             },
             settings: Settings::default(),
             policy: PolicySource::read("p", &data).unwrap(),
-            images: images
-                .iter()
-                .map(|&name| (name.to_owned(), image.clone()))
-                .collect(),
+            images: images.iter().map(|&name| (name.to_owned(), image.clone())).collect(),
         }
     }
 
     fn fence(text: &str) -> anyhow::Result<Vec<Value>> {
         let mut documents = parse(text)?;
         let fencer = fencer(&["agent"]);
-        documents
-            .iter_mut()
-            .try_for_each(|one| fencer.document(one, &mut Vec::new()))?;
+        documents.iter_mut().try_for_each(|one| fencer.document(one, &mut Vec::new()))?;
         Ok(documents)
     }
 
@@ -363,11 +315,7 @@ mod tests {
             let text = std::fs::read_to_string(&path).unwrap();
             let made = fence(&text).unwrap();
             let printed = print_yaml(&made).unwrap();
-            assert!(
-                printed.contains("bin/ringfence-supervisor"),
-                "{}",
-                path.display()
-            );
+            assert!(printed.contains("bin/ringfence-supervisor"), "{}", path.display());
             // What was printed reads back as the same, and is fenced already.
             assert_eq!(parse(&printed).unwrap(), made, "{}", path.display());
             assert_eq!(fence(&printed).unwrap(), made, "{}", path.display());
@@ -384,20 +332,14 @@ mod tests {
         assert_eq!(parse(&printed).unwrap(), made);
         for word in ["yes", "0755", "1e3", "2026-01-01", "~", "<<", "1:30"] {
             let quoted = [format!("\"{word}\""), format!("'{word}'")];
-            assert!(
-                quoted.iter().any(|quoted| printed.contains(quoted)),
-                "{word} in {printed}"
-            );
+            assert!(quoted.iter().any(|quoted| printed.contains(quoted)), "{word} in {printed}");
         }
     }
 
     #[test]
     fn numbers_are_read_as_kubernetes_reads_them() {
         let made = parse("a: 0400\nb: yes\nc: 1.5\nd: null\n---\n---\n").unwrap();
-        assert_eq!(
-            made,
-            [serde_json::json!({"a": 256, "b": true, "c": 1.5, "d": null})]
-        );
+        assert_eq!(made, [serde_json::json!({"a": 256, "b": true, "c": 1.5, "d": null})]);
     }
 
     #[test]

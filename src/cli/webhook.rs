@@ -1,5 +1,6 @@
 //! `ringfence webhook`: puts the parts of the admission server together and keeps them running.
 
+mod ca;
 mod cluster;
 
 use std::net::SocketAddr;
@@ -22,14 +23,9 @@ use crate::admission::server::{
 };
 use crate::admission::{Delivery, IpFamily, LogLevel, Profile, Settings};
 use crate::image::{Images, ImagesConfig};
-use crate::pki::ca_bundle;
 use crate::pki::rotation::{self, Serving};
 use crate::propagate;
 
-/// How often the CA bundle is looked at and put back.
-const CA_BUNDLE_INTERVAL: Duration = Duration::from_secs(60);
-/// The same until it is right for the first time, or after a failure.
-const CA_BUNDLE_RETRY: Duration = Duration::from_secs(2);
 /// How often the leaf's age is looked at.
 const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -238,7 +234,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let settings = args.settings();
     let images = args.images()?;
     let authority = tokio::select! {
-        authority = patiently(|| rotation::load_or_create(&client, &args.namespace, &args.ca_secret)) => authority,
+        authority = patiently(&trust, || rotation::load_or_create(&client, &args.namespace, &args.ca_secret)) => authority,
         () = told_to_end() => return Ok(()),
     };
     let life = Duration::from_secs(u64::from(args.certificate_days) * 86_400);
@@ -264,7 +260,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tokio::select! {
             () = watch_namespaces => bail!("the watch of namespaces ended"),
             () = follow_cluster => bail!("the look at the cluster's version ended"),
-            () = keep_ca_bundle(&client, &args, &serving, &trust) => bail!("the CA bundle is not kept"),
+            error = ca::keep(&client, &args, &serving, &trust) => Err(error),
             () = keep_certificate(&serving, &metrics) => bail!("the certificate is not renewed"),
             () = keep_collecting(&client, args.collect) => bail!("copies are not collected"),
         }
@@ -301,8 +297,11 @@ async fn told_to_end() {
 }
 
 /// Tries until it works: at start the API server may be away for a moment, and a restart would
-/// only be slower.
-async fn patiently<T, E: std::fmt::Display, F>(mut attempt: impl FnMut() -> F) -> T
+/// only be slower. `trust` has the last error meanwhile: some are for a person to repair.
+async fn patiently<T, E: std::fmt::Display, F>(
+    trust: &watch::Sender<Result<(), String>>,
+    mut attempt: impl FnMut() -> F,
+) -> T
 where
     F: Future<Output = Result<T, E>>,
 {
@@ -310,56 +309,14 @@ where
     loop {
         match attempt().await {
             Ok(done) => return done,
-            Err(error) => tracing::error!(%error, "trying again"),
+            Err(error) => {
+                tracing::error!(%error, "trying again");
+                let why = format!("the certificate is not made yet: {error}");
+                trust.send_modify(|known| *known = Err(why));
+            }
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(15));
-    }
-}
-
-/// Publishes the CA in each configuration and states whether the API server can trust us.
-async fn keep_ca_bundle(
-    client: &Client,
-    args: &Args,
-    serving: &Serving,
-    trust: &watch::Sender<Result<(), String>>,
-) {
-    let server_name = format!("{}.{}.svc", args.service, args.namespace);
-    loop {
-        let mut right = true;
-        let mut state = Ok(());
-        for name in &args.webhook_configurations {
-            match ca_bundle::publish(client, name, serving.ca_pem()).await {
-                Ok(true) => tracing::info!(configuration = name, "caBundle written"),
-                Ok(false) => {}
-                Err(error) => {
-                    right = false;
-                    tracing::warn!(%error, "caBundle not written");
-                }
-            }
-            let chain = serving.chain();
-            if let Err(error) = ca_bundle::verify_live(client, name, &chain, &server_name).await {
-                right = false;
-                // That it could not be read says nothing about what it holds: once ready, a replica
-                // stays so while the API server is away.
-                let unknown = matches!(error, ca_bundle::CaBundleError::Read { .. });
-                if !(unknown && trust.borrow().is_ok()) {
-                    state = Err(error.to_string());
-                }
-            }
-        }
-        trust.send_if_modified(|known| {
-            let changed = *known != state;
-            if changed {
-                match &state {
-                    Ok(()) => tracing::info!("ready"),
-                    Err(why) => tracing::warn!(%why, "not ready"),
-                }
-                known.clone_from(&state);
-            }
-            changed
-        });
-        tokio::time::sleep(if right { CA_BUNDLE_INTERVAL } else { CA_BUNDLE_RETRY }).await;
     }
 }
 
@@ -413,6 +370,19 @@ mod tests {
         let mut expected = Settings { image: "r/i:1".into(), ..Settings::default() };
         expected.release_namespace = "ns".into();
         assert_eq!(settings(&["--ip-family=ipv4"]), expected);
+    }
+
+    #[tokio::test]
+    async fn what_keeps_the_certificate_from_being_made_is_shown() {
+        let (trust, trusted) = watch::channel(Err(String::new()));
+        let mut shown = Vec::new();
+        patiently(&trust, || {
+            shown.push(trusted.borrow().clone());
+            std::future::ready(if shown.len() < 2 { Err("the secret is broken") } else { Ok(()) })
+        })
+        .await;
+        let last = shown.pop().and_then(Result::err).unwrap_or_default();
+        assert!(last.contains("the secret is broken"), "{last}");
     }
 
     #[test]

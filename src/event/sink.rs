@@ -1,12 +1,12 @@
 //! Where events go: the container's stderr, one write a line.
-#![forbid(unsafe_code)]
 
 use std::fmt;
-use std::io::Write as _;
+use std::io::{self, Write};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use super::Event;
+use super::{Class, Event, Severity};
 
 /// How much is written. Denials and findings are, at every level.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,18 +64,51 @@ pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
+/// Events that could not be written since the last one that could.
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// How long a full stderr is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Writes an event to stderr, when the level lets it pass.
 ///
-/// A closed or full stderr loses the line: the fence does not depend on who reads its log.
+/// A stderr that stays full for a second, or is closed, loses the line: the fence does not depend
+/// on who reads its log. How many were lost is said before the next that is written.
 pub fn emit(event: &Event) {
     let level = LEVEL.load(Ordering::Relaxed);
     let level = LEVELS.iter().map(|(_, known)| *known).find(|known| *known as u8 == level);
     if event.passes(level.unwrap_or_default()) {
-        let mut line = event.shorthand();
-        line.push('\n');
-        // One write of a whole line: lines of two threads never mix.
-        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        let mut lines = String::new();
+        if lost > 0 {
+            lines = Event::new(Class::Finding, "LOST", Severity::High)
+                .subject(format!("{lost} events were lost: stderr was full"))
+                .shorthand();
+            lines.push('\n');
+        }
+        lines += &event.shorthand();
+        lines.push('\n');
+        // The lock keeps lines of two threads apart.
+        if write_patiently(&mut std::io::stderr().lock(), lines.as_bytes()).is_err() {
+            LOST.fetch_add(lost + 1, Ordering::Relaxed);
+        }
     }
+}
+
+/// Like `write_all`, but waits where somebody made the descriptor non-blocking.
+fn write_patiently(to: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while !bytes.is_empty() {
+        match to.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => bytes = &bytes[written..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -89,5 +122,26 @@ mod tests {
             assert_eq!(level.to_string(), word);
         }
         assert!("verbose".parse::<Level>().unwrap_err().to_string().contains("warn"));
+    }
+
+    #[test]
+    fn a_full_pipe_is_waited_for() {
+        struct Busy(u8, Vec<u8>);
+        impl Write for Busy {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.0 += 1;
+                if self.0 % 2 == 1 {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                self.1.push(bytes[0]);
+                Ok(1)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut busy = Busy(0, Vec::new());
+        write_patiently(&mut busy, b"line").unwrap();
+        assert_eq!(busy.1, b"line");
     }
 }

@@ -7,6 +7,7 @@
 //! Paths are opened as root, before the drop; symlinks are followed then and never again. The
 //! domain belongs to the thread that takes it on and to what it forks.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -14,8 +15,10 @@ use landlock::{
     ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
+
+mod links;
 
 /// What a rule grants on a path and all below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,8 +75,8 @@ pub enum LandlockError {
     Path {
         /// The path.
         path: PathBuf,
-        /// What open said.
-        error: Errno,
+        /// What open said, or which link on the way is not trusted.
+        error: io::Error,
     },
     /// Hard requirement, and the kernel has too little.
     #[error(
@@ -170,8 +173,13 @@ pub fn prepare(rules: &[PathRule], hard: bool) -> Result<Prepared, LandlockError
     Ok(prepared)
 }
 
-fn open(path: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
-    let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+/// Opens a rule's path. Links are followed only where root alone can have made them: an agent of
+/// an earlier or another fence may write below some of the paths, and would otherwise choose
+/// what the next fence opens to it.
+fn open(path: &Path) -> io::Result<(OwnedFd, bool)> {
+    let path = links::follow(path)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let fd = openat2(CWD, &path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
     let mode = rustix::fs::fstat(&fd)?.st_mode;
     Ok((fd, FileType::from_raw_mode(mode) == FileType::Directory))
 }
@@ -266,7 +274,7 @@ fn grade(abi: i32) -> Enforced {
 }
 
 fn no_new_privs_failed(error: Errno) -> LandlockError {
-    LandlockError::Path { path: "/proc/self".into(), error }
+    LandlockError::Path { path: "/proc/self".into(), error: error.into() }
 }
 
 /// The running ABI decides what is asked for, so the kernel must take all of it.

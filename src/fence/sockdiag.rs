@@ -121,11 +121,12 @@ fn exact(client: SocketAddrV4, server: SocketAddrV4) -> SockDiagMessage {
 }
 
 /// States of a socket that a process can still hold and that has a peer. Not: a request that is
-/// being answered, `TIME_WAIT` (both have cookies of their own), closed, listening.
+/// being answered, `TIME_WAIT` (both have cookies of their own), closed, listening. Nor `SYN_SENT`:
+/// the connections that are asked for were accepted, so the client's end has left it; one that has
+/// not is another socket's, on a tuple that changed hands.
 fn is_connection(found: &InetResponse) -> bool {
     let state = 1_u32.checked_shl(found.header.state.into()).unwrap_or(0);
     (StateFlags::ESTABLISHED
-        | StateFlags::SYN_SENT
         | StateFlags::FIN_WAIT1
         | StateFlags::FIN_WAIT2
         | StateFlags::CLOSE_WAIT

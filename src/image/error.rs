@@ -30,7 +30,7 @@ pub enum ImageError {
     },
     /// The registry refused or did not answer.
     #[error(
-        "cannot read image `{image}` from registry `{registry}` to learn how it starts: {}",
+        "cannot read image `{image}` from registry `{registry}`: {}",
         join(.attempts)
     )]
     Registry {
@@ -54,7 +54,9 @@ pub enum ImageError {
         found: String,
     },
     /// Variants differ in how they start.
-    #[error("image `{image}` starts differently on {first} and {second}")]
+    #[error(
+        "image `{image}` differs in how it starts, or in its VOLUMEs, between {first} and {second}"
+    )]
     Ambiguous {
         /// As the pod has it.
         image: String,
@@ -84,10 +86,10 @@ impl ImageError {
         match self {
             Self::Reference { .. } => "correct the image's name",
             Self::Registry { .. } => {
-                "set `command:` and `securityContext.runAsUser` in the pod so that no look-up is needed, or let ringfence read an imagePullSecret of the pod"
+                "make the image readable for the webhook: an imagePullSecret that it may read, a registry that it can reach, CAs that it knows; or exempt the container by ringfence.dev/unfenced-containers of the namespace"
             }
             Self::Platform { .. } | Self::Ambiguous { .. } => {
-                "set nodeSelector `kubernetes.io/arch`, or `command:` and `securityContext.runAsUser` in the pod"
+                "set nodeSelector `kubernetes.io/arch` in the pod"
             }
             Self::NoTrust(_) => "give ringfence a bundle of CA certificates",
             Self::Interrupted => "try again",
@@ -208,7 +210,7 @@ mod tests {
             retryable: false,
         };
         let text = format!("{error}; {}", error.fix());
-        for part in ["r.example/a:1", "secret `pull`", "access denied", "anonymously", "command:"] {
+        for part in ["r.example/a:1", "secret `pull`", "access denied", "anonymously", "readable"] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

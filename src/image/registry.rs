@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use oci_client::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
 use oci_client::errors::OciDistributionError;
-use oci_client::manifest::{ImageIndexEntry, OciImageManifest, OciManifest};
+use oci_client::manifest::{self, ImageIndexEntry, OciImageManifest, OciManifest};
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use serde_json::Value;
 use tokio::io::AsyncWrite;
 use tokio::sync::Semaphore;
 
 use super::cache::{Cache, Life};
 use super::credentials::{Credential, auth_and_identity, matching};
+use super::document::{Plain, parse_config};
 use super::error::judge;
 use super::{Attempt, Config, ImageError};
 
@@ -33,7 +33,20 @@ const CACHED_CLIENTS: usize = 32;
 const CLIENT_LIFE: Duration = Duration::from_secs(600);
 /// Look-ups at once: a registry may send a manifest of any size, this bounds how many.
 const CONCURRENT: usize = 16;
+/// The same for one registry, so that one which hangs does not hold up the others.
+const CONCURRENT_PER_REGISTRY: usize = 4;
+/// Registries whose permits are kept while nobody uses them.
+const IDLE_REGISTRIES: usize = 64;
 
+/// Images of one index that are read for one architecture, at most.
+const MAX_ALIKE: usize = 4;
+/// Kinds of manifests asked for.
+const MANIFESTS: &[&str] = &[
+    manifest::IMAGE_MANIFEST_MEDIA_TYPE,
+    manifest::IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+    manifest::OCI_IMAGE_MEDIA_TYPE,
+    manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
+];
 /// How registries are reached.
 #[derive(Debug, Clone)]
 pub struct ImagesConfig {
@@ -83,6 +96,8 @@ struct Shared {
     config: ImagesConfig,
     extra_roots: Vec<Certificate>,
     running: Semaphore,
+    /// By registry, in lower case.
+    registries: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 /// A failure of one attempt, before it is known whether another will do better.
@@ -118,6 +133,7 @@ impl Images {
             config,
             extra_roots,
             running: Semaphore::new(CONCURRENT),
+            registries: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -143,7 +159,7 @@ impl Images {
         for architecture in architectures {
             let config = self.config_on(&reference, architecture, credentials).await?;
             if let Some((first, known)) = &found
-                && **known != *config
+                && !known.is_fenced_like(&config)
             {
                 return Err(ImageError::Ambiguous {
                     image: image.to_owned(),
@@ -219,18 +235,37 @@ impl Shared {
         auth: &RegistryAuth,
         identity: [u8; 32],
     ) -> Result<Arc<Config>, Failure> {
-        let work = async {
-            // The semaphore is never closed.
-            let _permit = self.running.acquire().await;
-            self.fetch(image, architecture, auth, identity).await
+        let late = |text: &str| Failure::Attempt {
+            text: text.to_owned(),
+            try_next: false,
+            retryable: true,
         };
-        tokio::time::timeout(self.config.limit, work).await.unwrap_or_else(|_| {
-            Err(Failure::Attempt {
-                text: "the registry did not answer in time".to_owned(),
-                try_next: false,
-                retryable: true,
-            })
-        })
+        let began = tokio::time::Instant::now();
+        // Shorter than the 10 s that the API server waits, so that the author of the pod is told.
+        let turn = began + self.config.limit * 2 / 5;
+        let registry = self.permits_of(image.registry());
+        // The registry's own first: whoever waits for it takes nothing from the others. Neither
+        // semaphore is ever closed.
+        let _own = tokio::time::timeout_at(turn, registry.acquire()).await.map_err(|_| {
+            late("not asked: the look-ups before this one wait for the same registry's answers")
+        })?;
+        let _all = tokio::time::timeout_at(turn, self.running.acquire()).await.map_err(|_| {
+            late("not asked: too many look-ups wait for the answers of other registries")
+        })?;
+        let fetch = self.fetch(image, architecture, auth, identity);
+        tokio::time::timeout_at(began + self.config.limit, fetch)
+            .await
+            .unwrap_or_else(|_| Err(late("the registry did not answer in time")))
+    }
+
+    /// The permits of one registry. Those that nobody holds or waits for are forgotten.
+    fn permits_of(&self, registry: &str) -> Arc<Semaphore> {
+        let mut known = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= IDLE_REGISTRIES {
+            known.retain(|_, permits| Arc::strong_count(permits) > 1);
+        }
+        let fresh = || Arc::new(Semaphore::new(CONCURRENT_PER_REGISTRY));
+        Arc::clone(known.entry(registry.to_ascii_lowercase()).or_insert_with(fresh))
     }
 
     async fn fetch(
@@ -241,39 +276,36 @@ impl Shared {
         identity: [u8; 32],
     ) -> Result<Arc<Config>, Failure> {
         let client = self.client(identity)?;
-        let failed = |e: OciDistributionError| attempt(&e);
-        let (manifest, _) = client.pull_manifest(image, auth).await.map_err(failed)?;
-        let manifest: OciImageManifest = match manifest {
-            OciManifest::Image(manifest) => manifest,
-            OciManifest::ImageIndex(index) => {
-                let digest = choose(&index.manifests, architecture).ok_or_else(|| {
-                    Failure::Final(ImageError::Platform {
-                        image: image.whole(),
-                        wanted: architecture.to_owned(),
-                        found: platforms(&index.manifests),
-                    })
-                })?;
-                let of_platform = image.clone_with_digest(digest);
-                match client.pull_manifest(&of_platform, auth).await.map_err(failed)?.0 {
-                    OciManifest::Image(manifest) => manifest,
-                    OciManifest::ImageIndex(_) => {
-                        return Err(Failure::Attempt {
-                            text: "an index within an index".to_owned(),
-                            try_next: false,
-                            retryable: false,
-                        });
-                    }
-                }
+        let index = match read_manifest(&client, image, auth).await? {
+            OciManifest::Image(manifest) => {
+                return read_config(&client, image, &manifest).await.map(Arc::new);
             }
+            OciManifest::ImageIndex(index) => index,
         };
-        let mut bytes = Bounded(Vec::new());
-        client.pull_blob(image, &manifest.config, &mut bytes).await.map_err(failed)?;
-        let config = parse_config(&bytes.0).ok_or_else(|| Failure::Attempt {
-            text: "the registry holds an artifact there, not a container image".to_owned(),
-            try_next: false,
-            retryable: false,
-        })?;
-        Ok(Arc::new(config))
+        let mut found: Option<Config> = None;
+        let digests = fitting(&index.manifests, architecture);
+        if digests.len() > MAX_ALIKE {
+            return Err(broken("its index has too many images for one architecture"));
+        }
+        for digest in digests {
+            let of_platform = image.clone_with_digest(digest);
+            let OciManifest::Image(manifest) = read_manifest(&client, &of_platform, auth).await?
+            else {
+                return Err(broken("an index within an index"));
+            };
+            let config = read_config(&client, image, &manifest).await?;
+            if found.as_ref().is_some_and(|known| !known.is_fenced_like(&config)) {
+                return Err(broken("its index has several images for one architecture"));
+            }
+            found = Some(config);
+        }
+        found.map(Arc::new).ok_or_else(|| {
+            Failure::Final(ImageError::Platform {
+                image: image.whole(),
+                wanted: architecture.to_owned(),
+                found: platforms(&index.manifests),
+            })
+        })
     }
 
     /// The client of one identity: credentials and tokens never meet those of another tenant.
@@ -336,17 +368,54 @@ fn system_trust_store_exists() -> bool {
         .any(|path| Path::new(path).exists())
 }
 
-/// The digest of the linux image for `architecture`. Attestations and signatures that build tools
-/// put into an index carry the platform `unknown` and an annotation.
-fn choose(entries: &[ImageIndexEntry], architecture: &str) -> Option<String> {
-    let mut fitting = entries.iter().filter(|entry| {
-        !is_attestation(entry)
-            && entry.platform.as_ref().is_some_and(|platform| {
-                platform.os.to_string() == "linux"
-                    && platform.architecture.to_string() == architecture
-            })
-    });
-    fitting.next().map(|entry| entry.digest.clone())
+/// A failure that neither another credential nor another try mends.
+fn broken(text: &str) -> Failure {
+    Failure::Attempt { text: text.to_owned(), try_next: false, retryable: false }
+}
+
+async fn read_manifest(
+    client: &Client,
+    image: &Reference,
+    auth: &RegistryAuth,
+) -> Result<OciManifest, Failure> {
+    let pulled = client.pull_manifest_raw(image, auth, MANIFESTS).await;
+    let (bytes, _) = pulled.map_err(|error| attempt(&error))?;
+    serde_json::from_slice::<Plain>(&bytes)
+        .map_err(|_| broken("its manifest is not JSON, or has a field in another spelling"))?;
+    serde_json::from_slice(&bytes).map_err(|_| broken("the registry did not answer with an image"))
+}
+
+async fn read_config(
+    client: &Client,
+    image: &Reference,
+    manifest: &OciImageManifest,
+) -> Result<Config, Failure> {
+    let mut bytes = Bounded(Vec::new());
+    let pulled = client.pull_blob(image, &manifest.config, &mut bytes).await;
+    pulled.map_err(|error| attempt(&error))?;
+    parse_config(&bytes.0).map_err(broken)
+}
+
+/// Digests of every image of an index that a runtime on linux and `architecture` may take: which
+/// of several it takes depends on the runtime, none looks at annotations, and some know an
+/// architecture by more names than one.
+fn fitting(entries: &[ImageIndexEntry], architecture: &str) -> Vec<String> {
+    let mut digests = Vec::new();
+    for entry in entries {
+        let Some(platform) = &entry.platform else { continue };
+        let os = platform.os.to_string().to_ascii_lowercase();
+        let named = platform.architecture.to_string().to_ascii_lowercase();
+        let named = match named.as_str() {
+            "x86_64" | "x86-64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        };
+        let fits = matches!(os.as_str(), "" | "linux") && named == architecture;
+        if fits && !digests.contains(&entry.digest) {
+            digests.push(entry.digest.clone());
+        }
+    }
+    digests
 }
 
 fn is_attestation(entry: &ImageIndexEntry) -> bool {
@@ -365,31 +434,6 @@ fn platforms(entries: &[ImageIndexEntry]) -> String {
         .map(|platform| format!("{}/{}", platform.os, platform.architecture))
         .collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
-}
-
-/// None when it is not the configuration of a container image.
-fn parse_config(bytes: &[u8]) -> Option<Config> {
-    let document: Value = serde_json::from_slice(bytes).ok()?;
-    // Every image configuration has `rootfs`; other artifacts have `{}` or something else.
-    document.get("rootfs")?.as_object()?;
-    let config = document.get("config").cloned().unwrap_or_default();
-    let words = |key: &str| -> Option<Vec<String>> {
-        match config.get(key) {
-            None | Some(Value::Null) => Some(Vec::new()),
-            Some(Value::Array(list)) => {
-                list.iter().map(|word| word.as_str().map(str::to_owned)).collect()
-            }
-            Some(_) => None,
-        }
-    };
-    let text = |key: &str| config.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-    Some(Config {
-        entrypoint: words("Entrypoint")?,
-        cmd: words("Cmd")?,
-        user: text("User"),
-        working_dir: text("WorkingDir"),
-        env: words("Env")?,
-    })
 }
 
 /// Takes at most [`MAX_CONFIG`] bytes.

@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::super::credentials;
+use super::super::document::NO_IMAGE;
 use super::*;
 
 fn digest(bytes: &[u8]) -> String {
@@ -65,6 +66,7 @@ impl Store {
                     "mediaType": "application/vnd.oci.image.manifest.v1+json",
                     "platform": { "os": "linux", "architecture": architecture } });
                 if *attestation {
+                    entry["platform"] = json!({ "os": "unknown", "architecture": "unknown" });
                     entry["annotations"] =
                         json!({ "vnd.docker.reference.type": "attestation-manifest" });
                 }
@@ -156,7 +158,7 @@ async fn an_image_is_read_and_a_tag_is_asked_for_once() {
         "team/app",
         Some("1"),
         &json!({ "Entrypoint": ["/app"], "Cmd": ["$HOME"], "User": "1000:1000",
-            "WorkingDir": "/srv", "Env": ["A=b"] }),
+            "WorkingDir": "/srv", "Env": ["A=b"], "Volumes": { "/v": {}, "/a/b": {} } }),
     );
     let store = Arc::new(store);
     let host = serve(Arc::clone(&store)).await;
@@ -168,6 +170,7 @@ async fn an_image_is_read_and_a_tag_is_asked_for_once() {
         user: "1000:1000".into(),
         working_dir: "/srv".into(),
         env: vec!["A=b".into()],
+        volumes: vec!["/a/b".into(), "/v".into()],
     };
     for _ in 0..3 {
         let config = images.config(&image, &amd64(), &[]).await.expect("an answer");
@@ -245,7 +248,7 @@ async fn a_missing_image_names_the_remedy_and_not_what_the_registry_said() {
         .await
         .expect_err("no such image");
     let text = error.to_string();
-    assert!(error.fix().contains("command:") && !text.contains("must not be shown"), "{text}");
+    assert!(error.fix().contains("readable") && !text.contains("must not be shown"), "{text}");
     assert!(!error.is_retryable());
 }
 
@@ -269,10 +272,137 @@ async fn a_registry_that_does_not_answer_is_retryable() {
     assert!(error.is_retryable(), "{error}");
 }
 
+#[tokio::test]
+async fn a_registry_that_hangs_holds_up_nobody_else() {
+    if skipped() {
+        return;
+    }
+    let mut store = Store::default();
+    store.image("app", Some("1"), &json!({ "Cmd": ["x"] }));
+    let well = serve(Arc::new(store)).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let hung = silent.local_addr().expect("an address").to_string();
+    let limit = Duration::from_secs(5);
+    let insecure = vec![well.clone(), hung.clone()];
+    let images = Images::new(ImagesConfig { insecure, limit, ..ImagesConfig::default() })
+        .expect("a configuration");
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..=CONCURRENT {
+        let (images, image) = (images.clone(), format!("{hung}/app:{number}"));
+        waiting.spawn(async move { images.config(&image, &amd64(), &[]).await });
+    }
+    while images.shared.running.available_permits() > CONCURRENT - CONCURRENT_PER_REGISTRY {
+        tokio::task::yield_now().await;
+    }
+    images.config(&format!("{well}/app:1"), &amd64(), &[]).await.expect("an answer");
+
+    let texts: Vec<String> = waiting
+        .join_all()
+        .await
+        .into_iter()
+        .map(|answer| answer.expect_err("silence"))
+        .inspect(|error| assert!(error.is_retryable(), "{error}"))
+        .map(|error| error.to_string())
+        .collect();
+    let with = |words: &str| texts.iter().filter(|text| text.contains(words)).count();
+    assert_eq!(with("did not answer in time"), CONCURRENT_PER_REGISTRY, "{texts:?}");
+    assert_eq!(with("not asked"), CONCURRENT + 1 - CONCURRENT_PER_REGISTRY, "{texts:?}");
+}
+
+#[test]
+fn permits_that_nobody_uses_are_forgotten() {
+    let images = Images::new(ImagesConfig::default()).expect("a configuration");
+    let held = images.shared.permits_of("Held.example");
+    for number in 0..10 * IDLE_REGISTRIES {
+        images.shared.permits_of(&format!("r{number}.example"));
+    }
+    assert!(Arc::ptr_eq(&held, &images.shared.permits_of("held.example")));
+    let known = images.shared.registries.lock().expect("no poison").len();
+    assert!(known <= IDLE_REGISTRIES + 1, "{known}");
+}
+
 #[test]
 fn an_artifact_is_not_an_image() {
-    assert_eq!(parse_config(b"{}"), None);
-    assert_eq!(parse_config(b"[]"), None);
-    assert_eq!(parse_config(br#"{"rootfs":{},"config":{"Entrypoint":"sh"}}"#), None);
-    assert_eq!(parse_config(br#"{"rootfs":{},"config":null}"#), Some(Config::default()));
+    assert_eq!(parse_config(b"{}"), Err(NO_IMAGE));
+    assert_eq!(parse_config(b"[]"), Err(NO_IMAGE));
+    assert_eq!(parse_config(br#"{"rootfs":{},"config":{"Entrypoint":"sh"}}"#), Err(NO_IMAGE));
+    assert_eq!(parse_config(br#"{"rootfs":{},"config":null}"#), Ok(Config::default()));
+}
+
+/// What the runtime would mount and we would not see is not read at all.
+#[test]
+fn volumes_are_read_or_the_image_is_refused() {
+    let parse = |config: &str| {
+        let text =
+            format!(r#"{{"rootfs": {{}}, "container_config": {{"Volumes": {{}}}}, {config}}}"#);
+        parse_config(text.as_bytes()).map(|config| config.volumes)
+    };
+    assert_eq!(parse(r#""config": {"Volumes": {"/b": {}, "/a": null}}"#).unwrap(), ["/a", "/b"]);
+    for none in [r#""config": {"Volumes": null}"#, r#""config": {}"#, r#""config": null"#] {
+        assert!(parse(none).unwrap().is_empty(), "{none}");
+    }
+    for hidden in [
+        r#""config": {"volumes": {"/a": {}}}"#,
+        r#""config": {"Volume\u017f": {"/a": {}}}"#,
+        r#""config": {"Volumes": {"/a": {}}, "Volumes": {}}"#,
+        r#""config": {"Volumes": {}, "VOLUMES": {"/a": {}}}"#,
+        r#""config": {"Volumes": {"/a": {}}}, "config": {}"#,
+        r#""config": {}, "Config": {"Volumes": {"/a": {}}}"#,
+        r#""Config": {"Volumes": {"/a": {}}}"#,
+    ] {
+        let error = parse(hidden).expect_err(hidden);
+        assert!(error.contains("twice or in another spelling"), "{hidden}: {error}");
+    }
+    assert_eq!(parse(r#""config": {"Volumes": ["/a"]}"#), Err(NO_IMAGE));
+}
+
+#[test]
+fn env_may_differ_between_architectures_and_volumes_may_not() {
+    let of = |env: &str, volume: &str| Config {
+        env: vec![env.into()],
+        volumes: vec![volume.into()],
+        ..Config::default()
+    };
+    assert!(of("ARCH=amd64", "/v").is_fenced_like(&of("ARCH=arm64", "/v")));
+    assert!(!of("A=b", "/v").is_fenced_like(&of("A=b", "/w")));
+}
+
+/// Which of them a node takes is the runtime's business, so they have to agree.
+#[tokio::test]
+async fn every_image_that_a_runtime_may_take_is_read() {
+    if skipped() {
+        return;
+    }
+    let mut store = Store::default();
+    let good = store.image("app", None, &json!({ "Entrypoint": ["/a"] }));
+    let twin = store.image("app", None, &json!({ "Entrypoint": ["/a"], "Env": ["A=b"] }));
+    let evil = store.image("app", None, &json!({ "Entrypoint": ["/a"], "Volumes": { "/x": {} } }));
+    store.index("app", "twins", &[("amd64", &good, false), ("amd64", &twin, false)]);
+    store.index("app", "evil", &[("x86_64", &evil, false), ("amd64", &good, false)]);
+    let entry = |platform: Value| {
+        json!({ "digest": evil, "size": 1, "platform": platform,
+            "annotations": { "vnd.docker.reference.type": "attestation-manifest" },
+            "mediaType": "application/vnd.oci.image.manifest.v1+json" })
+    };
+    let mut plain = entry(json!({ "os": "linux", "architecture": "amd64" }));
+    plain["digest"] = json!(good);
+    let disguised = entry(json!({ "os": "linux", "architecture": "amd64", "variant": "v3" }));
+    let index = |more: Value| {
+        let mut index = json!({ "schemaVersion": 2, "manifests": [plain.clone()],
+            "mediaType": "application/vnd.oci.image.index.v1+json" });
+        index.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap());
+        index
+    };
+    store.manifest("app", Some("annotated"), &index(json!({ "manifests": [plain, disguised] })));
+    store.manifest("app", Some("spelling"), &index(json!({ "Manifests": [disguised] })));
+    let host = serve(Arc::new(store)).await;
+    let images = images(&host);
+    images.config(&format!("{host}/app:twins"), &amd64(), &[]).await.expect("they agree");
+    for (tag, word) in
+        [("evil", "several"), ("annotated", "several"), ("spelling", "another spelling")]
+    {
+        let image = format!("{host}/app:{tag}");
+        let error = images.config(&image, &amd64(), &[]).await.expect_err(tag);
+        assert!(error.to_string().contains(word), "{tag}: {error}");
+    }
 }

@@ -3,8 +3,8 @@
 //!
 //! The Secret is read through the API: a mounted one arrives up to 90 s late, after an update or on
 //! a new replica, and the API server would meet a certificate that it does not trust. The leaf is
-//! never stored. The CA is made once for ten years; replacing it is not automatic yet (delete the
-//! Secret and restart the replicas, `docs/webhook.md`).
+//! never stored. The CA is made once for ten years; replacing it is not automatic yet
+//! (`docs/webhook.md` says how).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -93,6 +93,58 @@ pub async fn load_or_create(
         }
         Err(source) => Err(failed("create")(source)),
     }
+}
+
+/// What the Secret held, compared with the CA in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// The same CA.
+    Same,
+    /// Nothing: it was gone, and holds the same CA again now.
+    Restored,
+    /// Another CA. What is served here is not to be trusted any more: load it and start again.
+    Another,
+}
+
+/// Compares the Secret with the CA that `serving` signs with, and makes the Secret again when it is
+/// gone.
+///
+/// To be asked before the CA is published. Replicas that each publish the CA in their memory would
+/// undo each other's work for ever once they differ; the Secret is what decides between them.
+///
+/// # Errors
+/// When the API server refuses, or the Secret holds something that is no CA: then no other replica
+/// can have loaded another one from it.
+pub async fn keep_stored(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    serving: &Serving,
+) -> Result<Stored, RotationError> {
+    let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
+    let failed = |what| {
+        move |source| RotationError::Secret {
+            what,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            source: Box::new(source),
+        }
+    };
+    let stored = match api.get_opt(name).await.map_err(failed("read"))? {
+        Some(secret) => secret,
+        None => {
+            match api.create(&PostParams::default(), &secret_for(&serving.authority, name)).await {
+                Ok(_) => return Ok(Stored::Restored),
+                Err(kube::Error::Api(status)) if status.is_already_exists() => {
+                    api.get(name).await.map_err(failed("read"))?
+                }
+                Err(source) => return Err(failed("create")(source)),
+            }
+        }
+    };
+    let authority = authority_of(&stored, namespace, name)?;
+    let same = authority.certificate_der() == serving.authority.certificate_der();
+    Ok(if same { Stored::Same } else { Stored::Another })
 }
 
 fn secret_for(authority: &Authority, name: &str) -> Secret {
@@ -226,6 +278,56 @@ mod tests {
     fn serving(life: Duration) -> Serving {
         let authority = Authority::ephemeral("test CA", CA_LIFE).expect("an authority");
         Serving::new(authority, "hook", "release", life).expect("a leaf")
+    }
+
+    /// An API server that knows one Secret, and what was posted to it.
+    fn api(stored: Option<Secret>) -> (Client, Arc<RwLock<Option<Secret>>>) {
+        let state = Arc::new(RwLock::new(stored));
+        let shared = Arc::clone(&state);
+        let service = tower::service_fn(move |request: axum::http::Request<kube::client::Body>| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let (head, body) = request.into_parts();
+                if head.method == axum::http::Method::POST {
+                    let bytes = body.collect_bytes().await?;
+                    let secret = serde_json::from_slice(&bytes)?;
+                    *shared.write().unwrap_or_else(PoisonError::into_inner) = Some(secret);
+                }
+                let secret = shared.read().unwrap_or_else(PoisonError::into_inner).clone();
+                let (code, answer) = match secret {
+                    Some(secret) => (200, serde_json::to_value(secret)?),
+                    None => (
+                        404,
+                        serde_json::json!({ "kind": "Status", "apiVersion": "v1",
+                        "status": "Failure", "reason": "NotFound", "code": 404,
+                        "message": "secrets \"ca\" not found" }),
+                    ),
+                };
+                let body = kube::client::Body::from(answer.to_string().into_bytes());
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
+                    axum::http::Response::builder().status(code).body(body)?,
+                )
+            }
+        });
+        (Client::new(service, "ns"), state)
+    }
+
+    #[tokio::test]
+    async fn the_secret_decides_and_is_made_again_when_it_is_gone() {
+        let serving = serving(LEAF_LIFE);
+        let (client, state) = api(None);
+        let ask = || keep_stored(&client, "ns", "ca", &serving);
+        assert_eq!(ask().await.expect("made again"), Stored::Restored);
+        assert_eq!(ask().await.expect("there"), Stored::Same);
+        let restored = state.read().expect("no poison").clone().expect("a secret");
+        let restored = authority_of(&restored, "ns", "ca").expect("a CA with its key");
+        assert_eq!(restored.certificate_pem(), serving.ca_pem());
+
+        let other = Authority::ephemeral("test CA", CA_LIFE).expect("an authority");
+        *state.write().expect("no poison") = Some(secret_for(&other, "ca"));
+        assert_eq!(ask().await.expect("a CA"), Stored::Another);
+        *state.write().expect("no poison") = Some(Secret::default());
+        assert!(matches!(ask().await, Err(RotationError::Unusable { .. })));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sha2::{Digest as _, Sha256};
+use tokio::net::TcpStream;
 use tokio::sync::{OnceCell, Semaphore};
 
 use super::control_client::{Control, ControlError};
@@ -23,6 +24,10 @@ const REMEMBERED: usize = 1024;
 
 /// How many executables are hashed at a time.
 const HASHING: usize = 2;
+
+/// The largest executable that is hashed, in bytes: reading a larger one would keep a thread busy
+/// for too long.
+const LARGEST: u64 = 2 << 30;
 
 /// SHA-256 of an executable.
 type Digest = [u8; 32];
@@ -56,6 +61,10 @@ pub(crate) enum CallerError {
     NotIpv4,
     #[error("the process behind the connection could not be found: {0}")]
     Control(#[from] ControlError),
+    #[error("the connection ended before its owner was known")]
+    Gone,
+    #[error("the executable is larger than 2 GiB")]
+    TooLarge,
     #[error("the executable could not be read: {0}")]
     Unreadable(io::Error),
     #[error("the executable changed while it was read")]
@@ -66,16 +75,30 @@ pub(crate) enum CallerError {
     TooMany,
 }
 
-/// Asks the supervisor whose connection this is.
+/// Asks the supervisor whose connection this is. `peer` is what accept(2) said.
+///
+/// The question names a pair of addresses, and those of a connection that was aborted (a reset
+/// frees them at once, while its bytes can still be read here) may be another program's by the
+/// time the supervisor looks. Two connections that live cannot share them: only of a connection
+/// that still lives after the answer is the answer true.
 pub(crate) async fn identify(
     control: &Control,
-    client: SocketAddr,
-    server: SocketAddr,
+    tcp: &TcpStream,
+    peer: SocketAddr,
 ) -> Result<Identity, CallerError> {
-    let (client, server) = (v4(client)?, v4(server)?);
-    let (record, exe) = control.identify(client, server).await?.ok_or(CallerError::Unknown)?;
+    let server = tcp.local_addr().map_err(|_| CallerError::Gone)?;
+    let answer = control.identify(v4(peer)?, v4(server)?).await;
+    if !lives(tcp) {
+        return Err(CallerError::Gone);
+    }
+    let (record, exe) = answer?.ok_or(CallerError::Unknown)?;
     let caller = Caller { exe: record.exe, ancestors: record.ancestors };
     Ok(Identity { pid: record.pid, caller, exe: Mutex::new(Exe::Unchecked(exe)) })
+}
+
+/// Whether the kernel still has the connection: a reset one has no peer.
+fn lives(tcp: &TcpStream) -> bool {
+    tcp.peer_addr().is_ok() && matches!(tcp.take_error(), Ok(None))
 }
 
 fn v4(address: SocketAddr) -> Result<SocketAddrV4, CallerError> {
@@ -151,6 +174,9 @@ impl Executables {
         // The supervisor may read by this descriptor too: its offset is never used.
         let file = File::from(exe);
         let fingerprint = Fingerprint::of(&file).map_err(CallerError::Unreadable)?;
+        if u64::try_from(fingerprint.size).map_or(true, |size| size > LARGEST) {
+            return Err(CallerError::TooLarge);
+        }
         let cell = {
             let mut hashed = self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
             if hashed.len() >= REMEMBERED && !hashed.contains_key(&fingerprint) {
@@ -194,6 +220,8 @@ fn hash(file: &File) -> io::Result<Digest> {
     loop {
         match file.read_at(&mut buffer, offset) {
             Ok(0) => return Ok(hasher.finalize().into()),
+            // It grows as it is read.
+            Ok(_) if offset > LARGEST => return Err(io::ErrorKind::FileTooLarge.into()),
             Ok(read) => {
                 hasher.update(&buffer[..read]);
                 offset += read as u64;
@@ -239,5 +267,37 @@ mod tests {
         for _ in 0..2 {
             executables.verify(&other).await.expect("another path");
         }
+    }
+
+    #[tokio::test]
+    async fn a_huge_executable_is_not_read() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        file.as_file().set_len(LARGEST + 1).expect("sparse file");
+        let executables = Executables::new();
+        let error =
+            executables.verify(&identity("/bin/huge", file.path())).await.expect_err("huge");
+        assert!(matches!(error, CallerError::TooLarge), "{error}");
+        assert!(executables.hashed.lock().expect("lock").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_aborted_does_not_live() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let client = TcpStream::connect(listener.local_addr().expect("address")).await;
+        let client = client.expect("client");
+        let (tcp, _) = listener.accept().await.expect("accept");
+        assert!(lives(&tcp));
+        client.try_write(b"GET").expect("send");
+        socket2::SockRef::from(&client)
+            .set_linger(Some(std::time::Duration::ZERO))
+            .expect("linger");
+        drop(client);
+        assert!(!lives(&tcp));
+        // A client that ended its half properly waits for its answer.
+        let mut client = TcpStream::connect(listener.local_addr().expect("address")).await;
+        let client = client.as_mut().expect("client");
+        let (tcp, _) = listener.accept().await.expect("accept");
+        tokio::io::AsyncWriteExt::shutdown(client).await.expect("shutdown");
+        assert!(lives(&tcp));
     }
 }

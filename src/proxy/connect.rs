@@ -15,7 +15,11 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 pub(crate) async fn serve(session: &Session, mut client: Conn, head: &RequestHead) {
     let (host, port) = match target(head) {
         Ok(target) => target,
-        Err(refusal) => return refuse(client, &refusal).await,
+        Err(reason) => {
+            report::request_refused(session, "CONNECT", &head.target(), &reason);
+            let refusal = Refusal::new(400, "invalid_request_target", &reason);
+            return refuse(client, &refusal).await;
+        }
     };
     let origin = match session.admit("CONNECT", host, port).await {
         Ok(origin) => origin,
@@ -33,12 +37,11 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, head: &RequestHea
     }
 }
 
-fn target(head: &RequestHead) -> Result<(Host, u16), Refusal> {
-    let invalid = |detail: &str| Refusal::new(400, "invalid_request_target", detail);
+fn target(head: &RequestHead) -> Result<(Host, u16), String> {
     if head.framing != Framing::Empty {
-        return Err(invalid("CONNECT has no body"));
+        return Err("CONNECT has no body".to_owned());
     }
-    authority(head.target(), None).map_err(|error| invalid(&error))
+    authority(head.target(), None)
 }
 
 /// Reads `host:port`, `1.2.3.4:port` or `[v6]:port`; `default` stands for a port left out.

@@ -43,6 +43,14 @@ pub(crate) enum ControlError {
     Failed(String),
     #[error("the supervisor's answer is of another kind than the question")]
     Mismatch,
+    #[error("the supervisor's answer came without its descriptor: out of descriptors")]
+    NoDescriptor,
+}
+
+/// All that is read of an answer that is otherwise not understood: which question it is for.
+#[derive(serde::Deserialize)]
+struct Numbered {
+    id: u64,
 }
 
 type Answer = (ToProxy, Vec<OwnedFd>);
@@ -98,6 +106,7 @@ impl Control {
         match (answer, fds.into_iter().next()) {
             (ToProxy::Caller { caller: None, .. }, _) => Ok(None),
             (ToProxy::Caller { caller: Some(caller), .. }, Some(exe)) => Ok(Some((caller, exe))),
+            (ToProxy::Caller { .. }, None) => Err(ControlError::NoDescriptor),
             _ => Err(ControlError::Mismatch),
         }
     }
@@ -107,6 +116,7 @@ impl Control {
         let (answer, fds) = self.ask(|id| ToSupervisor::GatewaySocket { id }).await?;
         match (answer, fds.into_iter().next()) {
             (ToProxy::GatewaySocket { .. }, Some(socket)) => Ok(socket),
+            (ToProxy::GatewaySocket { .. }, None) => Err(ControlError::NoDescriptor),
             _ => Err(ControlError::Mismatch),
         }
     }
@@ -145,11 +155,10 @@ impl Control {
             if length > MAX_MESSAGE {
                 return Err(ControlError::TooLong);
             }
-            let message: ToProxy = serde_json::from_slice(&buffer[..length])?;
-            match message {
-                ToProxy::Caller { id, .. }
+            match read(&buffer[..length])? {
+                message @ (ToProxy::Caller { id, .. }
                 | ToProxy::GatewaySocket { id }
-                | ToProxy::Failed { id, .. } => {
+                | ToProxy::Failed { id, .. }) => {
                     let waiting =
                         self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                     // An answer that comes too late is dropped, its descriptor closed.
@@ -163,13 +172,25 @@ impl Control {
     }
 }
 
+/// One message. An answer that is not understood fails its question; only what says nothing of a
+/// question is an error.
+fn read(bytes: &[u8]) -> Result<ToProxy, ControlError> {
+    serde_json::from_slice(bytes).or_else(|error| match serde_json::from_slice(bytes) {
+        Ok(Numbered { id }) => {
+            Ok(ToProxy::Failed { id, reason: format!("answer not understood: {error}") })
+        }
+        Err(_) => Err(error.into()),
+    })
+}
+
 fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     let mut no_fds = SendAncillaryBuffer::default();
     sendmsg(socket, &[IoSlice::new(bytes)], &mut no_fds, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 
-/// One packet and its descriptors; `None` at the end.
+/// One packet and its descriptors; `None` at the end. Descriptors that were cut short (we have too
+/// many open) are none: the message tells what they were for, and only that fails.
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(START_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -181,7 +202,10 @@ fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Ve
             fds.extend(rights);
         }
     }
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        fds.clear();
+    }
+    if received.flags.contains(ReturnFlags::TRUNC) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "message was cut short"));
     }
     Ok((received.bytes > 0).then_some((received.bytes, fds)))
@@ -234,5 +258,48 @@ mod tests {
         supervisor.join().expect("supervisor");
         assert!(reader.await.expect("reader"), "the end of the socket is seen");
         assert!(control.open.lock().expect("lock").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_bad_answer_fails_its_question_only() {
+        let (ours, theirs) = pair();
+        let control = std::sync::Arc::new(Control::new(ours).expect("control"));
+        let supervisor = std::thread::spawn(move || {
+            let mut buffer = vec![0; MAX_MESSAGE];
+            let mut answer = |text: &dyn Fn(u64) -> String, fds: &[std::os::fd::BorrowedFd<'_>]| {
+                let (length, _) = receive(&theirs, &mut buffer).expect("recv").expect("packet");
+                let question = serde_json::from_slice(&buffer[..length]).expect("message");
+                let ToSupervisor::GatewaySocket { id } = question else { panic!("{question:?}") };
+                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+                let mut beside = SendAncillaryBuffer::new(&mut space);
+                if !fds.is_empty() {
+                    assert!(beside.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
+                }
+                let text = text(id);
+                let bytes = [IoSlice::new(text.as_bytes())];
+                sendmsg(&theirs, &bytes, &mut beside, SendFlags::NOSIGNAL).expect("send");
+            };
+            let good = |id| serde_json::to_string(&ToProxy::GatewaySocket { id }).expect("json");
+            let fd = std::fs::File::open("/dev/null").expect("open");
+            answer(&|id| format!("{{\"type\":\"caller\",\"id\":{id},\"caller\":7}}"), &[]);
+            answer(&|id| format!("{{\"type\":\"news\",\"id\":{id}}}"), &[]);
+            answer(&good, &[]);
+            // More than there is room for: cut short by the kernel, as when descriptors run out.
+            answer(&good, &[fd.as_fd(); 8]);
+            answer(&good, &[fd.as_fd()]);
+            send_packet(&theirs, b"{\"type\":\"news\"}").expect("send");
+        });
+        let reader = tokio::spawn({
+            let control = std::sync::Arc::clone(&control);
+            async move { control.next().await }
+        });
+        for expected in ["not understood", "not understood", "out of desc", "out of desc"] {
+            let error = control.gateway_socket().await.expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        control.gateway_socket().await.expect("the next answer is good");
+        let end = reader.await.expect("reader");
+        assert!(matches!(end, Err(ControlError::Message(_))), "{end:?}");
+        supervisor.join().expect("supervisor");
     }
 }

@@ -72,10 +72,14 @@ pub(crate) async fn dial(shared: &Shared, origin: &Origin) -> Result<TcpStream, 
 async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, DialError> {
     let Origin { host, port, grant } = origin;
     if host.as_str() == POD_HOST {
-        // The policy named it; the address is the pod's own by definition.
         let own = shared.pod_ips.first().copied();
         let own = own.ok_or(DialError::Resolve("the pod's address is not known".to_owned()))?;
-        not_inbound(shared, own, *port)?;
+        if grant.exact_host && !grant.restricted {
+            // The policy named it; the address is the pod's own by definition.
+            not_inbound(shared, own, *port)?;
+        } else {
+            check(shared, origin, own)?;
+        }
         return Ok(vec![own]);
     }
     let resolving = tokio::time::timeout(RESOLVE, shared.resolver.resolve(host));
@@ -90,21 +94,28 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
     // One address that must not be dialled spoils the name: whoever answers for it could answer
     // with another order the next time.
     for ip in &addresses {
-        let ip = ip.to_canonical();
-        shared.policy.destination(grant, host, *port, ip).map_err(|denied| {
-            DialError::Forbidden { check: check_name(grant), reason: denied.to_string() }
-        })?;
-        if shared.pod_ips.contains(&ip) {
-            if !grant.allowed_ips.iter().any(|net| net.contains(&ip)) {
-                return Err(DialError::Forbidden {
-                    check: "internal address",
-                    reason: format!("{ip} is the pod's own address: list it in allowed_ips"),
-                });
-            }
-            not_inbound(shared, ip, *port)?;
-        }
+        check(shared, origin, ip.to_canonical())?;
     }
     Ok(addresses.into_iter().map(|ip| ip.to_canonical()).collect())
+}
+
+/// Whether one address may be dialled: by the policy, and the pod's own only if it is listed.
+fn check(shared: &Shared, origin: &Origin, ip: IpAddr) -> Result<(), DialError> {
+    let Origin { host, port, grant } = origin;
+    shared.policy.destination(grant, host, *port, ip).map_err(|denied| DialError::Forbidden {
+        check: check_name(grant),
+        reason: denied.to_string(),
+    })?;
+    if shared.pod_ips.contains(&ip) {
+        if !grant.allowed_ips.iter().any(|net| net.contains(&ip)) {
+            return Err(DialError::Forbidden {
+                check: "internal address",
+                reason: format!("{ip} is the pod's own address: list it in allowed_ips"),
+            });
+        }
+        not_inbound(shared, ip, *port)?;
+    }
+    Ok(())
 }
 
 /// A port that leads back into the fence is never dialled.

@@ -10,8 +10,8 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::listener::accept;
+use super::quiet::{Quiet, period};
 use super::report;
-use super::transparent::Quiet;
 
 /// The longest query that is read, in bytes. Queries are short; EDNS options make some longer.
 const QUERY_MAX: usize = 1232;
@@ -59,11 +59,20 @@ impl PolicyDns {
     }
 }
 
-/// Answers datagrams until it is aborted.
+/// Answers datagrams until it is aborted, and tells how many names went untold.
 pub(crate) async fn serve_udp(socket: UdpSocket, dns: Arc<PolicyDns>) {
     let mut query = [0; QUERY_MAX];
+    let mut period = period();
     loop {
-        match socket.recv_from(&mut query).await {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut query) => received,
+            _ = period.tick() => {
+                let muted = dns.quiet.lock().unwrap_or_else(PoisonError::into_inner).take_muted();
+                report::more_refused(muted, "DNS questions");
+                continue;
+            }
+        };
+        match received {
             Ok((length, peer)) => {
                 if let Some(answer) = dns.answer(&query[..length]) {
                     let _ = socket.try_send_to(&answer, peer);

@@ -21,9 +21,9 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: Request
         }
         let (host, port, path) = match absolute(head.target()) {
             Ok(target) => target,
-            Err(refusal) => {
-                let reason = "the target is not an http:// URL";
-                report::request_refused(session, head.method(), &"the proxy", reason);
+            Err(reason) => {
+                report::request_refused(session, head.method(), &"the proxy", &reason);
+                let refusal = Refusal::new(400, "invalid_request_target", &reason);
                 return refuse(client, &refusal).await;
             }
         };
@@ -46,26 +46,28 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: Request
         head = match head::read_request(&mut client.rd, IDLE).await {
             Ok(Some(head)) => head,
             Ok(None) => return client.close().await,
-            Err(error) => return refuse(client, &refusal_for(error)).await,
+            Err(error) => {
+                report::request_refused(session, "-", &"the proxy", &error.to_string());
+                return refuse(client, &refusal_for(error)).await;
+            }
         };
     }
 }
 
 /// Takes `http://host[:port]/path` apart: what is judged first, and the origin-form of the rest.
-fn absolute(target: &str) -> Result<(Host, u16, String), Refusal> {
-    let invalid = |detail: &str| Refusal::new(400, "invalid_request_target", detail);
+fn absolute(target: &str) -> Result<(Host, u16, String), String> {
+    let invalid = |detail: &str| Err(detail.to_owned());
     let scheme =
         |name: &str| target.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
     if scheme("https://") {
-        return Err(invalid("Use CONNECT for HTTPS URLs"));
+        return invalid("Use CONNECT for HTTPS URLs");
     }
     if !scheme("http://") {
-        return Err(invalid("this is a proxy: the target is an http:// URL, or CONNECT host:port"));
+        return invalid("this is a proxy: the target is an http:// URL, or CONNECT host:port");
     }
     let rest = &target["http://".len()..];
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (host, port) = authority(&rest[..end], Some(Scheme::Http.default_port()))
-        .map_err(|error| invalid(&error))?;
+    let (host, port) = authority(&rest[..end], Some(Scheme::Http.default_port()))?;
     let path = &rest[end..];
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     Ok((host, port, path))

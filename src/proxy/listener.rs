@@ -10,10 +10,10 @@ use tokio::sync::Semaphore;
 
 use super::caller::{self, CallerError};
 use super::http::head::{self, HeadError, RequestHead};
+use super::quiet::{Quiet, period};
 use super::refusal::Refusal;
 use super::session::Session;
 use super::stream::{Conn, Stream, tune};
-use super::transparent::Quiet;
 use super::{Shared, connect, forward, report};
 
 /// The most connections of the agent at a time.
@@ -57,8 +57,15 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 /// Accepts and serves until it is aborted.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc<Semaphore>) {
     let mut quiet = Quiet::new();
+    let mut period = period();
     loop {
-        let (tcp, peer) = accept(&listener).await;
+        let (tcp, peer) = tokio::select! {
+            accepted = accept(&listener) => accepted,
+            _ = period.tick() => {
+                report::more_refused(quiet.take_muted(), "connections: too many at a time");
+                continue;
+            }
+        };
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             if quiet.tell((), Instant::now()) {
                 report::too_many_connections();
@@ -79,23 +86,27 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
 
 async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     tune(&tcp);
-    let Ok(local) = tcp.local_addr() else { return };
-    let mut client = Conn::new(Stream::Tcp(tcp));
     // The supervisor looks for the caller while the request is on its way.
-    let (identity, head) = tokio::join!(
-        caller::identify(&shared.control, peer, local),
-        head::read_request(&mut client.rd, FIRST_REQUEST),
-    );
-    let head = match head {
-        Ok(Some(head)) => head,
+    let identity = caller::identify(&shared.control, &tcp, peer).await;
+    let mut client = Conn::new(Stream::Tcp(tcp));
+    let head = match head::read_request(&mut client.rd, FIRST_REQUEST).await {
+        Ok(Some(head)) => Ok(head),
         Ok(None) => return,
-        Err(error) => return refuse(client, &refusal_for(error)).await,
+        Err(error) => Err(error),
     };
-    match identity {
-        Ok(identity) => serve_client(Session::new(shared, identity), client, head).await,
-        Err(error) => {
-            report::unknown_caller(peer, &head, &error);
+    match (identity.map(|identity| Session::new(shared, identity)), head) {
+        (Ok(session), Ok(head)) => serve_client(session, client, head).await,
+        (Ok(session), Err(error)) => {
+            report::request_refused(&session, "-", &"the proxy", &error.to_string());
+            refuse(client, &refusal_for(error)).await;
+        }
+        (Err(error), Ok(head)) => {
+            report::unknown_caller(peer, Some(&head), &error.to_string());
             refuse(client, &unknown(&head, &error)).await;
+        }
+        (Err(caller), Err(error)) => {
+            report::unknown_caller(peer, None, &format!("{caller}; {error}"));
+            refuse(client, &refusal_for(error)).await;
         }
     }
 }

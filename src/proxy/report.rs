@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::caller::CallerError;
 use super::destination::{DialError, Origin};
 use super::http::head::RequestHead;
+use super::quiet::QUIET;
 use super::session::Session;
 use super::stream::Carried;
 use crate::event::{Class, Event, Severity, emit};
@@ -42,13 +43,18 @@ pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: 
     emit(&with_advice(event, denial));
 }
 
-pub(crate) fn unknown_caller(peer: SocketAddr, head: &RequestHead, error: &CallerError) {
+/// `head` is what was asked for, if it could be read.
+pub(crate) fn unknown_caller(peer: SocketAddr, head: Option<&RequestHead>, reason: &str) {
     // The path may hold what should not be logged.
-    let target = if head.method() == "CONNECT" { head.target() } else { "" };
+    let asked = match head {
+        Some(head) if head.method() == "CONNECT" => format!("CONNECT {}", head.target()),
+        Some(head) => head.method().to_owned(),
+        None => "the proxy".to_owned(),
+    };
     let event = Event::new(Class::Net, "OPEN", Severity::High)
         .denied()
-        .subject(format!("{peer} -> {} {target}", head.method()))
-        .reason(error.to_string());
+        .subject(format!("{peer} -> {asked}"))
+        .reason(reason);
     emit(&event);
 }
 
@@ -164,6 +170,18 @@ pub(crate) fn name_refused(name: &str, kind: &dyn Display) {
     emit(&event);
 }
 
+/// What was refused within one period without a line of its own; nothing, if nothing was.
+pub(crate) fn more_refused(count: u64, what: &str) {
+    if count == 0 {
+        return;
+    }
+    let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
+        .denied()
+        .subject(format!("{count} more {what}"))
+        .field("seconds", QUIET.as_secs());
+    emit(&event);
+}
+
 pub(crate) fn inbound_failed(port: u16, error: &std::io::Error) {
     let event = Event::new(Class::Config, "DEGRADED", Severity::Medium)
         .subject(format!("inbound port {port} cannot be opened in the pod"))
@@ -186,6 +204,7 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
 
 pub(crate) fn too_many_connections() {
     let event = Event::new(Class::Net, "OPEN", Severity::Low)
+        .denied()
         .subject("too many connections through the proxy at a time");
     emit(&event);
 }

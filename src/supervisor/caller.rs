@@ -29,6 +29,8 @@ const MAX_RECORDS: usize = 8_192;
 const MAX_EXECUTABLES: usize = 256;
 /// The longest chain of ancestors that is followed.
 const MAX_ANCESTORS: usize = 64;
+/// The most bytes of paths in one record; escaped sixfold they still fit into one message.
+const MAX_PATHS: usize = 8 * 1024;
 
 /// The records of all connects in the fence.
 #[derive(Debug)]
@@ -96,27 +98,19 @@ impl Callers {
         drop(thread::Builder::new().name("connects".into()).stack_size(128 * 1024).spawn(run));
     }
 
-    /// Records one connect. A failure leaves no record: the connection will have no owner.
+    /// Records one connect. A failure leaves no record, nor an earlier one of the same socket: the
+    /// connection will have no owner.
     fn record(&self, listener: &Listener, notification: &Notification) {
-        let fd = i32::from_ne_bytes(low_half(notification.args[0]));
-        let Ok(Target::Inet { cookie, .. }) = notify::target(notification.tid, fd) else {
+        let fd = notification.descriptor();
+        let Ok(Target::Inet { cookie, stream: true }) = notify::target(notification.tid, fd) else {
             return;
         };
-        let Ok(record) = self.look(notification.tid) else {
-            return;
-        };
-        // Only while the call is still stopped is the pid certainly the caller's.
-        if !listener.is_valid(notification.id) {
-            return;
-        }
+        let record = self.look(notification.tid);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.records.insert(cookie, record).is_none() {
-            state.order.push_back(cookie);
-        }
-        while state.order.len() > MAX_RECORDS {
-            if let Some(oldest) = state.order.pop_front() {
-                state.records.remove(&oldest);
-            }
+        state.records.remove(&cookie);
+        // Only while the call is still stopped is the pid certainly the caller's.
+        if let (Ok(record), true) = (record, listener.is_valid(notification.id)) {
+            state.remember(cookie, record);
         }
     }
 
@@ -124,27 +118,29 @@ impl Callers {
         let status = Status::read(tid, None)?;
         let pid = Pid::from_raw(status.tgid).ok_or(io::ErrorKind::NotFound)?;
         let executable = self.executable(pid)?;
+        let exe = exe_path(pid)?;
+        let ancestors = self.ancestors(status.ppid, MAX_PATHS.saturating_sub(exe.len()));
+        let pid = pid.as_raw_nonzero().get().unsigned_abs();
+        Ok(Record { caller: CallerRecord { pid, exe, ancestors }, executable })
+    }
+
+    /// Executables from `parent` up to the keeper, as far as `room` bytes of paths reach.
+    fn ancestors(&self, mut parent: i32, mut room: usize) -> Vec<String> {
         let mut ancestors = Vec::new();
-        let mut parent = status.ppid;
         while ancestors.len() < MAX_ANCESTORS {
-            let Some(pid) = Pid::from_raw(parent).filter(|pid| *pid != self.root && !pid.is_init())
+            let pid = Pid::from_raw(parent).filter(|pid| *pid != self.root && !pid.is_init());
+            // A parent that ends meanwhile has handed its children to init: the chain ends there.
+            let Some((exe, status)) =
+                pid.and_then(|pid| Some((exe_path(pid).ok()?, Status::read(pid, None).ok()?)))
             else {
                 break;
             };
-            // A parent that ends meanwhile has handed its children to init: the chain ends there.
-            let Ok(exe) = exe_path(pid) else { break };
+            let Some(left) = room.checked_sub(exe.len()) else { break };
+            room = left;
             ancestors.push(exe);
-            let Ok(status) = Status::read(pid, None) else {
-                break;
-            };
             parent = status.ppid;
         }
-        let caller = CallerRecord {
-            pid: pid.as_raw_nonzero().get().unsigned_abs(),
-            exe: exe_path(pid)?,
-            ancestors,
-        };
-        Ok(Record { caller, executable })
+        ancestors
     }
 
     /// The executable, open for reading; the same file is opened once.
@@ -184,6 +180,18 @@ impl Callers {
     }
 }
 
+impl State {
+    fn remember(&mut self, cookie: u64, record: Record) {
+        self.records.insert(cookie, record);
+        self.order.push_back(cookie);
+        while self.order.len() > MAX_RECORDS {
+            if let Some(oldest) = self.order.pop_front() {
+                self.records.remove(&oldest);
+            }
+        }
+    }
+}
+
 impl ExecutableKey {
     fn of(meta: &fs::Metadata) -> Self {
         Self {
@@ -203,20 +211,30 @@ fn exe_path(pid: Pid) -> io::Result<String> {
     path.into_os_string().into_string().map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// The kernel takes an int from the low half of the register, whatever the high half holds.
-fn low_half(argument: u64) -> [u8; 4] {
-    let [a, b, c, d, ..] = argument.to_le_bytes();
-    u32::from_le_bytes([a, b, c, d]).to_ne_bytes()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_the_low_half_of_an_argument_is_the_descriptor() {
-        assert_eq!(i32::from_ne_bytes(low_half(0xdead_beef_0000_0007)), 7);
-        assert_eq!(i32::from_ne_bytes(low_half(u64::MAX)), -1);
+    fn what_is_remembered_is_bounded() {
+        let callers = Callers::new(Pid::INIT);
+        let this = rustix::process::getpid();
+        let caller = CallerRecord { pid: 1, exe: "/bin/a".into(), ancestors: vec![] };
+        let record = Record { caller, executable: callers.executable(this).unwrap() };
+        let mut state = State::default();
+        for cookie in 0..MAX_RECORDS as u64 + 10 {
+            state.remember(cookie, record.clone());
+        }
+        assert_eq!(state.records.len(), MAX_RECORDS);
+        assert!(!state.records.contains_key(&9) && state.records.contains_key(&10));
+    }
+
+    #[test]
+    fn ancestors_end_where_the_room_does() {
+        let callers = Callers::new(Pid::INIT);
+        let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
+        assert!(callers.ancestors(parent, 0).is_empty());
+        assert!(!callers.ancestors(parent, MAX_PATHS).is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, openat2};
 
 use super::identity::User;
 use crate::fence::landlock::{Access, PathRule};
@@ -88,10 +89,19 @@ fn make(path: &Path, user: &User, made: &mut Vec<PathBuf>) -> Result<()> {
         // The mode comes with the making: without CAP_FOWNER it could not be changed after the
         // directory has gone to the agent.
         std::fs::DirBuilder::new().mode(0o755).create(&at)?;
-        std::os::unix::fs::lchown(&at, Some(user.identity.uid), Some(user.identity.gid))
-            .with_context(|| {
-                format!("cannot give {} to uid {}", at.display(), user.identity.uid)
-            })?;
+        // What is given away is what was made: opened without following any link, and still
+        // root's. Another process of the container may have moved things meanwhile.
+        let dir = openat2(
+            CWD,
+            &at,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::NO_SYMLINKS,
+        )
+        .with_context(|| format!("cannot open {} after making it", at.display()))?;
+        let (uid, gid) = (user.identity.uid, user.identity.gid);
+        fchown(&dir, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+            .with_context(|| format!("cannot give {} to uid {uid}", at.display()))?;
         made.push(at.clone());
     }
     Ok(())

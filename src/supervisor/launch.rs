@@ -9,10 +9,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use rustix::io::Errno;
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal};
 
 use super::caller::Callers;
 use super::filesystem::NotFound;
@@ -133,14 +134,31 @@ impl Keeper {
     ) -> Result<Launched, LaunchError> {
         let (control, theirs) = packet::pair().map_err(|error| LaunchError::Fence(error.into()))?;
         let launched = self.fork(command, stdio, theirs).map_err(LaunchError::Fence)?;
+        let outcome = self.see_through(command, launched, &control);
+        if outcome.is_err() {
+            // It may wait for a word that will not come, or stand stopped.
+            let _ = self.signal(launched.id, Signal::KILL.as_raw());
+        }
+        outcome
+    }
+
+    /// Hears a forked child until it has executed, verifies it on the way.
+    fn see_through(
+        &mut self,
+        command: &Command,
+        launched: Launched,
+        control: &OwnedFd,
+    ) -> Result<Launched, LaunchError> {
+        let until = Instant::now() + PATIENCE;
         loop {
-            let message = spawn::receive(&control)
+            let message = wait_for(control, until)
+                .and_then(|()| spawn::receive(control))
                 .context("cannot hear the child")
                 .map_err(LaunchError::Fence)?;
             match message {
                 ChildMessage::Listener(listener) => self.callers.serve(Listener::new(listener)),
                 ChildMessage::Warning(step, errno) => event::emit(
-                    &Event::new(Class::Config, "DEGRADED", Severity::Low)
+                    &Event::new(Class::Config, "DEGRADED", Severity::Info)
                         .subject(format!("{step}: {}", errno_text(errno)))
                         .field("pid", launched.pid.as_raw_nonzero()),
                 ),
@@ -154,7 +172,7 @@ impl Keeper {
                 }
                 ChildMessage::Ready => {
                     self.verify(launched.pid, &command.identity).map_err(LaunchError::Fence)?;
-                    spawn::release(&control)
+                    spawn::release(control)
                         .context("cannot release the child")
                         .map_err(LaunchError::Fence)?;
                 }
@@ -247,6 +265,27 @@ pub fn receive(socket: impl AsFd) -> Result<(FromKeeper, Vec<OwnedFd>)> {
     match packet.json()? {
         FromKeeper::Failed { what } => bail!("{what}"),
         message => Ok((message, packet.descriptors)),
+    }
+}
+
+/// How long a child may take from its fork to its exec. What runs in the fence already has the
+/// child's user by then and could stop it with a signal; the supervisor must not stand with it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn wait_for(fd: &OwnedFd, until: Instant) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let left = Timespec {
+            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
+            tv_nsec: left.subsec_nanos().into(),
+        };
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::Pid;
+use rustix::process::{Pid, Resource};
 use serde::{Deserialize, Serialize};
 
 use super::args::Inbound;
@@ -36,6 +36,9 @@ const CONFIG: RawFd = 1;
 /// Read by the proxy while it lives: the resolver's files.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
+/// Also readable by it: a static program finds no getrandom(3) at run time, and the resolver's
+/// query numbers come from these.
+const RANDOM: [&str; 2] = ["/dev/urandom", "/dev/random"];
 /// Where images keep their trust store; the first that exists counts (openssl's and Go's lists).
 const TRUST_STORES: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
@@ -99,6 +102,8 @@ pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
         Forked::Parent(pid) => Ok((pid, ours)),
         Forked::Child => {
             spawn::reset_signals();
+            // Out of the supervisor's process group: a signal to the group is for the agent.
+            let _ = rustix::process::setsid();
             let placed = [(&theirs, CONTROL), (&memfd, CONFIG)]
                 .iter()
                 .all(|(fd, target)| spawn::place(fd.as_raw_fd(), *target).is_ok());
@@ -147,6 +152,11 @@ pub fn main() -> Result<()> {
 
 /// Gives up everything that the proxy does not need; this process has one thread.
 fn lock(parent: i32) -> Result<()> {
+    // Two descriptors a connection, of which there may be 2,048; afterwards the filter forbids it.
+    let mut files = rustix::process::getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    rustix::process::setrlimit(Resource::Nofile, files)
+        .context("cannot raise the proxy's limit of open files")?;
     let identity = identity();
     credentials::drop_to(&identity, Bounding::Required)
         .context("cannot drop to the proxy's user")?;
@@ -156,7 +166,7 @@ fn lock(parent: i32) -> Result<()> {
     credentials::no_new_privs().context("cannot set no_new_privs")?;
     // Without Landlock in the kernel the proxy still has no capability, no file it could write
     // and its own filter; the attestation says what is missing.
-    landlock::proxy_domain(&[Path::new(RESOLV_CONF), Path::new(HOSTS)])
+    landlock::proxy_domain(&[RESOLV_CONF, HOSTS, RANDOM[0], RANDOM[1]].map(Path::new))
         .context("cannot confine the proxy to its files")?;
     seccomp::install(&seccomp::proxy()).context("cannot install the proxy's filter")?;
     Ok(())

@@ -4,6 +4,7 @@
 //! One thread, which lives in the gateway's network namespace: a socket stays in the namespace
 //! that it was made in.
 
+use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread;
@@ -100,34 +101,36 @@ impl ProxyService {
         ports
     }
 
+    /// Answers one question. An answer that cannot be sent is told as a failure of that question;
+    /// only when that cannot be sent either is the proxy gone.
     fn answer(&mut self, packet: &packet::Packet) -> std::io::Result<()> {
-        match packet.json()? {
+        let (id, answered) = match packet.json()? {
             ToSupervisor::Identify { id, client, server } => {
-                match self.callers.find(&mut self.diag, client, server) {
-                    Ok(Some((caller, executable))) => packet::send(
-                        &self.control,
-                        &ToProxy::Caller { id, caller: Some(caller) },
-                        &[executable.as_fd()],
-                    ),
-                    Ok(None) => {
-                        packet::send(&self.control, &ToProxy::Caller { id, caller: None }, &[])
-                    }
-                    Err(error) => self.failed(id, &error),
-                }
+                (id, self.identify(id, client, server))
             }
-            ToSupervisor::GatewaySocket { id } => match listeners::socket() {
-                Ok(socket) => {
-                    packet::send(&self.control, &ToProxy::GatewaySocket { id }, &[socket.as_fd()])
-                }
-                Err(error) => self.failed(id, &error),
-            },
+            ToSupervisor::GatewaySocket { id } => (id, self.gateway_socket(id)),
             // Said once, before this thread began.
-            ToSupervisor::Ready { .. } => Ok(()),
-        }
+            ToSupervisor::Ready { .. } => return Ok(()),
+        };
+        answered.or_else(|error| {
+            let reason = error.to_string();
+            packet::send(&self.control, &ToProxy::Failed { id, reason }, &[])
+        })
     }
 
-    fn failed(&self, id: u64, error: &dyn std::fmt::Display) -> std::io::Result<()> {
-        let reason = error.to_string();
-        packet::send(&self.control, &ToProxy::Failed { id, reason }, &[])
+    fn identify(
+        &mut self,
+        id: u64,
+        client: SocketAddrV4,
+        server: SocketAddrV4,
+    ) -> std::io::Result<()> {
+        let (caller, executable) = self.callers.find(&mut self.diag, client, server)?.unzip();
+        let descriptors: Vec<_> = executable.iter().map(|file| file.as_fd()).collect();
+        packet::send(&self.control, &ToProxy::Caller { id, caller }, &descriptors)
+    }
+
+    fn gateway_socket(&self, id: u64) -> std::io::Result<()> {
+        let socket = listeners::socket().map_err(std::io::Error::other)?;
+        packet::send(&self.control, &ToProxy::GatewaySocket { id }, &[socket.as_fd()])
     }
 }

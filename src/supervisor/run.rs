@@ -2,7 +2,7 @@
 //! needs the ones before it, and the agent runs only when all have been seen to hold.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,6 @@ use super::attestation::{Attestation, NetworkRecord, PidRecord};
 use super::caller::Callers;
 use super::entered::{Entered, Setting};
 use super::environment::{self, Ways};
-use super::filesystem;
 use super::identity::{Database, User};
 use super::init::{Signals, Watch};
 use super::keeper::{self, Confinement, FromKeeper, ToKeeper};
@@ -23,6 +22,7 @@ use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
+use super::{filesystem, own_path, stdio};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
@@ -35,11 +35,13 @@ use crate::policy::{Compatibility, Policy};
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
 pub fn run(args: RunArgs) -> Result<i32> {
     // 1. Arguments, policy: read once, compiled. Nothing privileged yet.
+    let agents_stderr = stdio::separate_stderr().context("cannot set up stderr")?;
     let signals = Signals::block()?;
     let lookup = |name: &str| std::env::var(name).ok();
     let args = args.complete(lookup).map_err(anyhow::Error::msg)?;
     let level = args.log_level.unwrap_or_default();
     event::set_level(level);
+    own_path::check()?;
     check(&args)?;
     let files = PolicyFiles::read(&args)?;
     let policy = load(&files)?;
@@ -102,7 +104,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
     let env = environment::agent(std::env::vars_os(), &user, &ways);
     let setting = Setting { identity: user.identity, env, workdir };
-    let agent = match start_agent(&mut keeper, &setting, &args.command) {
+    let agent = match start_agent(&mut keeper, &setting, &args.command, &agents_stderr) {
         Ok(agent) => agent,
         // The fence holds; what was to run in it is at fault.
         Err(LaunchError::Fence(error)) => return Err(error),
@@ -139,10 +141,11 @@ fn start_agent(
     keeper: &mut Keeper,
     setting: &Setting,
     words: &[String],
+    stderr: &OwnedFd,
 ) -> Result<Launched, LaunchError> {
     let tty = rustix::termios::isatty(io::stdin());
     let command = setting.command(words, setting.env.clone(), setting.workdir.clone(), tty)?;
-    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let (stdin, stdout) = (io::stdin(), io::stdout());
     let agent = keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
     event::emit(
         &Event::new(Class::Proc, "LAUNCH", Severity::Info)
@@ -253,7 +256,7 @@ fn report(confinement: &Confinement, user: &User, rules: &Result<(), String>) {
     }
     for (path, why) in &confinement.skipped {
         event::emit(
-            &Event::new(Class::Config, "DEGRADED", Severity::Info)
+            &Event::new(Class::Config, "DEGRADED", Severity::Low)
                 .subject(format!("landlock: left out {}: {why}", path.display())),
         );
     }

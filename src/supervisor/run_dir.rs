@@ -53,6 +53,9 @@ impl RunDir {
         // Only the mode: the group may be the pod's fsGroup, which changes nothing at 0755.
         fs::set_permissions(base, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("cannot make {name} 0755"))?;
+        // Held until our own place is made and locked: another supervisor that sweeps meanwhile
+        // would take it for a dead one's.
+        let _alone = alone(base).with_context(|| format!("cannot lock {name}"))?;
         sweep(base);
 
         let path = base.join(random_name()?);
@@ -132,13 +135,22 @@ fn entries(base: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
+/// Waits for the lock of the base directory. The agent cannot hold it: its Landlock domain does
+/// not let it open the directory.
+fn alone(base: &Path) -> io::Result<OwnedFd> {
+    let dir = open(base)?;
+    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+    Ok(dir)
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
 /// Takes the lock of a subdirectory; `None` while another process holds it.
 fn lock(path: &Path) -> io::Result<Option<OwnedFd>> {
-    let dir = rustix::fs::open(
-        path,
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
+    let dir = open(path)?;
     match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(dir)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),

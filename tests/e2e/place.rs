@@ -12,6 +12,7 @@ use kube::{Api, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
@@ -237,16 +238,35 @@ impl Place {
 
     /// Runs a command in a container, as `kubectl exec` does.
     pub async fn exec(&self, pod: &str, container: &str, command: &[&str]) -> Done {
-        let exec = Command::new("kubectl")
-            .args(["exec", "-n", &self.name, pod, "-c", container, "--"])
-            .args(command)
-            .stdin(Stdio::null())
+        let words = [&["exec", pod, "-c", container, "--"], command].concat();
+        self.kubectl(&words, "").await
+    }
+
+    /// `kubectl apply` of a manifest with one object, a pod.
+    pub async fn apply(&self, pod: &Value) -> Done {
+        let mut pod = pod.clone();
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        self.kubectl(&["apply", "-f", "-"], &pod.to_string()).await
+    }
+
+    async fn kubectl(&self, words: &[&str], input: &str) -> Done {
+        let mut child = Command::new("kubectl")
+            .args(["-n", &self.name])
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .kill_on_drop(true)
-            .output();
-        let output = timeout(PATIENCE, exec)
-            .await
-            .unwrap_or_else(|_| panic!("{command:?} in {pod} does not end"))
+            .spawn()
             .expect("kubectl is in PATH");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        stdin.write_all(input.as_bytes()).await.expect("kubectl reads");
+        drop(stdin);
+        let output = timeout(PATIENCE, child.wait_with_output())
+            .await
+            .unwrap_or_else(|_| panic!("kubectl {words:?} does not end"))
+            .expect("kubectl ends");
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();
         text.push_str(&String::from_utf8_lossy(&output.stderr));
         Done { code: output.status.code().unwrap_or(-1), text }

@@ -87,24 +87,17 @@ async fn a_bare_pod_is_fenced_and_its_manifest_can_be_applied_twice() {
         let pod = place.start_agent("agent").await;
         assert_fenced(&place, "agent").await;
 
-        // What `kubectl apply` does with the manifest that somebody keeps in a file.
-        let api = place.api::<Pod>();
-        let manifest = place.agent_pod("agent", |container, _| {
-            container["readinessProbe"] =
-                json!({"httpGet": {"path": "/health", "port": 8001}, "periodSeconds": 1});
-        });
-        let mut again: Pod = serde_json::from_value(manifest).expect("a pod");
-        again.metadata.labels.get_or_insert_default().insert("more".into(), "yes".into());
-        again.metadata.resource_version =
-            api.get("agent").await.expect("there").metadata.resource_version;
-        // An update has to carry what the scheduler and defaulting have set.
-        let (spec, old) =
-            (again.spec.as_mut().expect("a spec"), pod.spec.as_ref().expect("a spec"));
-        spec.node_name.clone_from(&old.node_name);
-        spec.service_account_name.clone_from(&old.service_account_name);
-        spec.tolerations.clone_from(&old.tolerations);
-        let updated = api.replace("agent", &PostParams::default(), &again).await;
-        let updated = updated.expect("the same manifest is accepted again");
+        // The manifest that somebody keeps in a file.
+        let again = place.agent_pod("twice", |_, _| {});
+        for answer in ["created", "unchanged"] {
+            let done = place.apply(&again).await;
+            assert!(done.code == 0 && done.text.contains(answer), "{done:?}");
+        }
+        let mut changed = again;
+        changed["metadata"]["labels"]["more"] = "yes".into();
+        let done = place.apply(&changed).await;
+        assert!(done.code == 0 && done.text.contains("configured"), "{done:?}");
+        let updated = place.api::<Pod>().get("twice").await.expect("there");
         assert_eq!(supervisor(&updated, "agent"), supervisor(&pod, "agent"));
         assert_eq!(updated.metadata.labels.unwrap_or_default()["more"], "yes");
     })
@@ -151,7 +144,9 @@ async fn the_same_pod_runs_as_it_is_where_there_is_no_label() {
         let pod = place.start_agent("agent").await;
         assert_eq!(supervisor(&pod, "agent"), None);
         let text = serde_json::to_string(&pod.spec).expect("JSON");
-        assert!(!text.contains("ringfence"), "{text}");
+        for trace in ["ringfence-supervisor", "/run/ringfence", "OPENSHELL_", "POD_IP"] {
+            assert!(!text.contains(trace), "{text}");
+        }
         assert_eq!(pod.metadata.annotations, None);
     })
     .await;

@@ -1,8 +1,10 @@
 //! Who may connect, and which addresses are dialled.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
+use std::time::Duration;
 
-use crate::rig::{Who, in_namespace};
+use crate::rig::{Who, in_namespace, log_of};
 use ringfence::proxy::control::ToProxy;
 
 fn connect(authority: &str) -> Vec<u8> {
@@ -58,6 +60,75 @@ fn the_pods_own_name_leads_to_the_pod_but_not_back_into_the_fence() {
 }
 
 #[test]
+fn the_pods_own_name_needs_an_endpoint_that_names_it() {
+    in_namespace(|rig| {
+        for port in 81..=85 {
+            let pod = std::net::TcpListener::bind(("10.88.0.1", port)).expect("neighbour");
+            let answer = if port == 83 || port == 85 {
+                drop(rig.tunnel(&format!("pod.ringfence.internal:{port}")));
+                continue;
+            } else {
+                rig.exchange(&connect(&format!("pod.ringfence.internal:{port}")))
+            };
+            assert!(answer.contains("\"error\":\"ssrf_denied\""), "{port}: {answer}");
+            pod.set_nonblocking(true).expect("nonblocking");
+            assert!(pod.accept().is_err(), "{port}");
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_was_aborted_has_no_owner() {
+    in_namespace(|mut rig| {
+        // The supervisor's answer waits for this.
+        let who = std::sync::Arc::clone(&rig.who);
+        let answer = who.lock().expect("lock");
+        let mut tcp = rig.connect();
+        tcp.write_all(b"GET http://raw.test/stolen HTTP/1.1\r\nHost: raw.test\r\n\r\n")
+            .expect("send");
+        // A reset: the addresses are free for another program, and what was sent is still there.
+        socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).expect("linger");
+        drop(tcp);
+        drop(answer);
+        let answer = rig.exchange(
+            b"GET http://raw.test/own HTTP/1.1\r\nHost: raw.test\r\nConnection: close\r\n\r\n",
+        );
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        // Both connections are over when the proxy is.
+        rig.tell(&ToProxy::Stop { grace_ms: 20_000 });
+        rig.ended();
+        let seen = rig.upstream.requests();
+        assert!(seen.len() == 1 && seen[0].starts_with("GET /own "), "{seen:?}");
+    });
+}
+
+#[test]
+fn a_connection_without_an_owner_is_reported() {
+    if let Some(log) = log_of("destinations::a_connection_that_was_aborted_has_no_owner") {
+        // The request was there to be read, and was not served.
+        let line = "-> GET [reason:the connection ended before its owner was known]";
+        assert!(log.contains(line), "{log}");
+    }
+}
+
+#[test]
+fn malformed_requests_are_reported() {
+    let Some(log) = log_of("destinations::what_a_proxy_is_not_asked_for") else { return };
+    for (what, reason) in [
+        ("127.1:80", ""),
+        // The event escapes the bracket.
+        ("::ffff:169.254.169.254]:80", ""),
+        ("api.test:443", "CONNECT has no body"),
+        ("the proxy", "Use CONNECT for HTTPS URLs"),
+        ("-> the proxy", "line break"),
+    ] {
+        let told =
+            |line: &str| line.contains("DENIED") && line.contains(what) && line.contains(reason);
+        assert!(log.lines().any(told), "{what} {reason}: {log}");
+    }
+}
+
+#[test]
 fn no_record_no_access() {
     in_namespace(|rig| {
         *rig.who.lock().expect("lock") = None;
@@ -98,6 +169,12 @@ fn what_a_proxy_is_not_asked_for() {
             ("OPTIONS * HTTP/1.1\r\nHost: api.test\r\n\r\n", "invalid_request_target"),
             ("GET ftp://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n", "invalid_request_target"),
             ("CONNECT api.test:443 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\nx", "no body"),
+            ("CONNECT 127.1:80 HTTP/1.1\r\nHost: a\r\n\r\n", "invalid_request_target"),
+            (
+                "CONNECT [::ffff:169.254.169.254]:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+                "invalid_request_target",
+            ),
+            ("GET / HTTP/1.1\nHost: a\n\n", "invalid_request"),
             ("\x16\x03\x01", "invalid_request"),
         ] {
             let answer = rig.exchange(request.as_bytes());

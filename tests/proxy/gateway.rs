@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::rig::{DNS, in_namespace, in_namespace_with};
+use crate::rig::{DNS, in_namespace, in_namespace_with, log_of};
 use ringfence::proxy::Inbound;
 use ringfence::proxy::control::ToProxy;
 
@@ -39,6 +39,25 @@ fn captured_connections_are_reset() {
             assert_eq!(error.kind(), ErrorKind::ConnectionReset);
         }
     });
+}
+
+#[test]
+fn captured_connections_are_named_by_address_when_nobody_can_say_whose_they_are() {
+    in_namespace(|rig| {
+        // The supervisor says nothing.
+        let _silent = rig.who.lock().expect("lock");
+        let mut tcp = TcpStream::connect("10.200.0.1:15001").expect("captured");
+        assert_eq!(tcp.read(&mut [0]).expect_err("reset").kind(), ErrorKind::ConnectionReset);
+    });
+}
+
+#[test]
+fn a_captured_connection_without_a_name_is_reported() {
+    let test =
+        "gateway::captured_connections_are_named_by_address_when_nobody_can_say_whose_they_are";
+    if let Some(log) = log_of(test) {
+        assert!(log.contains("agent -> 10.200.0.1:15001"), "{log}");
+    }
 }
 
 #[test]

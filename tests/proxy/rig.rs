@@ -65,6 +65,11 @@ network_policies:
       - { host: short, port: 80 }
       - { host: broken.test, port: 80 }
       - { host: 10.77.0.1, port: 80, allowed_ips: ["10.0.0.0/8"] }
+      - { host: "*.ringfence.internal", port: 81 }
+      - { host: pod.ringfence.internal, port: 82, allowed_ips: ["10.99.0.0/16"] }
+      - { host: pod.ringfence.internal, port: 83, allowed_ips: ["10.88.0.0/16"] }
+      - { port: 84, allowed_ips: ["10.99.0.0/16"] }
+      - { host: "*.ringfence.internal", port: 85, allowed_ips: ["10.88.0.1/32"] }
     binaries: [{ path: /usr/bin/curl }]
 "#;
 
@@ -299,6 +304,22 @@ fn fence(
         }
     });
     sender
+}
+
+/// Runs another test of this program by itself and returns what the proxy logged; none without
+/// root.
+pub fn log_of(test: &str) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: needs root");
+        return None;
+    }
+    let output = Command::new(std::env::current_exe().expect("path"))
+        .args(["--exact", test, "--nocapture"])
+        .output()
+        .expect("test program");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{test}: {told}");
+    Some(String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
 /// Moves the calling thread, and what it starts, to a new network namespace.

@@ -11,10 +11,11 @@ use tokio::sync::watch;
 
 use super::{Admit, Answer, Deadline, Metrics};
 use crate::admission::lookup::Lookups;
+use crate::admission::restore::image_change;
 use crate::admission::review::{Answer as Decision, Review};
 use crate::admission::{
     Class, Delivery, Injection, Mode, Namespace, Outcome, PolicyRef, PolicySource, Refusal,
-    Settings, ephemeral, exec, inject, needs, policy_name,
+    Settings, ephemeral, exec, inject, is_fenced, needs, policy_name, restore,
 };
 use crate::propagate::{self, PolicyCopy};
 
@@ -71,11 +72,10 @@ impl Handler {
         };
         let (pod, facts) = (&review.object, Arc::clone(&self.0.cluster.borrow()));
         let settings = Settings { delivery: facts.delivery, ..self.0.settings.clone() };
-        // With no knowledge at all: a pod of which nothing is to be fenced (a mirror pod, or every
-        // container exempted) depends on none, and must not wait for a policy.
-        let blind = inject(None, pod, &ns, &settings, &BTreeMap::new(), &PolicyRef::default());
-        if matches!(&blind, Outcome::Inject(injection) if injection.ops.is_empty()) {
-            return Ok(blind);
+        // A pod of which nothing is to be fenced must not wait for a policy.
+        if !is_fenced(pod, &ns)? {
+            let (images, policy) = (BTreeMap::new(), PolicyRef::default());
+            return Ok(inject(None, pod, &ns, &settings, &images, &policy));
         }
         let name = policy_name(pod, &ns, &settings)?;
         let policy = self.0.lookups.policy(&name, deadline);
@@ -115,23 +115,28 @@ impl Handler {
         };
         let copying = propagate::ensure(self.0.lookups.client(), &copy, dry_run);
         let late = |_| Refusal::new(Class::Lookup, "the policy could not be copied in time");
-        deadline.run(copying).await.map_err(late)?.map_err(|error| match &error {
-            propagate::CopyError::Foreign { .. } => {
-                Refusal::with_fix(Class::Policy, &error, "delete it; ringfence then makes its own")
-            }
-            propagate::CopyError::Api { .. } => Refusal::new(Class::Lookup, &error),
-        })
+        deadline.run(copying).await.map_err(late)?.map_err(|error| not_copied(&error))
     }
 
     async fn update(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {
-        let Some(ns) = self.labelled(review, deadline).await? else {
-            return Ok(Outcome::Untouched);
-        };
         let Some(old) = &review.old_object else { return Ok(Outcome::Untouched) };
-        let delivery = self.0.cluster.borrow().delivery;
-        let settings = Settings { delivery, ..self.0.settings.clone() };
-        let (images, policy) = (BTreeMap::new(), PolicyRef::default());
-        Ok(inject(Some(old), &review.object, &ns, &settings, &images, &policy))
+        // An update must pass whatever is wrong with the namespace: Jobs count their pods by one,
+        // and a pod whose finalizers cannot be removed cannot be deleted. Nothing is granted by it:
+        // what was fenced stays so, because Kubernetes lets nothing of it change but the image.
+        let ns = match self.0.lookups.namespace(&review.namespace, deadline).await {
+            Ok(ns) => ns,
+            Err(refusal) if image_change(old, &review.object).is_some() => return Err(refusal),
+            Err(refusal) => return Ok(passed(&review.namespace, &refusal)),
+        };
+        let mut outcome = restore(old, &review.object, &ns);
+        if let Err(refusal) = Mode::of(&ns) {
+            match &mut outcome {
+                Outcome::Untouched => return Ok(passed(&ns.name, &refusal)),
+                Outcome::Inject(injection) => injection.warnings.push(refusal.message),
+                Outcome::Refuse(_) => {}
+            }
+        }
+        Ok(outcome)
     }
 
     async fn exec(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {
@@ -218,6 +223,33 @@ impl Admit for Handler {
         }
         decided(Decision::of(outcome).to_bytes(&review.id))
     }
+}
+
+/// An update that is let through as it is, with the reason as a warning.
+fn passed(namespace: &str, refusal: &Refusal) -> Outcome {
+    tracing::warn!(namespace, message = refusal.message, "an update is let through as it is");
+    Outcome::Inject(Injection { warnings: vec![refusal.message.clone()], ..Injection::default() })
+}
+
+/// Why the policy's copy is not there. What the API server forbids does not get better by itself.
+fn not_copied(error: &propagate::CopyError) -> Refusal {
+    let fix = match error {
+        propagate::CopyError::Foreign { .. } => "delete it; ringfence then makes its own",
+        propagate::CopyError::Api { source: kube::Error::Api(status), .. }
+            if status.code == 403 =>
+        {
+            let causes = status.details.iter().flat_map(|details| &details.causes);
+            if causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating") {
+                "create the pod in another namespace, or here when the namespace exists again"
+            } else if status.message.contains("exceeded quota") {
+                "let the namespace's ResourceQuota have one more ConfigMap: each version of a policy that pods use is one"
+            } else {
+                "let the service account of ringfence make ConfigMaps in the namespace, or change the admission rule that refuses them"
+            }
+        }
+        propagate::CopyError::Api { .. } => return Refusal::new(Class::Lookup, error),
+    };
+    Refusal::with_fix(Class::Policy, error, fix)
 }
 
 fn decided(body: Vec<u8>) -> Answer {

@@ -10,10 +10,7 @@ use super::{fenced, images, namespace, pod, policy, refusal, run};
 #[test]
 fn the_reference_runner_gets_the_reference_shape() {
     let pod = pod("reference-runner");
-    let settings = Settings {
-        profile: Profile::Reference,
-        ..Settings::default()
-    };
+    let settings = Settings { profile: Profile::Reference, ..Settings::default() };
     let ns = namespace(&[("unfenced-containers", "mcp-*")]);
     let after = fenced(&pod, &ns, &settings);
     let runner = &after["spec"]["containers"][0];
@@ -21,44 +18,22 @@ fn the_reference_runner_gets_the_reference_shape() {
         .as_array()
         .unwrap()
         .iter()
-        .map(|e| {
-            (
-                e["name"].as_str().unwrap(),
-                e["value"].as_str().unwrap_or_default(),
-            )
-        })
+        .map(|e| (e["name"].as_str().unwrap(), e["value"].as_str().unwrap_or_default()))
         .collect();
     assert_eq!(runner["env"][0]["name"], "POD_IP");
     assert_eq!(env["OPENSHELL_ENABLED"], "true");
     assert_eq!(env["OPENSHELL_POLICY_DATA"], "/etc/openshell/policy.yaml");
     assert_eq!(env["AMBIENT_MCP_URL"], "http://$(POD_IP):8090");
-    assert_eq!(
-        env["CREDENTIAL_MCP_URLS"],
-        r#"{"github":"http://$(POD_IP):8091/mcp"}"#
-    );
+    assert_eq!(env["CREDENTIAL_MCP_URLS"], r#"{"github":"http://$(POD_IP):8091/mcp"}"#);
     let context = &runner["securityContext"];
     assert_eq!(context["runAsUser"], 0);
     assert_eq!(context["runAsNonRoot"], false);
     assert_eq!(context["allowPrivilegeEscalation"], true);
-    assert_eq!(
-        after["spec"]["securityContext"]["seccompProfile"]["type"],
-        "Unconfined"
-    );
-    for capability in [
-        "NET_ADMIN",
-        "SYS_ADMIN",
-        "SYS_PTRACE",
-        "SETUID",
-        "SETGID",
-        "CHOWN",
-        "DAC_OVERRIDE",
-    ] {
-        assert!(
-            context["capabilities"]["add"]
-                .as_array()
-                .unwrap()
-                .contains(&json!(capability))
-        );
+    assert_eq!(after["spec"]["securityContext"]["seccompProfile"]["type"], "Unconfined");
+    for capability in
+        ["NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE"]
+    {
+        assert!(context["capabilities"]["add"].as_array().unwrap().contains(&json!(capability)));
     }
     let policy = after["spec"]["volumes"]
         .as_array()
@@ -77,12 +52,7 @@ fn a_command_of_the_image_is_looked_up_and_doubled() {
     let needed = needs(&pod, &ns, &Settings::default(), &policy()).unwrap();
     assert_eq!(
         needed.images,
-        [ImageNeed {
-            container: "a".into(),
-            image: "i".into(),
-            command: true,
-            user: true
-        }]
+        [ImageNeed { container: "a".into(), image: "i".into(), command: true, user: true }]
     );
     let after = fenced(&pod, &ns, &Settings::default());
     let command: Vec<&str> = after["spec"]["containers"][0]["command"]
@@ -91,39 +61,154 @@ fn a_command_of_the_image_is_looked_up_and_doubled() {
         .iter()
         .map(|word| word.as_str().unwrap())
         .collect();
-    assert!(
-        command.ends_with(&["--no-env", "--", "/entry", "$$x", "$$(HOME)"]),
-        "{command:?}"
-    );
+    assert!(command.ends_with(&["--no-env", "--", "/entry", "$$x", "$$(HOME)"]), "{command:?}");
     let flag = |name| command[command.iter().position(|word| *word == name).unwrap() + 1];
     assert_eq!(flag("--run-as"), "app:web");
     assert_eq!(flag("--workdir"), "/srv$$");
     assert_eq!(flag("--upstream-ca"), "/etc/openshell/upstream-ca.crt");
     assert!(!command.contains(&"--policy-rules"));
-    let none = inject(
-        None,
-        &pod,
-        &ns,
-        &Settings::default(),
-        &BTreeMap::new(),
-        &policy(),
-    );
-    assert!(matches!(none, Outcome::Refuse(r) if r.class == Class::Entrypoint));
+    let none = inject(None, &pod, &ns, &Settings::default(), &BTreeMap::new(), &policy());
+    assert!(matches!(none, Outcome::Refuse(r) if r.class == Class::ImageUnread));
 }
 
 #[test]
-fn a_policy_with_a_user_needs_no_image_for_it() {
-    let pod = json!({"spec": {"containers": [{"name": "a", "command": ["x"]}]}});
-    let policy = PolicyRef {
-        run_as_user: Some("sandbox".into()),
-        ..policy()
+fn every_fenced_image_is_read_for_its_volumes() {
+    let pod = json!({"metadata": {}, "spec": {"containers": [
+        {"name": "a", "image": "i", "command": ["x"], "securityContext": {"runAsUser": 5}},
+        {"name": "mcp", "image": "m"}]}});
+    let ns = namespace(&[("unfenced-containers", "mcp")]);
+    let settings = Settings::default();
+    let needed = needs(&pod, &ns, &settings, &policy()).unwrap().images;
+    let need = ImageNeed { container: "a".into(), image: "i".into(), command: false, user: false };
+    assert_eq!(needed, [need]);
+    assert!(needed[0].why().contains("VOLUMEs decide where the supervisor is mounted"));
+    let with = |images: &BTreeMap<String, ImageConfig>| {
+        inject(None, &pod, &ns, &settings, images, &policy())
     };
-    assert_eq!(
-        needs(&pod, &namespace(&[]), &Settings::default(), &policy)
-            .unwrap()
-            .images,
-        []
-    );
+    let Outcome::Refuse(unread) = with(&BTreeMap::new()) else { panic!("fenced blindly") };
+    assert_eq!((unread.class, unread.code), (Class::ImageUnread, 422));
+    assert!(unread.message.contains("image i") && unread.message.contains("VOLUME"));
+    let volume = |path: &str| {
+        let image = ImageConfig { volumes: vec![path.into()], ..ImageConfig::default() };
+        with(&BTreeMap::from([("a".to_owned(), image)]))
+    };
+    let Outcome::Refuse(near) = volume("/ringfence/d") else { panic!("covered") };
+    assert_eq!((near.class, near.code), (Class::Overlap, 422));
+    let Outcome::Inject(injection) = volume("/link/2/3/4/5/6/7/8/9/10") else { panic!("refused") };
+    let after = super::apply(&pod, &injection);
+    let supervisor = supervisor_path(&after["spec"]["containers"][0]).unwrap();
+    assert!(supervisor.split('/').count() > 12, "{supervisor}");
+}
+
+#[test]
+fn a_fenced_container_keeps_its_image() {
+    let ns = namespace(&[("unfenced-containers", "mcp-*=registry.example/mcp:*")]);
+    let live = fenced(&pod("reference-runner"), &ns, &Settings::default());
+    let update = |index: usize, image: Value| {
+        let mut new = live.clone();
+        new["metadata"]["finalizers"] = json!([]);
+        new["spec"]["containers"][index]["image"] = image;
+        restore(&live, &new, &ns)
+    };
+    let Outcome::Refuse(refusal) = update(0, json!("other:2")) else { panic!("changed") };
+    assert_eq!((refusal.class, refusal.code), (Class::ImageChange, 422));
+    let message = &refusal.message;
+    assert!(message.contains("other:2") && message.contains("delete the pod"), "{message}");
+    // Outside the fence it is Kubernetes' business, and so is nonsense.
+    assert!(matches!(update(1, json!("other:2")), Outcome::Inject(_)));
+    assert!(matches!(update(0, Value::Null), Outcome::Inject(_)));
+    let same = live["spec"]["containers"][0]["image"].clone();
+    assert!(matches!(update(0, same), Outcome::Inject(i) if i.ops.is_empty()));
+}
+
+/// After a change of the chart's values nothing is rewritten in a pod that was admitted before it.
+#[test]
+fn an_update_knows_nothing_of_the_settings() {
+    let bare = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "i",
+        "command": ["x"], "env": [{"name": "MY_URL", "value": "http://localhost:1"}]}]}});
+    let ns = namespace(&[]);
+    let listed = |name: &str, ip_family| Settings {
+        localhost_url_env: vec![name.into()],
+        ip_family,
+        ..Settings::default()
+    };
+    for then in [
+        listed("OTHER", IpFamily::Ipv4),
+        listed("MY_URL", IpFamily::Ipv4),
+        listed("MY_URL", IpFamily::Ipv6),
+    ] {
+        let mut live = fenced(&bare, &ns, &then);
+        for now in [listed("MY_URL", IpFamily::Ipv4), listed("OTHER", IpFamily::Ipv6)] {
+            let (none, policy) = (BTreeMap::new(), PolicyRef::default());
+            let untouched = inject(Some(&live), &live, &ns, &now, &none, &policy);
+            assert!(matches!(untouched, Outcome::Inject(i) if i.ops.is_empty()));
+            let Outcome::Inject(again) = inject(Some(&live), &bare, &ns, &now, &none, &policy)
+            else {
+                panic!("refused")
+            };
+            let mut again = super::apply(&bare, &again);
+            super::drop_empty(&mut again);
+            super::drop_empty(&mut live);
+            assert_eq!(again, live);
+        }
+    }
+}
+
+#[test]
+fn an_update_looks_only_for_the_labels_key() {
+    let live = fenced(&pod("plain"), &namespace(&[]), &Settings::default());
+    for value in ["strict", "true", ""] {
+        let mut ns = namespace(&[("polcy", "misspelt")]);
+        ns.labels.insert("ringfence.dev/inject".into(), value.into());
+        assert!(matches!(restore(&live, &pod("plain"), &ns), Outcome::Inject(_)), "{value}");
+    }
+}
+
+#[test]
+fn a_groups_policy_that_cannot_be_kept_is_refused() {
+    let with = |policy: &str| {
+        json!({"spec": {"securityContext": {"supplementalGroupsPolicy": policy},
+            "containers": [{"name": "a", "command": ["x"]}]}})
+    };
+    assert_eq!(refusal(&with("Strict")), Class::NotAvailable);
+    let Outcome::Refuse(refusal) = run(&with("Strict"), &namespace(&[]), &Settings::default())
+    else {
+        panic!()
+    };
+    let message = refusal.message;
+    assert!(message.contains("supplementalGroupsPolicy: Strict is not available"), "{message}");
+    let merge = run(&with("Merge"), &namespace(&[]), &Settings::default());
+    assert!(matches!(merge, Outcome::Inject(_)));
+    // Who is not fenced keeps the policy.
+    let exempt = namespace(&[("unfenced-containers", "a")]);
+    assert!(matches!(run(&with("Strict"), &exempt, &Settings::default()), Outcome::Inject(_)));
+}
+
+#[test]
+fn whether_anything_is_fenced_is_asked_of_the_plan() {
+    let bare = json!({"spec": {"containers": [{"name": "a"}]}});
+    let exempt = namespace(&[("unfenced-containers", "*")]);
+    assert_eq!(is_fenced(&bare, &namespace(&[])), Ok(true));
+    assert_eq!(is_fenced(&bare, &exempt), Ok(false));
+    assert_eq!(is_fenced(&json!({}), &namespace(&[])), Ok(false));
+    assert_eq!(is_fenced(&bare, &Namespace::default()), Ok(false));
+    // Also a pod that has all of it already, with the policy that a look-up would not find.
+    let settings = Settings::default();
+    let after =
+        inject(None, &bare, &namespace(&[]), &settings, &images(&bare), &PolicyRef::default());
+    let Outcome::Inject(injection) = after else { panic!() };
+    let after = super::apply(&bare, &injection);
+    assert_eq!(is_fenced(&after, &namespace(&[])), Ok(true));
+    let host = json!({"spec": {"hostPID": true, "containers": [{"name": "a"}]}});
+    assert_eq!(is_fenced(&host, &namespace(&[])).map_err(|r| r.class), Err(Class::HostPid));
+}
+
+#[test]
+fn a_policy_with_a_user_needs_no_user_of_the_image() {
+    let pod = json!({"spec": {"containers": [{"name": "a", "command": ["x"]}]}});
+    let policy = PolicyRef { run_as_user: Some("sandbox".into()), ..policy() };
+    let needed = needs(&pod, &namespace(&[]), &Settings::default(), &policy).unwrap();
+    assert!(needed.images.iter().all(|need| !need.command && !need.user));
 }
 
 #[test]
@@ -135,50 +220,27 @@ fn classes_that_cannot_be_fenced_are_refused() {
         ("hostPID", json!(true), Class::HostPid),
         ("hostIPC", json!(true), Class::HostIpc),
         ("os", json!({"name": "windows"}), Class::Windows),
-        (
-            "nodeSelector",
-            json!({"kubernetes.io/os": "windows"}),
-            Class::Windows,
-        ),
-        (
-            "volumes",
-            json!([{"name": "ringfence-x", "emptyDir": {}}]),
-            Class::ForeignUse,
-        ),
+        ("nodeSelector", json!({"kubernetes.io/os": "windows"}), Class::Windows),
+        ("volumes", json!([{"name": "ringfence-x", "emptyDir": {}}]), Class::ForeignUse),
         (
             "containers",
             json!([{"name": "a", "command": ["x"], "securityContext": {"privileged": true}}]),
             Class::Privileged,
         ),
-        (
-            "containers",
-            json!([{"name": "ringfence-install", "command": ["x"]}]),
-            Class::ForeignUse,
-        ),
-        (
-            "containers",
-            json!([{"name": "a", "command": "x"}]),
-            Class::Malformed,
-        ),
+        ("containers", json!([{"name": "ringfence-install", "command": ["x"]}]), Class::ForeignUse),
+        ("containers", json!([{"name": "a", "command": "x"}]), Class::Malformed),
         (
             "initContainers",
             json!([{"name": "i", "volumeMounts": [{"name": "ringfence-bin", "mountPath": "/x"}]}]),
             Class::ForeignUse,
         ),
-        (
-            "securityContext",
-            json!({"runAsUser": 65530}),
-            Class::Entrypoint,
-        ),
+        ("securityContext", json!({"runAsUser": 65530}), Class::Entrypoint),
     ] {
         let mut pod = base.clone();
         pod["spec"][path] = value;
         if class == Class::Entrypoint {
             // The container's own user comes first, so the pod's does not matter.
-            assert!(matches!(
-                run(&pod, &namespace(&[]), &Settings::default()),
-                Outcome::Inject(_)
-            ));
+            assert!(matches!(run(&pod, &namespace(&[]), &Settings::default()), Outcome::Inject(_)));
         } else {
             assert_eq!(refusal(&pod), class, "{pod}");
         }
@@ -194,25 +256,10 @@ fn classes_that_are_warned_about() {
             {"name": "a", "command": ["x"]},
             {"name": "mcp", "image": "m", "securityContext": {"privileged": true}}]}});
     let mut ns = namespace(&[("unfenced-containers", "mcp")]);
-    ns.labels.insert(
-        "pod-security.kubernetes.io/enforce".into(),
-        "baseline".into(),
-    );
-    let policy = PolicyRef {
-        run_as_user: Some("root".into()),
-        ..policy()
-    };
-    let outcome = inject(
-        None,
-        &pod,
-        &ns,
-        &Settings::default(),
-        &BTreeMap::new(),
-        &policy,
-    );
-    let Outcome::Inject(injection) = outcome else {
-        panic!("{outcome:?}")
-    };
+    ns.labels.insert("pod-security.kubernetes.io/enforce".into(), "baseline".into());
+    let policy = PolicyRef { run_as_user: Some("root".into()), ..policy() };
+    let outcome = inject(None, &pod, &ns, &Settings::default(), &images(&pod), &policy);
+    let Outcome::Inject(injection) = outcome else { panic!("{outcome:?}") };
     assert_eq!(
         injection.classes,
         [
@@ -225,12 +272,7 @@ fn classes_that_are_warned_about() {
             Class::RootUser
         ]
     );
-    assert!(
-        injection
-            .warnings
-            .iter()
-            .all(|w| w.starts_with("ringfence: "))
-    );
+    assert!(injection.warnings.iter().all(|w| w.starts_with("ringfence: ")));
     assert_eq!(injection.audit["containers"], "a");
 }
 
@@ -241,18 +283,13 @@ fn nothing_to_fence_changes_nothing() {
         "spec": {"hostNetwork": true, "containers": [{"name": "a"}]}});
     let bare = json!({"spec": {"containers": [{"name": "a"}]}});
     for (pod, class) in [(mirror, Class::MirrorPod), (bare, Class::NothingToFence)] {
-        let Outcome::Inject(injection) = run(&pod, &exempt, &Settings::default()) else {
-            panic!()
-        };
+        let Outcome::Inject(injection) = run(&pod, &exempt, &Settings::default()) else { panic!() };
         assert!(injection.ops.is_empty());
         assert!(injection.classes.contains(&class));
     }
-    for pod in [
-        json!({}),
-        json!({"spec": null}),
-        json!({"spec": {"containers": null}}),
-        json!(null),
-    ] {
+    for pod in
+        [json!({}), json!({"spec": null}), json!({"spec": {"containers": null}}), json!(null)]
+    {
         let outcome = run(&pod, &exempt, &Settings::default());
         assert!(matches!(outcome, Outcome::Inject(i) if i.ops.is_empty()));
     }
@@ -269,10 +306,7 @@ fn a_copy_made_by_kubectl_debug_is_fenced_anew() {
     let container = &after["spec"]["containers"][0];
     assert_eq!(enter_prefix(container).unwrap()[1], "enter");
     let command = container["command"].as_array().unwrap();
-    assert!(
-        command.contains(&json!("65534:65534")),
-        "uid 0 of an injection is nobody's wish"
-    );
+    assert!(command.contains(&json!("65534:65534")), "uid 0 of an injection is nobody's wish");
 }
 
 #[test]
@@ -282,9 +316,7 @@ fn forged_marks_prove_nothing() {
     let genuine = fenced(&pod("plain"), &ns, &settings);
     let forge = |pointer: &str, value: Value| {
         let mut forged = genuine.clone();
-        *forged
-            .pointer_mut(pointer)
-            .unwrap_or_else(|| panic!("{pointer}")) = value;
+        *forged.pointer_mut(pointer).unwrap_or_else(|| panic!("{pointer}")) = value;
         let verdict = verify(None, &forged, &ns, &settings, &images(&forged), &policy());
         assert!(verdict.is_err(), "{pointer} can be forged");
     };
@@ -292,10 +324,7 @@ fn forged_marks_prove_nothing() {
     forge("/metadata/annotations/ringfence.dev~1status", json!("{}"));
     forge(&format!("{container}/command/0"), json!("/bin/sh"));
     forge(&format!("{container}/command/2"), json!("/tmp/policy.yaml"));
-    forge(
-        &format!("{container}/securityContext/capabilities/add"),
-        json!([]),
-    );
+    forge(&format!("{container}/securityContext/capabilities/add"), json!([]));
     forge(&format!("{container}/securityContext/runAsUser"), json!(5));
     forge("/spec/initContainers/0/image", json!("evil"));
     forge("/spec/initContainers/0/command", json!(["/evil"]));
@@ -312,9 +341,7 @@ fn forged_marks_prove_nothing() {
 #[test]
 fn ephemeral_containers_are_warned_about() {
     let pod = json!({"spec": {"ephemeralContainers": [{"name": "dbg"}]}});
-    let Outcome::Inject(injection) = ephemeral(&pod, &namespace(&[])) else {
-        panic!()
-    };
+    let Outcome::Inject(injection) = ephemeral(&pod, &namespace(&[])) else { panic!() };
     assert_eq!(injection.classes, [Class::EphemeralContainer]);
     let thief = json!({"spec": {"ephemeralContainers": [
         {"name": "dbg", "volumeMounts": [{"name": "ringfence-bin", "mountPath": "/x"}]}]}});
@@ -331,9 +358,7 @@ fn inbound_ports_can_be_narrowed() {
             "spec": {"containers": [{"name": "a", "command": ["x"], "ports": [{"containerPort": 80}],
                 "readinessProbe": {"tcpSocket": {"port": 9000}}}]}});
         let after = fenced(&pod, &namespace(&[]), &Settings::default());
-        let command = after["spec"]["containers"][0]["command"]
-            .as_array()
-            .unwrap();
+        let command = after["spec"]["containers"][0]["command"].as_array().unwrap();
         let at = command.iter().position(|word| word == "--inbound").unwrap();
         assert_eq!(command[at + 1], expected);
     }
@@ -343,21 +368,13 @@ fn inbound_ports_can_be_narrowed() {
 fn architectures_are_narrowed_by_the_pod() {
     let find = |spec: Value| {
         let pod = json!({"spec": spec});
-        needs(&pod, &namespace(&[]), &Settings::default(), &policy())
-            .unwrap()
-            .architectures
+        needs(&pod, &namespace(&[]), &Settings::default(), &policy()).unwrap().architectures
     };
-    assert_eq!(
-        find(json!({"nodeSelector": {"kubernetes.io/arch": "arm64"}})),
-        ["arm64"]
-    );
+    assert_eq!(find(json!({"nodeSelector": {"kubernetes.io/arch": "arm64"}})), ["arm64"]);
     let term = |values: Value| json!({"matchExpressions": [{"key": "kubernetes.io/arch", "operator": "In", "values": values}]});
     let affinity = |terms: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}});
     assert_eq!(
-        find(affinity(json!([
-            term(json!(["amd64", "arm64"])),
-            term(json!(["arm64"]))
-        ]))),
+        find(affinity(json!([term(json!(["amd64", "arm64"])), term(json!(["arm64"]))]))),
         ["amd64", "arm64"]
     );
     assert!(find(affinity(json!([term(json!(["amd64"])), {}]))).is_empty());

@@ -140,6 +140,8 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut link: Link, o
         };
         let next = if head.method() == "CONNECT" || !in_origin_form(&head) {
             let detail = "inside a tunnel the target is a path";
+            let to = format!("{}:{}", origin.host, origin.port);
+            report::request_refused(session, head.method(), &to, detail);
             Next::Refuse(Refusal::new(400, "invalid_request_target", detail))
         } else {
             request(session, &mut client, &mut link, origin, &head, head.target()).await
