@@ -53,10 +53,7 @@ impl Original {
         let has_args = !words(container, "args")?.is_empty();
         let Some(mut found) = recover(&command) else {
             let command = Some(command).filter(|command| !command.is_empty());
-            return Ok(Self {
-                command,
-                ..Self::default()
-            });
+            return Ok(Self { command, ..Self::default() });
         };
         if !has_args && found.command.as_ref().is_some_and(Vec::is_empty) {
             found.command = None;
@@ -67,17 +64,13 @@ impl Original {
 
 /// Whether a path is one that the injector gives to the supervisor's binary.
 fn is_supervisor(path: &str) -> bool {
-    let dir = path
-        .strip_suffix(SUPERVISOR)
-        .and_then(|rest| rest.strip_suffix('/'));
+    let dir = path.strip_suffix(SUPERVISOR).and_then(|rest| rest.strip_suffix('/'));
     dir.is_some_and(is_bin_dir)
 }
 
 /// Whether a path is one that the injector gives to the binary's directory.
 pub(super) fn is_bin_dir(path: &str) -> bool {
-    let middle = path
-        .strip_prefix(ROOT)
-        .and_then(|rest| rest.strip_suffix("/bin"));
+    let middle = path.strip_prefix(ROOT).and_then(|rest| rest.strip_suffix("/bin"));
     let mut steps = middle.into_iter().flat_map(|pad| pad.split('/'));
     steps.next() == Some("") && steps.all(|step| step == PAD)
 }
@@ -88,10 +81,7 @@ fn recover(command: &[String]) -> Option<Original> {
     if !is_supervisor(first) {
         return None;
     }
-    let mut found = Original {
-        injected: true,
-        ..Original::default()
-    };
+    let mut found = Original { injected: true, ..Original::default() };
     loop {
         let (flag, after) = rest.split_first()?;
         match flag.as_str() {
@@ -148,12 +138,7 @@ pub(super) fn child(
     };
     let no_args = list(container, "args").is_empty();
     let cmd = if no_args { image.cmd.as_slice() } else { &[] };
-    let child: Vec<String> = image
-        .entrypoint
-        .iter()
-        .chain(cmd)
-        .map(|w| double(w))
-        .collect();
+    let child: Vec<String> = image.entrypoint.iter().chain(cmd).map(|w| double(w)).collect();
     if child.is_empty() && no_args {
         return Err(Refusal::with_fix(
             Class::Entrypoint,
@@ -244,9 +229,7 @@ pub fn enter_prefix(container: &Value) -> Option<Vec<String>> {
 
 /// The same for a path.
 pub(super) fn enter(supervisor: &str) -> Vec<String> {
-    [supervisor, "enter", "--run-dir", RUN_DIR, "--"]
-        .map(str::to_owned)
-        .to_vec()
+    [supervisor, "enter", "--run-dir", RUN_DIR, "--"].map(str::to_owned).to_vec()
 }
 
 /// A command behind [`enter`], or `None`.
@@ -267,10 +250,7 @@ mod tests {
         let child: Vec<String> = child.iter().map(|&word| word.to_owned()).collect();
         Argv {
             bin_dir: BIN,
-            policy: &PolicyRef {
-                digest: "sha256:00".into(),
-                ..PolicyRef::default()
-            },
+            policy: &PolicyRef { digest: "sha256:00".into(), ..PolicyRef::default() },
             workdir,
             run_as: "1000:0",
             groups: &["5".into(), "6".into()],
@@ -331,12 +311,7 @@ mod tests {
     #[test]
     fn nearly_ours_is_not_ours() {
         for command in [
-            json!([
-                "/ringfence/x/bin/ringfence-supervisor",
-                "--no-env",
-                "--",
-                "sh"
-            ]),
+            json!(["/ringfence/x/bin/ringfence-supervisor", "--no-env", "--", "sh"]),
             json!(["/ringfence//bin/ringfence-supervisor", "--", "sh"]),
             json!(["/ringfence/d/../bin/ringfence-supervisor", "--", "sh"]),
             json!(["/ringfencebin/ringfence-supervisor", "--", "sh"]),
@@ -364,10 +339,7 @@ mod tests {
             child(&container, &Original::of(&container).unwrap(), Some(&image)).unwrap()
         };
         assert_eq!(run(json!({})), ["/e$$", "$$(HOME)", "$$$$"]);
-        assert_eq!(
-            run(json!({"command": [], "args": null})),
-            ["/e$$", "$$(HOME)", "$$$$"]
-        );
+        assert_eq!(run(json!({"command": [], "args": null})), ["/e$$", "$$(HOME)", "$$$$"]);
         assert_eq!(run(json!({"args": ["$(X)"]})), ["/e$$"]);
         assert_eq!(run(json!({"command": ["$$"]})), ["$$"]);
     }
@@ -382,11 +354,7 @@ mod tests {
             assert!(refusal.message.contains("set command"), "{refusal}");
         }
         let args = json!({"args": ["x"]});
-        assert!(
-            child(&args, &original, Some(&ImageConfig::default()))
-                .unwrap()
-                .is_empty()
-        );
+        assert!(child(&args, &original, Some(&ImageConfig::default())).unwrap().is_empty());
         let fenced = json!({"command": argv(&[], None), "args": ["x"]});
         assert_eq!(Original::of(&fenced).unwrap().command, Some(vec![]));
     }

@@ -31,11 +31,7 @@ pub(super) fn apply(
         }
         return Ok(());
     }
-    let resources = if is_best_effort(spec) {
-        json!({})
-    } else {
-        resources(ns, settings)
-    };
+    let resources = if is_best_effort(spec) { json!({}) } else { resources(ns, settings) };
     let containers = list_in(spec, "initContainers")?;
     let mut seen = false;
     containers.retain(|container| !is_ours(container) || !std::mem::replace(&mut seen, true));
@@ -49,24 +45,12 @@ pub(super) fn apply(
 
 fn shape(container: &mut Map<String, Value>, settings: &Settings) -> Result<(), Refusal> {
     set(container, "image", json!(settings.image));
-    set(
-        container,
-        "imagePullPolicy",
-        json!(settings.image_pull_policy),
-    );
-    set(
-        container,
-        "command",
-        json!(["/ringfence-supervisor", "install", DIR]),
-    );
+    set(container, "imagePullPolicy", json!(settings.image_pull_policy));
+    set(container, "command", json!(["/ringfence-supervisor", "install", DIR]));
     for name in ["args", "restartPolicy", "volumeDevices"] {
         unset(container, name);
     }
-    set(
-        container,
-        "terminationMessagePath",
-        json!("/dev/termination-log"),
-    );
+    set(container, "terminationMessagePath", json!("/dev/termination-log"));
     set(container, "terminationMessagePolicy", json!("File"));
     let context = object_in(container, "securityContext")?;
     set(context, "runAsUser", json!(65532));
@@ -84,12 +68,7 @@ fn shape(container: &mut Map<String, Value>, settings: &Settings) -> Result<(), 
         volume != BIN && path.starts_with("/var/run/secrets/") && !path.contains("..")
     };
     let mount = json!({"name": BIN, "mountPath": DIR});
-    upsert(
-        list_in(container, "volumeMounts")?,
-        vec![mount],
-        |m| !harmless(m),
-        PartialEq::eq,
-    );
+    upsert(list_in(container, "volumeMounts")?, vec![mount], |m| !harmless(m), PartialEq::eq);
     Ok(())
 }
 
@@ -105,9 +84,7 @@ fn is_best_effort(spec: &Map<String, Value>) -> bool {
             })
         })
     };
-    let own = spec
-        .get("resources")
-        .is_some_and(|r| asks(&json!({"resources": r})));
+    let own = spec.get("resources").is_some_and(|r| asks(&json!({"resources": r})));
     let containers = ["containers", "initContainers"]
         .iter()
         .filter_map(|name| spec.get(*name)?.as_array())
@@ -157,9 +134,7 @@ fn fit(ns: &Namespace, what: &str, wanted: &str) -> String {
 
 /// A Kubernetes quantity as a number, exact enough to compare.
 fn quantity(text: &str) -> Option<f64> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, suffix) = text.split_at(digits);
     let scale = match suffix {
         "" => 1.0,
@@ -186,10 +161,7 @@ mod tests {
     use super::*;
 
     fn run(spec: &mut Value, ns: &Namespace, delivery: Delivery) {
-        let settings = Settings {
-            delivery,
-            ..Settings::default()
-        };
+        let settings = Settings { delivery, ..Settings::default() };
         apply(spec.as_object_mut().unwrap(), ns, &settings).unwrap();
     }
 
@@ -224,14 +196,8 @@ mod tests {
         let list = spec["initContainers"].as_array().unwrap();
         assert_eq!(list.len(), 2);
         let made = &list[1];
-        assert_eq!(
-            made["command"],
-            json!(["/ringfence-supervisor", "install", "/ringfence-bin"])
-        );
-        assert_eq!(
-            made["volumeMounts"],
-            json!([token, {"name": BIN, "mountPath": DIR}])
-        );
+        assert_eq!(made["command"], json!(["/ringfence-supervisor", "install", "/ringfence-bin"]));
+        assert_eq!(made["volumeMounts"], json!([token, {"name": BIN, "mountPath": DIR}]));
         assert_eq!(made["image"], json!(Settings::default().image));
         assert_eq!(made["resources"], json!({"limits": {"cpu": "1"}}));
         assert_eq!(made["securityContext"].get("privileged"), None);

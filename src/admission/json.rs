@@ -14,16 +14,12 @@ pub(super) fn field<'a>(value: &'a Value, name: &str) -> Option<&'a Value> {
 
 /// A field by a path of names.
 pub(super) fn at<'a>(value: &'a Value, path: &[&str]) -> Option<&'a Value> {
-    path.iter()
-        .try_fold(value, |value, name| field(value, name))
+    path.iter().try_fold(value, |value, name| field(value, name))
 }
 
 /// A list field; absent is empty.
 pub(super) fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
-    value
-        .get(name)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
+    value.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 /// A string field.
@@ -65,9 +61,7 @@ pub(super) fn object<'a>(
     value: &'a mut Value,
     name: &str,
 ) -> Result<&'a mut Map<String, Value>, Refusal> {
-    value
-        .as_object_mut()
-        .ok_or_else(|| malformed(name, "an object"))
+    value.as_object_mut().ok_or_else(|| malformed(name, "an object"))
 }
 
 /// A field as an object, made where it is absent.
@@ -128,9 +122,7 @@ pub(super) fn upsert(
         if !is_ours(element) {
             return true;
         }
-        let slot = wanted
-            .iter_mut()
-            .find(|slot| slot.as_ref().is_some_and(|w| same(w, element)));
+        let slot = wanted.iter_mut().find(|slot| slot.as_ref().is_some_and(|w| same(w, element)));
         let Some(value) = slot.and_then(Option::take) else {
             return false;
         };
@@ -144,10 +136,7 @@ pub(super) fn upsert(
 
 /// The refusal for a field of another type.
 pub(super) fn malformed(name: &str, expected: &str) -> Refusal {
-    Refusal::new(
-        Class::Malformed,
-        format!("the pod's field {name} is not {expected}"),
-    )
+    Refusal::new(Class::Malformed, format!("the pod's field {name} is not {expected}"))
 }
 
 #[cfg(test)]
@@ -163,9 +152,7 @@ mod tests {
         assert_eq!(at(&value, &["b", "c"]), None);
         assert_eq!(words(&value, "a").unwrap(), Vec::<String>::new());
         let mut value = value;
-        list_in(object(&mut value, "pod").unwrap(), "a")
-            .unwrap()
-            .push(json!(1));
+        list_in(object(&mut value, "pod").unwrap(), "a").unwrap().push(json!(1));
         assert_eq!(value["a"], json!([1]));
     }
 
@@ -180,11 +167,8 @@ mod tests {
 
     #[test]
     fn upsert_keeps_positions() {
-        let mut list = vec![
-            json!({"name": "r1", "v": 1}),
-            json!({"name": "x"}),
-            json!({"name": "r2"}),
-        ];
+        let mut list =
+            vec![json!({"name": "r1", "v": 1}), json!({"name": "x"}), json!({"name": "r2"})];
         upsert(
             &mut list,
             vec![json!({"name": "r3"}), json!({"name": "r1", "v": 2})],
@@ -193,11 +177,7 @@ mod tests {
         );
         assert_eq!(
             list,
-            [
-                json!({"name": "r1", "v": 2}),
-                json!({"name": "x"}),
-                json!({"name": "r3"})
-            ]
+            [json!({"name": "r1", "v": 2}), json!({"name": "x"}), json!({"name": "r3"})]
         );
     }
 }

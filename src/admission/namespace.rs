@@ -74,10 +74,7 @@ impl Mode {
             Some("enabled") => Ok(Self::Enabled),
             Some("strict") => Err(Refusal::with_fix(
                 Class::NotAvailable,
-                format!(
-                    "namespace {}: strict is not available in this version",
-                    ns.name
-                ),
+                format!("namespace {}: strict is not available in this version", ns.name),
                 "label the namespace ringfence.dev/inject=enabled",
             )),
             Some(other) => Err(Refusal::with_fix(
@@ -124,11 +121,7 @@ impl Wishes {
     pub(super) fn read(pod: &Value, ns: &Namespace) -> Result<Self, Refusal> {
         let place = format!("namespace {}", ns.name);
         let mut exemptions = Vec::new();
-        for (key, value) in ns
-            .annotations
-            .iter()
-            .filter(|(key, _)| key.starts_with(PREFIX))
-        {
+        for (key, value) in ns.annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
             match key.as_str() {
                 POLICY => name_of(&place, key, value)?,
                 POD_POLICY => {
@@ -201,10 +194,7 @@ impl Wishes {
         let image = text(container, "image").unwrap_or_default();
         self.exemptions.iter().any(|exemption| {
             exemption.name.is_match(name)
-                && exemption
-                    .image
-                    .as_ref()
-                    .is_none_or(|glob| glob.is_match(image))
+                && exemption.image.as_ref().is_none_or(|glob| glob.is_match(image))
         })
     }
 }
@@ -229,19 +219,13 @@ fn read_exemptions(place: &str, value: &str) -> Result<Vec<Exemption>, Refusal> 
                     .map(|glob| glob.compile_matcher())
                     .map_err(|error| bad(place, UNFENCED, pattern, error.kind()))
             };
-            Ok(Exemption {
-                name: glob(name)?,
-                image: image.map(glob).transpose()?,
-            })
+            Ok(Exemption { name: glob(name)?, image: image.map(glob).transpose()? })
         })
         .collect()
 }
 
 fn entries(value: &str) -> impl Iterator<Item = &str> {
-    value
-        .split(',')
-        .map(str::trim)
-        .filter(|entry| !entry.is_empty())
+    value.split(',').map(str::trim).filter(|entry| !entry.is_empty())
 }
 
 /// Kubernetes' rule for the name of a `ConfigMap`.
@@ -253,20 +237,12 @@ fn name_of(place: &str, key: &str, value: &str) -> Result<(), Refusal> {
                 && label.bytes().next().is_some_and(inner)
                 && label.bytes().next_back().is_some_and(inner)
         });
-    if good {
-        Ok(())
-    } else {
-        Err(bad(place, key, value, "it is not a ConfigMap's name"))
-    }
+    if good { Ok(()) } else { Err(bad(place, key, value, "it is not a ConfigMap's name")) }
 }
 
 fn bad(place: &str, key: &str, value: &str, fix: impl std::fmt::Display) -> Refusal {
     let value: String = value.chars().take(80).collect();
-    Refusal::with_fix(
-        Class::Annotation,
-        format!("{place}: {key} is {value:?}"),
-        &fix.to_string(),
-    )
+    Refusal::with_fix(Class::Annotation, format!("{place}: {key} is {value:?}"), &fix.to_string())
 }
 
 fn unknown(place: &str, key: &str) -> Refusal {
@@ -278,10 +254,7 @@ fn unknown(place: &str, key: &str) -> Refusal {
 }
 
 fn not_yet(place: &str, key: &str) -> Refusal {
-    Refusal::new(
-        Class::NotAvailable,
-        format!("{place}: {key} is not available in this version"),
-    )
+    Refusal::new(Class::NotAvailable, format!("{place}: {key} is not available in this version"))
 }
 
 #[cfg(test)]
@@ -317,10 +290,7 @@ mod tests {
         assert_eq!(Mode::of(&ns), Ok(Mode::Enabled));
         ns.labels.insert(INJECT.into(), "strict".into());
         assert!(
-            Mode::of(&ns)
-                .unwrap_err()
-                .message
-                .contains("strict is not available in this version")
+            Mode::of(&ns).unwrap_err().message.contains("strict is not available in this version")
         );
         ns.labels.insert(INJECT.into(), "true".into());
         assert_eq!(Mode::of(&ns).unwrap_err().code, 422);
@@ -339,30 +309,15 @@ mod tests {
             ("inbound", "none"),
             ("polcy", "x"),
         ] {
-            assert_eq!(
-                class(&bare, &ns(&[(key, value)])),
-                Class::Annotation,
-                "{key}={value}"
-            );
+            assert_eq!(class(&bare, &ns(&[(key, value)])), Class::Annotation, "{key}={value}");
         }
         for key in ["mode", "sidecar-ports", "volume-mounts", "live-policy"] {
-            assert_eq!(
-                class(&bare, &ns(&[(key, "x")])),
-                Class::NotAvailable,
-                "{key}"
-            );
+            assert_eq!(class(&bare, &ns(&[(key, "x")])), Class::NotAvailable, "{key}");
         }
-        for (key, value) in [
-            ("inbound", "all"),
-            ("exec", "outside"),
-            ("unfenced-containers", "a"),
-            ("x", ""),
-        ] {
-            assert_eq!(
-                class(&pod(key, value), &ns(&[])),
-                Class::Annotation,
-                "{key}={value}"
-            );
+        for (key, value) in
+            [("inbound", "all"), ("exec", "outside"), ("unfenced-containers", "a"), ("x", "")]
+        {
+            assert_eq!(class(&pod(key, value), &ns(&[])), Class::Annotation, "{key}={value}");
         }
         assert!(Wishes::read(&pod("status", "whatever"), &ns(&[])).is_ok());
     }
@@ -370,17 +325,8 @@ mod tests {
     #[test]
     fn a_pod_chooses_only_what_is_offered() {
         let ns = ns(&[("policy", "base"), ("pod-policy", "wide, narrow")]);
-        assert_eq!(
-            Wishes::read(&json!({}), &ns).unwrap().policy.unwrap(),
-            "base"
-        );
-        assert_eq!(
-            Wishes::read(&pod("policy", "narrow"), &ns)
-                .unwrap()
-                .policy
-                .unwrap(),
-            "narrow"
-        );
+        assert_eq!(Wishes::read(&json!({}), &ns).unwrap().policy.unwrap(), "base");
+        assert_eq!(Wishes::read(&pod("policy", "narrow"), &ns).unwrap().policy.unwrap(), "narrow");
         assert_eq!(class(&pod("policy", "other"), &ns), Class::Policy);
         assert_eq!(class(&pod("policy", "wide, narrow"), &ns), Class::Policy);
     }

@@ -52,12 +52,7 @@ pub(super) fn whole_pod(
     ns: &Namespace,
     mode: Mode,
 ) -> Result<bool, Refusal> {
-    if at(
-        pod,
-        &["metadata", "annotations", "kubernetes.io/config.mirror"],
-    )
-    .is_some()
-    {
+    if at(pod, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() {
         notes.meet(Class::MirrorPod, mode, "mirror of a static pod")?;
         return Ok(true);
     }
@@ -74,16 +69,9 @@ pub(super) fn whole_pod(
     if let Some(sign) = windows(pod) {
         notes.meet(Class::Windows, mode, sign)?;
     }
-    let enforced = ns
-        .labels
-        .get("pod-security.kubernetes.io/enforce")
-        .map(String::as_str);
+    let enforced = ns.labels.get("pod-security.kubernetes.io/enforce").map(String::as_str);
     if let Some(level @ ("baseline" | "restricted")) = enforced {
-        notes.meet(
-            Class::PodSecurity,
-            mode,
-            format!("namespace {} enforces {level}", ns.name),
-        )?;
+        notes.meet(Class::PodSecurity, mode, format!("namespace {} enforces {level}", ns.name))?;
     }
     Ok(false)
 }
@@ -101,9 +89,7 @@ fn windows(pod: &Value) -> Option<&'static str> {
     }
     let options = ["securityContext", "windowsOptions"];
     let set = |holder: &Value| {
-        at(holder, &options)
-            .and_then(Value::as_object)
-            .is_some_and(|o| !o.is_empty())
+        at(holder, &options).and_then(Value::as_object).is_some_and(|o| !o.is_empty())
     };
     (set(spec) || list(spec, "containers").iter().any(set)).then_some("windowsOptions are set")
 }
@@ -117,10 +103,9 @@ pub(super) fn init_containers(
     containers: &[&Value],
     mode: Mode,
 ) -> Result<(), Refusal> {
-    for (class, what) in [
-        (Class::InitContainer, "init container"),
-        (Class::NativeSidecar, "sidecar"),
-    ] {
+    for (class, what) in
+        [(Class::InitContainer, "init container"), (Class::NativeSidecar, "sidecar")]
+    {
         let names: Vec<&str> = containers
             .iter()
             .filter(|c| {

@@ -45,11 +45,8 @@ pub(super) fn exec_mut<'a>(
     path: &[&str],
 ) -> Option<&'a mut Value> {
     let (first, rest) = path.split_first()?;
-    let holder = rest
-        .iter()
-        .try_fold(container.get_mut(*first)?, |value, name| {
-            value.get_mut(*name)
-        })?;
+    let holder =
+        rest.iter().try_fold(container.get_mut(*first)?, |value, name| value.get_mut(*name))?;
     holder.get_mut("exec").filter(|exec| exec.is_object())
 }
 
@@ -60,11 +57,7 @@ pub(super) fn declared_ports(container: &Value) -> Vec<u16> {
     let declared = list(container, "ports")
         .iter()
         .filter(|port| word(port, "protocol").is_none_or(|protocol| protocol == "TCP"));
-    found.extend(
-        declared
-            .clone()
-            .filter_map(|port| number(port.get("containerPort")?)),
-    );
+    found.extend(declared.clone().filter_map(|port| number(port.get("containerPort")?)));
     for path in EXECS {
         let Some(handler) = at(container, path) else {
             continue;
@@ -74,9 +67,7 @@ pub(super) fn declared_ports(container: &Value) -> Vec<u16> {
                 continue;
             };
             let named = || {
-                let port = declared
-                    .clone()
-                    .find(|entry| text(entry, "name") == port.as_str())?;
+                let port = declared.clone().find(|entry| text(entry, "name") == port.as_str())?;
                 number(port.get("containerPort")?)
             };
             let parsed = || port.as_str().and_then(|port| port.parse().ok());
@@ -109,16 +100,10 @@ mod tests {
             command.extend(words.iter().map(|&word| word.to_owned()));
             json!(command)
         };
-        assert_eq!(
-            container["livenessProbe"]["exec"]["command"],
-            entered(&["a", "$(X)"])
-        );
+        assert_eq!(container["livenessProbe"]["exec"]["command"], entered(&["a", "$(X)"]));
         assert_eq!(container["livenessProbe"]["periodSeconds"], 5);
         assert_eq!(container["startupProbe"]["exec"]["command"], json!([]));
-        assert_eq!(
-            container["lifecycle"]["preStop"]["exec"]["command"],
-            entered(&["b"])
-        );
+        assert_eq!(container["lifecycle"]["preStop"]["exec"]["command"], entered(&["b"]));
     }
 
     #[test]

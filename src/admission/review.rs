@@ -76,14 +76,10 @@ impl Review {
             .map_err(|error| without(format!("the body is not JSON: {error}")))?;
         let api_version = text(&review, "apiVersion").unwrap_or_default().to_owned();
         if text(&review, "kind") != Some("AdmissionReview") || !VERSIONS.contains(&&*api_version) {
-            return Err(without(
-                "the body is not an AdmissionReview of a known version".into(),
-            ));
+            return Err(without("the body is not an AdmissionReview of a known version".into()));
         }
         let uid = field(&review, "request").and_then(|request| word(request, "uid"));
-        let uid = uid
-            .ok_or_else(|| without("the review has no request.uid".into()))?
-            .to_owned();
+        let uid = uid.ok_or_else(|| without("the review has no request.uid".into()))?.to_owned();
         let id = ReviewId { api_version, uid };
         let mut request = review["request"].take();
         let with = |what: &str| Unreadable {
@@ -111,10 +107,7 @@ impl Review {
             name: part(&["name"]),
             dry_run: yes(&request, &["dryRun"]),
             user: part(&["userInfo", "username"]),
-            object: request
-                .get_mut("object")
-                .map(Value::take)
-                .unwrap_or_default(),
+            object: request.get_mut("object").map(Value::take).unwrap_or_default(),
             old_object: request
                 .get_mut("oldObject")
                 .map(Value::take)
@@ -150,22 +143,14 @@ impl Answer {
     /// Admits the object with changes; with none it is [`Answer::allow`].
     #[must_use]
     pub fn allow_with_patch(patch: Patch) -> Self {
-        Self {
-            patch: Some(patch).filter(|patch| !patch.is_empty()),
-            ..Self::allow()
-        }
+        Self { patch: Some(patch).filter(|patch| !patch.is_empty()), ..Self::allow() }
     }
 
     /// Does not admit the object.
     #[must_use]
     pub fn deny(refusal: Refusal) -> Self {
         let audit = BTreeMap::from([("refused".to_owned(), refusal.class.slug().to_owned())]);
-        Self {
-            allowed: false,
-            refusal: Some(refusal),
-            audit,
-            ..Self::allow()
-        }
+        Self { allowed: false, refusal: Some(refusal), audit, ..Self::allow() }
     }
 
     /// The answer of a mutating webhook.
@@ -249,9 +234,7 @@ impl Answer {
             .collect();
         let more = self.warnings.len().saturating_sub(MAX_WARNINGS);
         if more > 0 {
-            warnings.push(format!(
-                "ringfence: {more} more warnings; see `ringfence inject`"
-            ));
+            warnings.push(format!("ringfence: {more} more warnings; see `ringfence inject`"));
         }
         warnings
     }
@@ -298,10 +281,7 @@ mod tests {
     fn a_request_is_read() {
         let review = Review::parse(&body("admission.k8s.io/v1", &create())).unwrap();
         assert_eq!(review.resource, "/v1/pods");
-        assert_eq!(
-            (review.namespace.as_str(), review.name.as_str()),
-            ("agents", "")
-        );
+        assert_eq!((review.namespace.as_str(), review.name.as_str()), ("agents", ""));
         assert_eq!(review.object["metadata"]["generateName"], "a-");
         assert_eq!((review.old_object, review.dry_run), (None, false));
     }
@@ -309,14 +289,9 @@ mod tests {
     #[test]
     fn what_is_no_review_is_an_error() {
         let no_uid = body("admission.k8s.io/v1", &json!({"operation": "CREATE"}));
-        for bytes in [
-            &b""[..],
-            b"[]",
-            b"{}",
-            b"null",
-            &no_uid,
-            &body("admission.k8s.io/v2", &create()),
-        ] {
+        for bytes in
+            [&b""[..], b"[]", b"{}", b"null", &no_uid, &body("admission.k8s.io/v2", &create())]
+        {
             assert_eq!(Review::parse(bytes).unwrap_err().id, None);
         }
         let deep = format!("{}{}", "[".repeat(1000), "]".repeat(1000));
@@ -340,16 +315,11 @@ mod tests {
         );
         let ops: Patch =
             serde_json::from_value(json!([{"op": "add", "path": "/a", "value": 1}])).unwrap();
-        let injected = Outcome::Inject(Injection {
-            ops,
-            ..Injection::default()
-        });
+        let injected = Outcome::Inject(Injection { ops, ..Injection::default() });
         let made = answer(VERSIONS[0], &Answer::of(injected));
         assert_eq!(made["response"]["patchType"], "JSONPatch");
         assert_eq!(
-            STANDARD
-                .decode(made["response"]["patch"].as_str().unwrap())
-                .unwrap(),
+            STANDARD.decode(made["response"]["patch"].as_str().unwrap()).unwrap(),
             br#"[{"op":"add","path":"/a","value":1}]"#
         );
     }
@@ -367,9 +337,8 @@ mod tests {
 
     #[test]
     fn warnings_are_bounded() {
-        let many = (0..20).fold(Answer::allow(), |answer, n| {
-            answer.warn(format!("{n}\n{}", "ü".repeat(400)))
-        });
+        let many = (0..20)
+            .fold(Answer::allow(), |answer, n| answer.warn(format!("{n}\n{}", "ü".repeat(400))));
         let made = answer(VERSIONS[0], &many);
         let warnings = made["response"]["warnings"].as_array().unwrap();
         assert_eq!(warnings.len(), MAX_WARNINGS + 1);

@@ -19,13 +19,8 @@ const CAPABILITIES: [&str; 8] = [
 ];
 
 /// Fields of a container's security context that are ours.
-pub(super) const FIELDS: &[&str] = &[
-    "runAsUser",
-    "runAsNonRoot",
-    "allowPrivilegeEscalation",
-    "capabilities",
-    "seccompProfile",
-];
+pub(super) const FIELDS: &[&str] =
+    &["runAsUser", "runAsNonRoot", "allowPrivilegeEscalation", "capabilities", "seccompProfile"];
 
 /// Sets a fenced container's security context.
 ///
@@ -35,16 +30,8 @@ pub(super) fn container(map: &mut Map<String, Value>, profile: Profile) -> Resul
     let context = object_in(map, "securityContext")?;
     set(context, "runAsUser", json!(0));
     set(context, "runAsNonRoot", json!(false));
-    set(
-        context,
-        "capabilities",
-        json!({"drop": ["ALL"], "add": CAPABILITIES}),
-    );
-    set(
-        context,
-        "allowPrivilegeEscalation",
-        json!(profile == Profile::Reference),
-    );
+    set(context, "capabilities", json!({"drop": ["ALL"], "add": CAPABILITIES}));
+    set(context, "allowPrivilegeEscalation", json!(profile == Profile::Reference));
     match profile {
         Profile::Hardened => set(context, "seccompProfile", json!({"type": "RuntimeDefault"})),
         Profile::Reference => unset(context, "seccompProfile"),
@@ -88,15 +75,9 @@ mod tests {
         let mut spec = json!({"securityContext": null});
         let map = spec.as_object_mut().unwrap();
         pod(map, Profile::Reference).unwrap();
-        assert_eq!(
-            map["securityContext"],
-            json!({"seccompProfile": {"type": "Unconfined"}})
-        );
+        assert_eq!(map["securityContext"], json!({"seccompProfile": {"type": "Unconfined"}}));
         container(map, Profile::Reference).unwrap();
-        assert_eq!(
-            map["securityContext"]["allowPrivilegeEscalation"],
-            json!(true)
-        );
+        assert_eq!(map["securityContext"]["allowPrivilegeEscalation"], json!(true));
         assert_eq!(map["securityContext"].get("seccompProfile"), None);
         let mut hardened = json!({});
         pod(hardened.as_object_mut().unwrap(), Profile::Hardened).unwrap();

@@ -44,19 +44,14 @@ impl PolicySource {
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
         let source = |key: &'static str| {
-            data.get(key).map(|text| Source {
-                name: key,
-                bytes: text.as_bytes(),
-            })
+            data.get(key).map(|text| Source { name: key, bytes: text.as_bytes() })
         };
         let yaml =
             source("policy.yaml").ok_or_else(|| refuse("it has no key policy.yaml".into()))?;
         let loaded = policy::load(&yaml, source("policy.rego").as_ref())
             .map_err(|error| refuse(error.to_string()))?;
-        let digest = policy::digest::digest(
-            data.iter()
-                .map(|(key, text)| (key.as_str(), text.as_bytes())),
-        );
+        let digest =
+            policy::digest::digest(data.iter().map(|(key, text)| (key.as_str(), text.as_bytes())));
         let process = loaded.policy.process();
         Ok(Self {
             reference: PolicyRef {
@@ -84,10 +79,7 @@ mod tests {
     use super::*;
 
     fn data(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|(key, text)| ((*key).to_owned(), (*text).to_owned()))
-            .collect()
+        pairs.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())).collect()
     }
 
     #[test]
@@ -102,16 +94,8 @@ mod tests {
     fn data_without_a_policy_is_refused() {
         let refusal = PolicySource::read("p", &data(&[("policy.rego", "x")])).unwrap_err();
         assert_eq!((refusal.class, refusal.code), (Class::Policy, 422));
-        assert!(
-            refusal
-                .message
-                .contains("policy p: it has no key policy.yaml"),
-            "{refusal}"
-        );
+        assert!(refusal.message.contains("policy p: it has no key policy.yaml"), "{refusal}");
         let broken = data(&[("policy.yaml", "network_policies: [")]);
-        assert_eq!(
-            PolicySource::read("p", &broken).unwrap_err().class,
-            Class::Policy
-        );
+        assert_eq!(PolicySource::read("p", &broken).unwrap_err().class, Class::Policy);
     }
 }

@@ -63,12 +63,7 @@ pub fn build(fence: &Route, gateway: &Route) -> Result<FenceReport> {
     batch.typed("add", format!("the default route by {GATEWAY}"), NEW, &add);
     let rules = rules();
     for (name, rule) in &rules {
-        batch.typed(
-            "add the rule",
-            name,
-            NEW,
-            &RouteNetlinkMessage::NewRule(rule.clone()),
-        );
+        batch.typed("add the rule", name, NEW, &RouteNetlinkMessage::NewRule(rule.clone()));
         if rule.header.family == AddressFamily::Inet6 {
             batch.optional();
         }
@@ -83,11 +78,7 @@ pub fn build(fence: &Route, gateway: &Route) -> Result<FenceReport> {
     }
     GATEWAY_END.check_running(gateway)?;
     AGENT_END.check_running(fence)?;
-    Ok(FenceReport {
-        device: AGENT_END.name,
-        address: AGENT,
-        ipv6,
-    })
+    Ok(FenceReport { device: AGENT_END.name, address: AGENT, ipv6 })
 }
 
 const IPV6: &str = "IPv6 unreachable";
@@ -113,18 +104,9 @@ fn rules() -> [(&'static str, RuleMessage); 4] {
     to_main.header.table = RouteHeader::RT_TABLE_MAIN;
     [
         ("udp dport 53 lookup main", to_main),
-        (
-            "udp prohibit",
-            rule(inet, 101, RuleAction::Prohibit, vec![protocol(udp)]),
-        ),
-        (
-            "udplite prohibit",
-            rule(inet, 102, RuleAction::Prohibit, vec![protocol(UDP_LITE)]),
-        ),
-        (
-            IPV6,
-            rule(AddressFamily::Inet6, 100, RuleAction::Unreachable, vec![]),
-        ),
+        ("udp prohibit", rule(inet, 101, RuleAction::Prohibit, vec![protocol(udp)])),
+        ("udplite prohibit", rule(inet, 102, RuleAction::Prohibit, vec![protocol(UDP_LITE)])),
+        (IPV6, rule(AddressFamily::Inet6, 100, RuleAction::Unreachable, vec![])),
     ]
 }
 
@@ -140,12 +122,7 @@ fn check_rules(fence: &Route, expected: &[(&str, RuleMessage)]) -> Result<Ipv6> 
             _ => None,
         })
         // The list also has the rules of multicast routing, which are a family of their own.
-        .filter(|rule| {
-            matches!(
-                rule.header.family,
-                AddressFamily::Inet | AddressFamily::Inet6
-            )
-        })
+        .filter(|rule| matches!(rule.header.family, AddressFamily::Inet | AddressFamily::Inet6))
         .filter(|rule| !is_kernels_own(rule))
         .collect();
     let mut ipv6 = Ipv6::Absent;
@@ -157,10 +134,7 @@ fn check_rules(fence: &Route, expected: &[(&str, RuleMessage)]) -> Result<Ipv6> 
                 && rule.header.table == wanted.header.table
                 && rule.header.src_len == 0
                 && rule.header.dst_len == 0
-                && wanted
-                    .attributes
-                    .iter()
-                    .all(|a| rule.attributes.contains(a))
+                && wanted.attributes.iter().all(|a| rule.attributes.contains(a))
         });
         if shown {
             matched += 1;
@@ -173,11 +147,7 @@ fn check_rules(fence: &Route, expected: &[(&str, RuleMessage)]) -> Result<Ipv6> 
         }
     }
     if matched != found.len() {
-        return Err(NetworkError::differs(
-            "read back",
-            "the rules",
-            format!("found {found:?}"),
-        ));
+        return Err(NetworkError::differs("read back", "the rules", format!("found {found:?}")));
     }
     Ok(ipv6)
 }
@@ -188,17 +158,8 @@ fn is_kernels_own(rule: &RuleMessage) -> bool {
     let priority = rule
         .attributes
         .iter()
-        .find_map(|a| {
-            if let RuleAttribute::Priority(p) = a {
-                Some(*p)
-            } else {
-                None
-            }
-        })
+        .find_map(|a| if let RuleAttribute::Priority(p) = a { Some(*p) } else { None })
         .unwrap_or(0);
     rule.header.action == RuleAction::ToTable
-        && matches!(
-            (priority, rule.header.table),
-            (0, 255) | (32766, 254) | (32767, 253)
-        )
+        && matches!((priority, rule.header.table), (0, 255) | (32766, 254) | (32767, 253))
 }

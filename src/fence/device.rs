@@ -70,12 +70,7 @@ impl End {
         }
         let inet = AfSpecInet::Other(DefaultNla::new(INET_CONF | NLA_F_NESTED, settings));
         let inet6 = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        batch.typed(
-            "set",
-            self.named("settings"),
-            0,
-            &self.set(AfSpecUnspec::Inet(vec![inet])),
-        );
+        batch.typed("set", self.named("settings"), 0, &self.set(AfSpecUnspec::Inet(vec![inet])));
         batch.typed(
             "set",
             self.named("IPv6 address generation"),
@@ -95,12 +90,7 @@ impl End {
             AddressAttribute::Address(self.address.into()),
         ];
         let address = RouteNetlinkMessage::NewAddress(address);
-        batch.typed(
-            "add",
-            self.named(&format!("address {}/32", self.address)),
-            NEW,
-            &address,
-        );
+        batch.typed("add", self.named(&format!("address {}/32", self.address)), NEW, &address);
 
         let mut neighbour = NeighbourMessage::default();
         neighbour.header.family = AddressFamily::Inet;
@@ -111,12 +101,7 @@ impl End {
             NeighbourAttribute::LinkLayerAddress(other.mac.to_vec()),
         ];
         let neighbour = RouteNetlinkMessage::NewNeighbour(neighbour);
-        batch.typed(
-            "add",
-            self.named(&format!("neighbour {}", other.address)),
-            NEW,
-            &neighbour,
-        );
+        batch.typed("add", self.named(&format!("neighbour {}", other.address)), NEW, &neighbour);
     }
 
     fn named(&self, what: &str) -> String {
@@ -143,17 +128,9 @@ impl End {
             let mut batch = Batch::new();
             let mut request = LinkMessage::default();
             request.header.index = self.index;
-            batch.typed(
-                "read back",
-                self.name,
-                0,
-                &RouteNetlinkMessage::GetLink(request),
-            );
+            batch.typed("read back", self.name, 0, &RouteNetlinkMessage::GetLink(request));
             let link = self.find(&route.exchange(batch)?)?;
-            if link
-                .attributes
-                .contains(&LinkAttribute::OperState(State::Up))
-            {
+            if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
                 return self.check(&link);
             }
             std::thread::sleep(Duration::from_micros(500));
@@ -170,11 +147,7 @@ impl End {
                 return Ok(link);
             }
         }
-        Err(NetworkError::differs(
-            "read back",
-            self.name,
-            "no such device".into(),
-        ))
+        Err(NetworkError::differs("read back", self.name, "no such device".into()))
     }
 
     fn check(&self, link: &LinkMessage) -> Result<()> {
@@ -182,19 +155,13 @@ impl End {
         if !link.header.flags.contains(LinkFlags::Up) {
             return differs("it is down");
         }
-        if !link
-            .attributes
-            .contains(&LinkAttribute::Address(self.mac.to_vec()))
-        {
+        if !link.attributes.contains(&LinkAttribute::Address(self.mac.to_vec())) {
             return differs("it has another hardware address");
         }
-        let specs = link
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::AfSpecUnspec(specs) => Some(specs.as_slice()),
-                _ => None,
-            });
+        let specs = link.attributes.iter().find_map(|attribute| match attribute {
+            LinkAttribute::AfSpecUnspec(specs) => Some(specs.as_slice()),
+            _ => None,
+        });
         let mut ipv4 = false;
         for spec in specs.unwrap_or_default() {
             match spec {
@@ -212,11 +179,7 @@ impl End {
                 _ => {}
             }
         }
-        if ipv4 {
-            Ok(())
-        } else {
-            differs("its IPv4 settings are not those that were set")
-        }
+        if ipv4 { Ok(()) } else { differs("its IPv4 settings are not those that were set") }
     }
 
     /// Compares the addresses of the namespace with the one this end was given: no other device
@@ -244,11 +207,7 @@ impl End {
         if own {
             return Ok(());
         }
-        Err(NetworkError::differs(
-            "read back",
-            self.named("address"),
-            "it is missing".into(),
-        ))
+        Err(NetworkError::differs("read back", self.named("address"), "it is missing".into()))
     }
 }
 
@@ -297,9 +256,7 @@ pub(super) fn route(
     route.attributes = attributes;
     if let Some(address) = destination {
         route.header.destination_prefix_length = 32;
-        route
-            .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        route.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(address)));
     }
     route
 }
@@ -323,18 +280,11 @@ pub(super) fn check_routes(socket: &Route, expected: &[RouteMessage]) -> Result<
             route.header.kind == wanted.header.kind
                 && route.header.scope == wanted.header.scope
                 && route.header.destination_prefix_length == wanted.header.destination_prefix_length
-                && wanted
-                    .attributes
-                    .iter()
-                    .all(|a| route.attributes.contains(a))
+                && wanted.attributes.iter().all(|a| route.attributes.contains(a))
         })
     };
     if found.len() == expected.len() && expected.iter().all(shown) {
         return Ok(());
     }
-    Err(NetworkError::differs(
-        "read back",
-        "the routes",
-        format!("found {found:?}"),
-    ))
+    Err(NetworkError::differs("read back", "the routes", format!("found {found:?}")))
 }

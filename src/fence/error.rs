@@ -25,11 +25,7 @@ impl NetworkError {
         object: impl Into<String>,
         source: impl Into<io::Error>,
     ) -> Self {
-        Self {
-            step,
-            object: object.into(),
-            source: source.into(),
-        }
+        Self { step, object: object.into(), source: source.into() }
     }
 
     /// The kernel accepted `step`, but what it shows afterwards differs from what was asked for.

@@ -37,19 +37,11 @@ pub const CAPTURE_PORT: u16 = 15001;
 pub const DNS_PORT: u16 = 15053;
 
 /// The end of the cable in the gateway.
-pub(super) const GATEWAY_END: End = End {
-    name: "fence",
-    index: 200,
-    mac: [0x02, 0, 10, 200, 0, 1],
-    address: GATEWAY,
-};
+pub(super) const GATEWAY_END: End =
+    End { name: "fence", index: 200, mac: [0x02, 0, 10, 200, 0, 1], address: GATEWAY };
 /// The end of the cable in the fence; named as programs expect it.
-pub(super) const AGENT_END: End = End {
-    name: "eth0",
-    index: 200,
-    mac: [0x02, 0, 10, 200, 0, 2],
-    address: AGENT,
-};
+pub(super) const AGENT_END: End =
+    End { name: "eth0", index: 200, mac: [0x02, 0, 10, 200, 0, 2], address: AGENT };
 
 /// What was built and read back.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -69,10 +61,7 @@ pub struct GatewayReport {
 /// also reads back this one.
 pub fn build(gateway: &Route, fence: &Namespace) -> Result<GatewayReport> {
     lay_cable(gateway, fence)?;
-    Ok(GatewayReport {
-        address: GATEWAY,
-        nftables: nftables::apply()?,
-    })
+    Ok(GatewayReport { address: GATEWAY, nftables: nftables::apply()? })
 }
 
 /// Everything but the packet rules.
@@ -98,16 +87,8 @@ pub(super) fn lay_cable(gateway: &Route, fence: &Namespace) -> Result<()> {
     batch.typed("create", "the veth pair", NEW, &cable(fence));
     batch.typed("bring up", "lo of the gateway", 0, &device::up(LOOPBACK));
     GATEWAY_END.configure(&mut batch, &AGENT_END);
-    for (route, name) in routes
-        .iter()
-        .zip(["the route to the agent", "the local default route"])
-    {
-        batch.typed(
-            "add",
-            name,
-            NEW,
-            &RouteNetlinkMessage::NewRoute(route.clone()),
-        );
+    for (route, name) in routes.iter().zip(["the route to the agent", "the local default route"]) {
+        batch.typed("add", name, NEW, &RouteNetlinkMessage::NewRoute(route.clone()));
     }
     gateway.exchange(batch)?;
     GATEWAY_END.check_addresses(gateway)?;
@@ -129,8 +110,7 @@ fn cable(fence: &Namespace) -> RouteNetlinkMessage {
         link
     };
     let mut peer = end(&AGENT_END);
-    peer.attributes
-        .push(LinkAttribute::NetNsFd(fence.as_fd().as_raw_fd()));
+    peer.attributes.push(LinkAttribute::NetNsFd(fence.as_fd().as_raw_fd()));
     let mut link = end(&GATEWAY_END);
     link.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),

@@ -54,11 +54,7 @@ pub fn socket() -> Result<OwnedFd> {
 }
 
 fn listener(kind: SocketType, address: Ipv4Addr, port: u16) -> Result<OwnedFd> {
-    let name = if kind == SocketType::STREAM {
-        "tcp"
-    } else {
-        "udp"
-    };
+    let name = if kind == SocketType::STREAM { "tcp" } else { "udp" };
     let address = SocketAddrV4::new(address, port);
     let object = format!("{name} {address} in the gateway");
     let fd = open(kind, &object)?;
@@ -97,9 +93,5 @@ fn set_transparent(fd: &OwnedFd, object: &str) -> Result<()> {
     if result == 0 {
         return Ok(());
     }
-    Err(NetworkError::new(
-        "make transparent",
-        object,
-        io::Error::last_os_error(),
-    ))
+    Err(NetworkError::new("make transparent", object, io::Error::last_os_error()))
 }

@@ -88,11 +88,7 @@ pub(super) struct Batch {
 
 impl Batch {
     pub(super) fn new() -> Self {
-        Self {
-            bytes: Vec::with_capacity(2048),
-            first: 0,
-            subjects: Vec::with_capacity(16),
-        }
+        Self { bytes: Vec::with_capacity(2048), first: 0, subjects: Vec::with_capacity(16) }
     }
 
     /// Appends a message: `step` in the infinitive and `object` name it in errors.
@@ -107,17 +103,12 @@ impl Batch {
         let length = u32::try_from(HEADER + payload.len()).expect("a message is short");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes
-            .extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
+        self.bytes.extend_from_slice(&(flags | NLM_F_REQUEST).to_ne_bytes());
         // Sequence and port: the sequence is known when the batch is sent; the port is ours.
         self.bytes.extend_from_slice(&[0; 8]);
         self.bytes.extend_from_slice(payload);
         pad(&mut self.bytes);
-        self.subjects.push(Subject {
-            step,
-            object: object.to_string(),
-            optional: false,
-        });
+        self.subjects.push(Subject { step, object: object.to_string(), optional: false });
         self
     }
 
@@ -179,10 +170,7 @@ impl Batch {
     }
 
     fn receive(&self, fd: &OwnedFd, last: usize) -> Result<Replies> {
-        let mut replies = Replies {
-            messages: Vec::new(),
-            skipped: Vec::new(),
-        };
+        let mut replies = Replies { messages: Vec::new(), skipped: Vec::new() };
         let mut failed: Option<(usize, Errno)> = None;
         let mut buffer = vec![0; DATAGRAM];
         'datagrams: loop {
@@ -203,10 +191,7 @@ impl Batch {
                 };
                 if !matches!(message.kind, ERROR | DONE) {
                     let payload = message.payload.to_vec();
-                    replies.messages.push(Reply {
-                        kind: message.kind,
-                        payload,
-                    });
+                    replies.messages.push(Reply { kind: message.kind, payload });
                     continue;
                 }
                 // Both begin with zero or a negative errno.
@@ -264,11 +249,7 @@ impl Route {
         let mut batch = Batch::new();
         batch.typed("list", object, NLM_F_DUMP, request);
         let replies = batch.exchange(&self.0)?;
-        replies
-            .messages
-            .iter()
-            .map(|reply| reply.parse("list", object))
-            .collect()
+        replies.messages.iter().map(|reply| reply.parse("list", object)).collect()
     }
 }
 
@@ -319,18 +300,12 @@ fn messages(mut datagram: &[u8]) -> impl Iterator<Item = Received<'_>> {
         let kind = u16::from_ne_bytes([datagram[4], datagram[5]]);
         let sequence = u32_at(datagram, 8)?;
         datagram = datagram.get(align(length)..).unwrap_or_default();
-        Some(Received {
-            kind,
-            sequence,
-            payload,
-        })
+        Some(Received { kind, sequence, payload })
     })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes
-        .get(at..at + 4)
-        .map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+    bytes.get(at..at + 4).map(|b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
 }
 
 fn align(length: usize) -> usize {
@@ -376,9 +351,7 @@ mod tests {
     #[test]
     fn a_datagram_that_is_cut_off_ends() {
         let mut batch = Batch::new();
-        batch
-            .push("try", "one", 16, 0, b"x")
-            .push("try", "two", 17, 0, b"yy");
+        batch.push("try", "one", 16, 0, b"x").push("try", "two", 17, 0, b"yy");
         let all = batch.bytes;
         assert_eq!(messages(&all).map(|m| m.kind).collect::<Vec<_>>(), [16, 17]);
         for cut in 0..all.len() {

@@ -63,12 +63,7 @@ fn rig_after(before: impl Fn()) -> Rig {
     let diag = SockDiag::open().unwrap();
     netns::enter(&gateway).unwrap();
     let gateway_report = gateway::build(&gateway_route, &fence).unwrap();
-    let Listeners {
-        proxy,
-        captured,
-        dns_udp,
-        dns_tcp,
-    } = listeners::listeners().unwrap();
+    let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners::listeners().unwrap();
     let fence_report = agent_net::build(&fence_route, &gateway_route).unwrap();
     netns::enter(&fence).unwrap();
     Rig {
@@ -151,9 +146,7 @@ fn errno(error: &io::Error) -> Option<Errno> {
 }
 
 fn megabyte(mut from: TcpStream, mut to: TcpStream) {
-    let data: Vec<u8> = (0..1_048_576_u32)
-        .map(|i| i.to_le_bytes()[0] ^ 0x5a)
-        .collect();
+    let data: Vec<u8> = (0..1_048_576_u32).map(|i| i.to_le_bytes()[0] ^ 0x5a).collect();
     let sent = data.clone();
     let writer = std::thread::spawn(move || from.write_all(&sent));
     let mut received = vec![0; data.len()];
@@ -174,10 +167,7 @@ fn what_was_built_is_reported() {
         assert_eq!(rig.fence_report.address, AGENT);
         assert_eq!(rig.fence_report.ipv6, Ipv6::Unreachable);
         assert_ne!(rig.gateway.id().unwrap(), rig.fence.id().unwrap());
-        assert_eq!(
-            netns::current().unwrap().id().unwrap(),
-            rig.fence.id().unwrap()
-        );
+        assert_eq!(netns::current().unwrap().id().unwrap(), rig.fence.id().unwrap());
     });
 }
 
@@ -214,9 +204,7 @@ fn settings_copied_from_a_strict_node_do_not_matter() {
         client.recv(&mut [0; 8]).unwrap();
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let mut outer = rig
-            .connect_from_gateway(SocketAddrV4::new(AGENT, port))
-            .unwrap();
+        let mut outer = rig.connect_from_gateway(SocketAddrV4::new(AGENT, port)).unwrap();
         talk(&mut outer, &mut accept(&listener));
     });
 }
@@ -238,19 +226,12 @@ fn without_packet_rules_nothing_leaves_and_nothing_hangs() {
         let proxy = TcpListener::from(listeners.proxy);
         let mut client = connect(SocketAddrV4::new(GATEWAY, PROXY_PORT)).unwrap();
         talk(&mut client, &mut accept(&proxy));
-        for to in [
-            v4([1, 2, 3, 4], 80),
-            v4([10, 200, 0, 7], 80),
-            SocketAddrV4::new(GATEWAY, 22),
-        ] {
+        for to in [v4([1, 2, 3, 4], 80), v4([10, 200, 0, 7], 80), SocketAddrV4::new(GATEWAY, 22)] {
             let refused = connect(to).unwrap_err();
             assert_eq!(errno(&refused), Some(Errno::CONNREFUSED), "{to}");
         }
         let any = UdpSocket::bind("0.0.0.0:0").unwrap();
-        assert_eq!(
-            errno(&any.send_to(b"x", "8.8.8.8:123").unwrap_err()),
-            Some(Errno::ACCESS)
-        );
+        assert_eq!(errno(&any.send_to(b"x", "8.8.8.8:123").unwrap_err()), Some(Errno::ACCESS));
     });
 }
 
@@ -265,10 +246,7 @@ fn building_often_leaves_nothing_behind() {
             netns::enter(&home).unwrap();
         }
         let devices = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
-        assert!(
-            !devices.contains("eth0") && !devices.contains("fence"),
-            "{devices}"
-        );
+        assert!(!devices.contains("eth0") && !devices.contains("fence"), "{devices}");
     });
 }
 
@@ -280,9 +258,6 @@ fn a_second_build_in_the_same_place_fails_and_says_where() {
         let route = Route::open().unwrap();
         let error = gateway::build(&route, &rig.fence).unwrap_err();
         assert_eq!(error.errno(), Some(Errno::EXIST.raw_os_error()));
-        assert!(
-            error.to_string().starts_with("create the veth pair: "),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("create the veth pair: "), "{error}");
     });
 }

@@ -69,34 +69,10 @@ const RAW: i32 = -300;
 const DESTINATION_NAT: i32 = -100;
 
 const CHAINS: [Chain; 4] = [
-    Chain {
-        name: "in",
-        kind: "filter",
-        hook: PREROUTING,
-        priority: RAW,
-        policy: DROP,
-    },
-    Chain {
-        name: "out",
-        kind: "filter",
-        hook: OUTPUT,
-        priority: RAW,
-        policy: DROP,
-    },
-    Chain {
-        name: "through",
-        kind: "filter",
-        hook: FORWARD,
-        priority: 0,
-        policy: DROP,
-    },
-    Chain {
-        name: "dns",
-        kind: "nat",
-        hook: PREROUTING,
-        priority: DESTINATION_NAT,
-        policy: ACCEPT,
-    },
+    Chain { name: "in", kind: "filter", hook: PREROUTING, priority: RAW, policy: DROP },
+    Chain { name: "out", kind: "filter", hook: OUTPUT, priority: RAW, policy: DROP },
+    Chain { name: "through", kind: "filter", hook: FORWARD, priority: 0, policy: DROP },
+    Chain { name: "dns", kind: "nat", hook: PREROUTING, priority: DESTINATION_NAT, policy: ACCEPT },
 ];
 const DROP: u32 = NF_DROP.cast_unsigned();
 const ACCEPT: u32 = NF_ACCEPT.cast_unsigned();
@@ -118,40 +94,18 @@ fn rules() -> Vec<Rule> {
     let cable = GATEWAY_END.index;
     let name = GATEWAY_END.name;
     vec![
-        rule(
-            "in",
-            format!("iif != {name} drop"),
-            new().iif_is_not(cable).drop(),
-        ),
-        rule(
-            "in",
-            "meta nfproto != ipv4 drop".into(),
-            new().not_ipv4().drop(),
-        ),
-        rule(
-            "in",
-            format!("ip saddr != {AGENT} drop"),
-            new().source_is_not(AGENT).drop(),
-        ),
+        rule("in", format!("iif != {name} drop"), new().iif_is_not(cable).drop()),
+        rule("in", "meta nfproto != ipv4 drop".into(), new().not_ipv4().drop()),
+        rule("in", format!("ip saddr != {AGENT} drop"), new().source_is_not(AGENT).drop()),
         rule(
             "in",
             format!("ip daddr {GATEWAY} tcp dport {PROXY_PORT} notrack accept"),
-            new()
-                .tcp()
-                .destination(GATEWAY)
-                .destination_port(PROXY_PORT)
-                .notrack()
-                .accept(),
+            new().tcp().destination(GATEWAY).destination_port(PROXY_PORT).notrack().accept(),
         ),
         rule(
             "in",
             format!("tcp dport 53 notrack tproxy ip to :{DNS_PORT} accept"),
-            new()
-                .tcp()
-                .destination_port(53)
-                .notrack()
-                .tproxy(DNS_PORT)
-                .accept(),
+            new().tcp().destination_port(53).notrack().tproxy(DNS_PORT).accept(),
         ),
         rule(
             "in",
@@ -163,26 +117,10 @@ fn rules() -> Vec<Rule> {
             format!("udp dport 53 limit rate {QUERIES}/second burst {QUERIES} packets accept"),
             new().udp().destination_port(53).limit(QUERIES).accept(),
         ),
-        rule(
-            "out",
-            format!("oif != {name} drop"),
-            new().oif_is_not(cable).drop(),
-        ),
-        rule(
-            "out",
-            "meta nfproto != ipv4 drop".into(),
-            new().not_ipv4().drop(),
-        ),
-        rule(
-            "out",
-            format!("ip daddr != {AGENT} drop"),
-            new().destination_is_not(AGENT).drop(),
-        ),
-        rule(
-            "out",
-            "meta l4proto tcp notrack accept".into(),
-            new().tcp().notrack().accept(),
-        ),
+        rule("out", format!("oif != {name} drop"), new().oif_is_not(cable).drop()),
+        rule("out", "meta nfproto != ipv4 drop".into(), new().not_ipv4().drop()),
+        rule("out", format!("ip daddr != {AGENT} drop"), new().destination_is_not(AGENT).drop()),
+        rule("out", "meta l4proto tcp notrack accept".into(), new().tcp().notrack().accept()),
         rule(
             "out",
             format!("udp sport {DNS_PORT} accept"),
@@ -213,23 +151,13 @@ pub(super) fn apply() -> Result<Nftables> {
     };
     read_back::chains(&socket)?;
     read_back::rules(&socket, &rules)?;
-    Ok(Nftables::Applied {
-        rules: rules.len(),
-        digest: digest(&rules),
-    })
+    Ok(Nftables::Applied { rules: rules.len(), digest: digest(&rules) })
 }
 
 /// The kernel has no `nf_tables`, or lacks one of the expressions or chain types.
 fn is_missing(error: &NetworkError) -> bool {
-    let unsupported = [
-        Errno::NOENT,
-        Errno::OPNOTSUPP,
-        Errno::AFNOSUPPORT,
-        Errno::PROTONOSUPPORT,
-    ];
-    unsupported
-        .iter()
-        .any(|errno| error.errno() == Some(errno.raw_os_error()))
+    let unsupported = [Errno::NOENT, Errno::OPNOTSUPP, Errno::AFNOSUPPORT, Errno::PROTONOSUPPORT];
+    unsupported.iter().any(|errno| error.errno() == Some(errno.raw_os_error()))
 }
 
 /// The kinds of message, in the subsystem's half of the number.
@@ -239,15 +167,8 @@ fn kind(message: libc::c_int) -> u16 {
 
 /// `struct nfgenmsg`: family, version 0, and for the marks of a transaction the subsystem.
 fn header(family: libc::c_int, resource: libc::c_int) -> Vec<u8> {
-    let [high, low] = u16::try_from(resource)
-        .expect("a small constant")
-        .to_be_bytes();
-    vec![
-        u8::try_from(family).expect("a small constant"),
-        0,
-        high,
-        low,
-    ]
+    let [high, low] = u16::try_from(resource).expect("a small constant").to_be_bytes();
+    vec![u8::try_from(family).expect("a small constant"), 0, high, low]
 }
 
 fn string(out: &mut Vec<u8>, kind: u16, value: &str) {
@@ -280,13 +201,7 @@ fn transaction(rules: &[Rule]) -> Batch {
 
     let mut table = header(libc::NFPROTO_INET, 0);
     string(&mut table, TABLE_NAME, TABLE);
-    batch.push(
-        "add",
-        "the table of packet rules",
-        kind(libc::NFT_MSG_NEWTABLE),
-        new,
-        &table,
-    );
+    batch.push("add", "the table of packet rules", kind(libc::NFT_MSG_NEWTABLE), new, &table);
     for chain in &CHAINS {
         let mut payload = header(libc::NFPROTO_INET, 0);
         string(&mut payload, CHAIN_TABLE, TABLE);
@@ -302,13 +217,7 @@ fn transaction(rules: &[Rule]) -> Batch {
         attribute(&mut payload, RULE_USERDATA, &comment(&rule.text));
         let flags = NLM_F_CREATE | NLM_F_APPEND;
         let name = format!("\"{}\"", rule.text);
-        batch.push(
-            "add the packet rule",
-            name,
-            kind(libc::NFT_MSG_NEWRULE),
-            flags,
-            &payload,
-        );
+        batch.push("add the packet rule", name, kind(libc::NFT_MSG_NEWRULE), flags, &payload);
     }
     batch.push("write", "the packet rules", begin + 1, 0, &marks);
     batch
@@ -368,10 +277,7 @@ mod tests {
     fn a_changed_rule_is_seen() {
         let rules = rules();
         for (index, one) in rules.iter().enumerate() {
-            assert!(read_back::same_expressions(
-                &one.expressions,
-                &one.expressions
-            ));
+            assert!(read_back::same_expressions(&one.expressions, &one.expressions));
             for (other, two) in rules.iter().enumerate() {
                 let same = read_back::same_expressions(&one.expressions, &two.expressions);
                 assert_eq!(same, index == other || one.text == two.text, "{}", one.text);

@@ -65,10 +65,7 @@ impl SockDiag {
     /// only is not among them.
     pub fn listening(&mut self) -> Result<Vec<u16>> {
         let mut ports = BTreeSet::new();
-        for (family, mut id) in [
-            (AF_INET, SocketId::new_v4()),
-            (AF_INET6, SocketId::new_v6()),
-        ] {
+        for (family, mut id) in [(AF_INET, SocketId::new_v4()), (AF_INET6, SocketId::new_v6())] {
             id.cookie = ANY_COOKIE;
             let request = request(family, StateFlags::LISTEN, id);
             let object = "the sockets that listen";
@@ -145,10 +142,7 @@ fn is_between(id: &SocketId, client: SocketAddrV4, server: SocketAddrV4) -> bool
 }
 
 fn is_reachable(found: &InetResponse) -> bool {
-    let ipv6_only = found
-        .nlas
-        .iter()
-        .any(|nla| matches!(nla, Nla::SkV6Only(true)));
+    let ipv6_only = found.nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true)));
     match found.header.socket_id.source_address {
         IpAddr::V6(address) if address.is_unspecified() => !ipv6_only,
         address => {

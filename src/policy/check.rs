@@ -110,7 +110,7 @@ fn identity(name: Option<&Located>, what: &str, problems: &mut Problems) -> Opti
     Some(name.text.clone())
 }
 
-/// Binaries that no process can have.
+/// Binaries that no process can have, and those that any process can claim.
 pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problems) {
     if policy.binaries.is_empty() {
         problems.warn(
@@ -127,8 +127,18 @@ pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problem
         );
     }
     for binary in &policy.binaries {
-        let text = binary.text.as_str();
+        let text = binary.path.text.as_str();
         let glob = text.contains('*');
+        if let Some(at) = binary.ancestors {
+            problems.warn(
+                at,
+                format!(
+                    "binary {text:?}: `ancestors: true` gives what network policy {key:?} allows to \
+                     every program of the agent: any program can become a child of it"
+                ),
+                "name the executables that connect, each by its own path",
+            );
+        }
         let wrong = if text.len() > MAX_PATH {
             "is longer than 4096 bytes"
         } else if !text.starts_with('/') && !text.starts_with('*') {
@@ -140,7 +150,7 @@ pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problem
         } else {
             if !glob && text.contains(['?', '[', '{']) {
                 problems.warn(
-                    binary.at,
+                    binary.path.at,
                     format!(
                         "binary {text:?} is taken literally: only a path with `*` is a pattern"
                     ),
@@ -149,13 +159,17 @@ pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problem
             }
             if text.split('/').any(|part| part != "**" && part.contains("**")) {
                 problems.warn(
-                    binary.at,
+                    binary.path.at,
                     format!("binary {text:?}: `**` crosses `/` only as a whole component"),
                     "write `/**/`, or `*`",
                 );
             }
             continue;
         };
-        problems.error(binary.at, format!("binary {text:?} {wrong}"), "write the path of the file");
+        problems.error(
+            binary.path.at,
+            format!("binary {text:?} {wrong}"),
+            "write the path of the file",
+        );
     }
 }

@@ -8,7 +8,8 @@ use ipnet::IpNet;
 pub struct Caller {
     /// The executable's absolute path.
     pub exe: String,
-    /// The executables of its parent, its parent's parent and so on.
+    /// The executables of its parent, its parent's parent and so on. They count only for binaries
+    /// with `ancestors: true`: any program can get any ancestor.
     pub ancestors: Vec<String>,
 }
 
@@ -95,7 +96,8 @@ pub enum Verdict {
 pub struct Denial {
     /// The policy that refused, `-` when none matched.
     pub policy: String,
-    /// Short; names no other policy, and nothing that the agent sent.
+    /// Printable ASCII; names no other policy, and of what the agent chose at most the path of an
+    /// ancestor (about 512 bytes).
     pub reason: String,
     /// `GET /path` for a request (path canonical, so printable ASCII), empty for a connection.
     pub rule: String,

@@ -5,12 +5,14 @@
 //! denial beats every allowance.
 #![forbid(unsafe_code)]
 
+mod binaries;
 mod compile;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
+use binaries::Named;
 pub(super) use compile::compile;
 use ipnet::IpNet;
 
@@ -32,16 +34,6 @@ pub struct Policy {
     policies: Vec<Named>,
     endpoints: Vec<Endpoint>,
     ports: HashMap<u16, Port>,
-}
-
-/// A network policy's name and who it is for.
-#[derive(Debug, Clone)]
-struct Named {
-    key: String,
-    /// Everyone: `path: "/**"`.
-    anyone: bool,
-    exact: HashSet<String>,
-    globs: Vec<PathGlob>,
 }
 
 /// Indices of endpoints for one port.
@@ -84,15 +76,6 @@ enum Method {
     /// HEAD too.
     Get,
     Other(String),
-}
-
-impl Named {
-    fn admits(&self, caller: &Caller) -> bool {
-        self.anyone
-            || std::iter::once(&caller.exe).chain(&caller.ancestors).any(|path| {
-                self.exact.contains(path) || self.globs.iter().any(|glob| glob.matches(path))
-            })
-    }
 }
 
 impl Rule {
@@ -166,8 +149,7 @@ impl Policy {
     /// none. Called once at start, before the agent runs: later the agent may own the links.
     pub fn resolve_binaries(&mut self, resolve: impl Fn(&str) -> Option<String>) {
         for policy in &mut self.policies {
-            let targets: Vec<_> = policy.exact.iter().filter_map(|path| resolve(path)).collect();
-            policy.exact.extend(targets.into_iter().filter(|path| path.starts_with('/')));
+            policy.resolve(&resolve);
         }
     }
 
@@ -340,20 +322,29 @@ impl Policy {
         port: u16,
         request: Option<&Request<'_>>,
     ) -> Denial {
-        let reason = if self.candidates(host, port).next().is_some() {
-            "the policy allows this host and port, but not for this binary"
+        let listed = |path: &&String| {
+            self.candidates(host, port).any(|e| self.policies[e.policy].lists(path))
+        };
+        let reason = if self.candidates(host, port).next().is_none() {
+            NO_HOST.into()
+        } else if let Some(ancestor) = caller.ancestors.iter().find(listed) {
+            let ancestor = suggestion::printable(ancestor);
+            format!("{NO_BINARY}: its ancestor {ancestor} is listed; {ONLY_ITSELF}")
         } else {
-            "no policy allows this host and port"
+            NO_BINARY.into()
         };
         Denial {
             policy: "-".into(),
-            reason: reason.into(),
+            reason,
             rule: request.map(rule_line).unwrap_or_default(),
             suggestion: suggestion::allow(&caller.exe, host, port, None),
         }
     }
 }
 
+const NO_HOST: &str = "no policy allows this host and port";
+const NO_BINARY: &str = "the policy allows this host and port, but not for this binary";
+const ONLY_ITSELF: &str = "only the executable itself counts";
 const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
 const NO_COVER: &str = "no endpoint of the policy covers this path";

@@ -42,8 +42,9 @@ async fn what_the_policy_allows_passes() {
             // Several requests on one connection.
             ("keep-alive", format!("curl -sS https://{HOST}/hello https://{HOST}/hello"), BODY),
         ];
-        for (what, script, wanted) in cases {
-            let done = place.enter(&pod, &script).await;
+        let scripts: Vec<&str> = cases.iter().map(|(_, script, _)| script.as_str()).collect();
+        let outcomes = place.enter_all(&pod, &scripts).await;
+        for ((what, _, wanted), done) in cases.iter().zip(outcomes) {
             assert!(done.code == 0 && done.text.contains(wanted), "{what}: {done:?}");
         }
         // The name the server saw is the one that was asked for.
@@ -105,8 +106,9 @@ async fn the_rest_is_refused_with_its_reason() {
                 vec!["10.96.0.1:443"],
             ),
         ];
-        for (what, script, words) in cases {
-            let done = place.enter(&pod, &script).await;
+        let scripts: Vec<&str> = cases.iter().map(|(_, script, _)| script.as_str()).collect();
+        let outcomes = place.enter_all(&pod, &scripts).await;
+        for ((what, _, words), done) in cases.iter().zip(outcomes) {
             assert_refused(what, &done);
             assert!(!done.text.contains(BODY), "{what}: {done:?}");
             let line = place.denial("agent", &words).await;
@@ -142,8 +144,9 @@ async fn packets_that_are_no_tcp_go_nowhere() {
             ("packet", send("socket.socket(socket.AF_PACKET, socket.SOCK_RAW)"), "Error"),
             ("IPv6", send("socket.create_connection((\"2001:db8::1\", 443), 20)"), "OSError"),
         ];
-        for (what, script, wanted) in cases {
-            let done = place.enter(&pod, &script).await;
+        let scripts: Vec<&str> = cases.iter().map(|(_, script, _)| script.as_str()).collect();
+        let outcomes = place.enter_all(&pod, &scripts).await;
+        for ((what, _, wanted), done) in cases.iter().zip(outcomes) {
             assert!(done.code != 0 && done.text.contains(wanted), "{what}: {done:?}");
             assert!(!done.text.contains("timed out"), "{what}: {done:?}");
         }

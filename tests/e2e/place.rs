@@ -278,6 +278,25 @@ impl Place {
         self.exec(name, "agent", &["sh", "-c", script]).await
     }
 
+    /// The same for many scripts, one after the other in one exec.
+    pub async fn enter_all(&self, pod: &Pod, scripts: &[&str]) -> Vec<Done> {
+        const EACH: &str = r#"for script; do sh -c "$script" 2>&1; printf '\n@%s@\n' $?; done"#;
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let words = [&["sh", "-c", EACH, "sh"], scripts].concat();
+        let all = self.exec(name, "agent", &words).await;
+        let mut done = Vec::new();
+        let mut text = String::new();
+        for line in all.text.lines() {
+            let code = line.strip_prefix('@').and_then(|rest| rest.strip_suffix('@')?.parse().ok());
+            match code {
+                Some(code) => done.push(Done { code, text: std::mem::take(&mut text) }),
+                None => text = text + line + "\n",
+            }
+        }
+        assert_eq!(done.len(), scripts.len(), "{all:?}");
+        done
+    }
+
     /// An event whose message has all the `words`.
     pub async fn event(&self, words: &[&str]) -> Event {
         let api = self.api::<Event>();

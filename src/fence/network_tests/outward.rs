@@ -75,10 +75,7 @@ fn loopback_of_the_fence_is_its_own() {
         assert_eq!(errno(&refused), Some(Errno::CONNREFUSED));
         let refused = connect(SocketAddrV4::new(AGENT, PROXY_PORT)).unwrap_err();
         assert_eq!(errno(&refused), Some(Errno::CONNREFUSED));
-        for loopback in [
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ] {
+        for loopback in [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)] {
             let one = UdpSocket::bind((loopback, 0)).unwrap();
             let two = UdpSocket::bind((loopback, 0)).unwrap();
             one.send_to(b"x", two.local_addr().unwrap()).unwrap();
@@ -92,19 +89,10 @@ fn datagrams_fail_at_once() {
     in_thread(|| {
         let _rig = rig();
         let any = UdpSocket::bind("0.0.0.0:0").unwrap();
-        for to in [
-            "8.8.8.8:123",
-            "10.200.0.1:15053",
-            "10.200.0.7:5353",
-            "1.1.1.1:443",
-        ] {
+        for to in ["8.8.8.8:123", "10.200.0.1:15053", "10.200.0.7:5353", "1.1.1.1:443"] {
             let error = any.send_to(b"x", to).unwrap_err();
             assert_eq!(errno(&error), Some(Errno::ACCESS), "{to}");
-            assert_eq!(
-                errno(&any.connect(to).unwrap_err()),
-                Some(Errno::ACCESS),
-                "{to}"
-            );
+            assert_eq!(errno(&any.connect(to).unwrap_err()), Some(Errno::ACCESS), "{to}");
         }
         let lite = rustix::net::ipproto::UDPLITE;
         match rustix::net::socket_with(
@@ -115,11 +103,7 @@ fn datagrams_fail_at_once() {
         ) {
             Ok(socket) => {
                 for to in [v4([8, 8, 8, 8], 53), v4([8, 8, 8, 8], 80)] {
-                    assert_eq!(
-                        rustix::net::connect(&socket, &to),
-                        Err(Errno::ACCESS),
-                        "{to}"
-                    );
+                    assert_eq!(rustix::net::connect(&socket, &to), Err(Errno::ACCESS), "{to}");
                 }
             }
             Err(e) => eprintln!("SKIPPED: this kernel has no UDP-Lite ({e})"),
@@ -132,27 +116,16 @@ fn dns_is_answered_from_the_address_that_was_asked() {
     in_thread(|| {
         let rig = rig();
         rig.dns_udp.set_nonblocking(false).unwrap();
-        for server in [
-            "8.8.8.8:53",
-            "10.96.0.10:53",
-            "10.200.0.1:53",
-            "169.254.20.10:53",
-        ] {
+        for server in ["8.8.8.8:53", "10.96.0.10:53", "10.200.0.1:53", "169.254.20.10:53"] {
             let client = UdpSocket::bind("0.0.0.0:0").unwrap();
             client.connect(server).unwrap();
             client.set_read_timeout(Some(PATIENCE)).unwrap();
             for _ in 0..2 {
                 client.send(b"query").unwrap();
-                assert!(
-                    wait(&rig.dns_udp, PollFlags::IN),
-                    "{server}: no query arrived"
-                );
+                assert!(wait(&rig.dns_udp, PollFlags::IN), "{server}: no query arrived");
                 let mut buffer = [0; 16];
                 let (length, from) = rig.dns_udp.recv_from(&mut buffer).unwrap();
-                assert_eq!(
-                    (&buffer[..length], from.ip()),
-                    (&b"query"[..], AGENT.into())
-                );
+                assert_eq!((&buffer[..length], from.ip()), (&b"query"[..], AGENT.into()));
                 rig.dns_udp.send_to(b"answer", from).unwrap();
                 // A connected socket takes only what comes from the address it is connected to.
                 let length = client.recv(&mut buffer).unwrap();
@@ -170,12 +143,7 @@ fn dns_is_answered_from_the_address_that_was_asked() {
 fn ipv6_is_unreachable_at_once() {
     in_thread(|| {
         let _rig = rig();
-        for to in [
-            "[2001:db8::1]:80",
-            "[fe80::1]:80",
-            "[ff02::1]:80",
-            "[64:ff9b::1]:53",
-        ] {
+        for to in ["[2001:db8::1]:80", "[fe80::1]:80", "[ff02::1]:80", "[64:ff9b::1]:53"] {
             let to: SocketAddr = to.parse().unwrap();
             let error = TcpStream::connect_timeout(&to, PATIENCE).unwrap_err();
             let expected = [Some(Errno::NETUNREACH), Some(Errno::INVAL)];

@@ -70,17 +70,13 @@ impl Expressions {
     }
 
     fn meta(self, key: u32, operator: u32, wanted: &[u8]) -> Self {
-        self.numbers("meta", &[(2, key), (1, REGISTER)])
-            .compare(operator, wanted)
+        self.numbers("meta", &[(2, key), (1, REGISTER)]).compare(operator, wanted)
     }
 
     fn payload(self, base: u32, offset: u32, operator: u32, wanted: &[u8]) -> Self {
         let length = u32::try_from(wanted.len()).expect("a field is short");
-        self.numbers(
-            "payload",
-            &[(1, REGISTER), (2, base), (3, offset), (4, length)],
-        )
-        .compare(operator, wanted)
+        self.numbers("payload", &[(1, REGISTER), (2, base), (3, offset), (4, length)])
+            .compare(operator, wanted)
     }
 
     /// Device indexes are in the machine's order; everything else is as in the packet.
@@ -151,8 +147,7 @@ impl Expressions {
     }
 
     pub(super) fn tproxy(self, port: u16) -> Self {
-        self.load_port(port)
-            .numbers("tproxy", &[(1, u32::from(IPV4)), (3, REGISTER)])
+        self.load_port(port).numbers("tproxy", &[(1, u32::from(IPV4)), (3, REGISTER)])
     }
 
     pub(super) fn redirect(self, port: u16) -> Self {

@@ -20,11 +20,7 @@ fn list(socket: &OwnedFd, what: &'static str, message: libc::c_int) -> Result<Ve
     batch.push("list", what, kind(message), NLM_F_DUMP, &all);
     let replies = batch.exchange(socket)?;
     let attributes = |payload: &[u8]| payload.get(4..).map(<[u8]>::to_vec);
-    Ok(replies
-        .messages
-        .iter()
-        .filter_map(|reply| attributes(&reply.payload))
-        .collect())
+    Ok(replies.messages.iter().filter_map(|reply| attributes(&reply.payload)).collect())
 }
 
 pub(super) fn chains(socket: &OwnedFd) -> Result<()> {
@@ -40,22 +36,14 @@ pub(super) fn chains(socket: &OwnedFd) -> Result<()> {
         return Ok(());
     }
     let found = format!("{} chains, or other than those written", found.len());
-    Err(NetworkError::differs(
-        "read back",
-        "the chains of packet rules",
-        found,
-    ))
+    Err(NetworkError::differs("read back", "the chains of packet rules", found))
 }
 
 pub(super) fn rules(socket: &OwnedFd, rules: &[Rule]) -> Result<()> {
     let found = list(socket, "the packet rules", libc::NFT_MSG_GETRULE)?;
     if found.len() != rules.len() {
         let found = format!("{} instead of {}", found.len(), rules.len());
-        return Err(NetworkError::differs(
-            "read back",
-            "the packet rules",
-            found,
-        ));
+        return Err(NetworkError::differs("read back", "the packet rules", found));
     }
     for (shown, rule) in found.iter().zip(rules) {
         let mut wanted = Vec::new();
@@ -64,11 +52,7 @@ pub(super) fn rules(socket: &OwnedFd, rules: &[Rule]) -> Result<()> {
         let shown_expressions = value(shown, RULE_EXPRESSIONS).unwrap_or_default();
         if !includes(shown, &wanted) || !same_expressions(shown_expressions, &rule.expressions) {
             let object = format!("the packet rule \"{}\"", rule.text);
-            return Err(NetworkError::differs(
-                "read back",
-                object,
-                "it is another".into(),
-            ));
+            return Err(NetworkError::differs("read back", object, "it is another".into()));
         }
     }
     Ok(())
@@ -77,12 +61,10 @@ pub(super) fn rules(socket: &OwnedFd, rules: &[Rule]) -> Result<()> {
 /// The attributes of a list, with the flag bits of their kind removed. Ends at one that is
 /// malformed.
 fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    NlasIterator::new(bytes)
-        .map_while(std::result::Result::ok)
-        .map(|nla| {
-            let length = nla.value_length();
-            (nla.kind(), &nla.into_inner()[4..4 + length])
-        })
+    NlasIterator::new(bytes).map_while(std::result::Result::ok).map(|nla| {
+        let length = nla.value_length();
+        (nla.kind(), &nla.into_inner()[4..4 + length])
+    })
 }
 
 fn value(bytes: &[u8], kind: u16) -> Option<&[u8]> {
@@ -98,13 +80,11 @@ fn includes(shown: &[u8], wanted: &[u8]) -> bool {
 /// The same expressions in the same order, each with all that was asked for.
 pub(super) fn same_expressions(shown: &[u8], wanted: &[u8]) -> bool {
     attributes(shown).count() == attributes(wanted).count()
-        && attributes(shown)
-            .zip(attributes(wanted))
-            .all(|((_, shown), (_, wanted))| {
-                value(shown, NAME) == value(wanted, NAME)
-                    && includes(
-                        value(shown, DATA).unwrap_or_default(),
-                        value(wanted, DATA).unwrap_or_default(),
-                    )
-            })
+        && attributes(shown).zip(attributes(wanted)).all(|((_, shown), (_, wanted))| {
+            value(shown, NAME) == value(wanted, NAME)
+                && includes(
+                    value(shown, DATA).unwrap_or_default(),
+                    value(wanted, DATA).unwrap_or_default(),
+                )
+        })
 }

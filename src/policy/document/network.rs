@@ -12,7 +12,15 @@ pub(in crate::policy) struct NetworkPolicy {
     /// Where its key stands.
     pub at: Place,
     pub endpoints: Vec<Endpoint>,
-    pub binaries: Vec<Located>,
+    pub binaries: Vec<Binary>,
+}
+
+/// One entry of `binaries`.
+#[derive(Debug)]
+pub(in crate::policy) struct Binary {
+    pub path: Located,
+    /// Where `ancestors: true` stands: descendants of the binary are meant too.
+    pub ancestors: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -85,7 +93,7 @@ pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> Network
     policy
 }
 
-fn binary(what: String, node: &Node, problems: &mut Problems) -> Option<Located> {
+fn binary(what: String, node: &Node, problems: &mut Problems) -> Option<Binary> {
     let mut fields = Fields::of(node, what, problems)?;
     let path = fields.take("path").and_then(|path| path.text(&fields.name("path"), problems));
     if path.is_none()
@@ -93,12 +101,16 @@ fn binary(what: String, node: &Node, problems: &mut Problems) -> Option<Located>
     {
         problems.error(node.at, format!("{} is missing", fields.name("path")), "name the binary");
     }
+    // Ours. A value that is not a boolean is an error, and the policy does not load.
+    let ancestors = fields
+        .take("ancestors")
+        .and_then(|node| node.boolean(&fields.name("ancestors"), problems)?.then_some(node.at));
     if fields.take("harness").is_some() {
         problems.warn(node.at, "`harness` has no effect", "remove it");
     }
     fields.take("advisor_proposed");
     fields.finish(None, problems);
-    path
+    Some(Binary { path: path?, ancestors })
 }
 
 fn endpoint(name: String, node: &Node, problems: &mut Problems) -> Option<Endpoint> {

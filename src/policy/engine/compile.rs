@@ -1,7 +1,7 @@
 //! From the document to the compiled policy. A pattern that is not one is found here.
 #![forbid(unsafe_code)]
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::{Endpoint, Inspected, Method, Named, Policy, Port, Rule};
 use crate::policy::document::{self, Document, Enforcement, NetworkPolicy};
@@ -53,17 +53,12 @@ impl Compiler<'_> {
     }
 
     fn named(&mut self, key: &str, policy: &NetworkPolicy) -> Named {
-        let mut named =
-            Named { key: key.into(), anyone: false, exact: HashSet::new(), globs: Vec::new() };
+        let mut named = Named::new(key);
         for binary in &policy.binaries {
-            match self.good(binary.at, key, PathGlob::of_binary(&binary.text)) {
-                Some(PathGlob::Literal(path)) => {
-                    named.exact.insert(path);
-                }
-                Some(PathGlob::Any) => named.anyone = true,
-                Some(PathGlob::Under(prefix)) if prefix == "/" => named.anyone = true,
-                Some(glob) => named.globs.push(glob),
-                None => {}
+            if let Some(glob) =
+                self.good(binary.path.at, key, PathGlob::of_binary(&binary.path.text))
+            {
+                named.add(glob, binary.ancestors.is_some());
             }
         }
         named

@@ -55,6 +55,49 @@ fn symlinks_are_added_once_resolved() {
     assert!(!allowed(&policy, "relative", "api.example.com", 443));
 }
 
+/// Links of entries with `ancestors: true` are followed for ancestors, those of others are not.
+#[test]
+fn symlinks_of_ancestors_are_resolved_where_they_count() {
+    let yaml = |key: &str| {
+        format!(
+            "
+network_policies:
+  a:
+    endpoints: [{{ host: api.example.com, port: 443 }}]
+    binaries: [{{ path: /usr/bin/link{key} }}]
+"
+        )
+    };
+    for (key, allows) in [("", false), (", ancestors: false", false), (", ancestors: true", true)] {
+        let mut policy = policy(&yaml(key));
+        policy.resolve_binaries(|_| Some("/usr/bin/agent".into()));
+        assert!(policy.names_binaries());
+        assert!(allowed(&policy, "/usr/bin/agent", "api.example.com", 443));
+        assert_eq!(allowed(&policy, "/tmp/x", "api.example.com", 443), allows, "{key:?}");
+    }
+}
+
+/// A denied child gets the lines for itself, not for its ancestor.
+#[test]
+fn a_child_of_a_listed_binary_is_told_to_list_itself() {
+    let policy = policy(EXAMPLE);
+    let caller = Caller {
+        exe: "/usr/lib/git-core/git-remote-http".into(),
+        ancestors: vec!["/bin/sh".into(), "/usr/bin/python3".into()],
+    };
+    let Connect::Deny(denial) = policy.connect(&caller, &host("api.example.com"), 443) else {
+        panic!("allowed");
+    };
+    assert!(denial.reason.contains("its ancestor /usr/bin/python3 is listed"), "{denial:?}");
+    assert!(denial.suggestion.contains("{ path: \"/usr/lib/git-core/git-remote-http\" }"));
+    assert!(!denial.suggestion.contains("python3"), "{denial:?}");
+    // Where nothing is listed for the host there is nothing to hint at.
+    let Connect::Deny(denial) = policy.connect(&caller, &host("other.example.com"), 443) else {
+        panic!("allowed");
+    };
+    assert_eq!(denial.reason, NO_HOST);
+}
+
 #[test]
 fn policies_for_everyone_need_no_identity() {
     let policy = policy(EXAMPLE);
@@ -148,6 +191,33 @@ network_policies:
 });
 
 proptest! {
+    /// Whatever runs above it, a program is allowed what it is allowed alone.
+    #[test]
+    fn ancestors_change_no_verdict(
+        exe in "/usr/bin/(python3|x)|/opt/a/bin/x|/tmp/x",
+        ancestors in prop::collection::vec("/usr/bin/(python3|x)|/opt/a/bin/x|/bin/sh", 0..4),
+    ) {
+        let policy = &*PARSED;
+        let request = Request { method: "GET", path: "/", query: &[] };
+        let alone = Caller { exe: exe.clone(), ancestors: Vec::new() };
+        let below = Caller { exe, ancestors };
+        for name in ["api.example.com", "a.wild.example.com", "open.example.com"] {
+            for port in [80, 443] {
+                let name = host(name);
+                let allows = |caller| match policy.connect(caller, &name, port) {
+                    Connect::Allow(grant) => Some(grant),
+                    Connect::Deny(_) => None,
+                };
+                prop_assert_eq!(allows(&alone), allows(&below));
+                let passes = |caller| match policy.request(caller, &name, port, &request) {
+                    Verdict::Deny(_) => None,
+                    passes => Some(passes),
+                };
+                prop_assert_eq!(passes(&alone), passes(&below));
+            }
+        }
+    }
+
     /// However a name is spelt, the verdict is the same, and it is the one of the canonical name.
     #[test]
     fn spelling_changes_no_verdict(
