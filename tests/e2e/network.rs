@@ -111,7 +111,7 @@ async fn the_rest_is_refused_with_its_reason() {
         for ((what, _, words), done) in cases.iter().zip(outcomes) {
             assert_refused(what, &done);
             assert!(!done.text.contains(BODY), "{what}: {done:?}");
-            let line = place.denial("agent", &words).await;
+            let line = place.denial("agent", words).await;
             println!("{what}: exit {}, {line}", done.code);
         }
         // What the client is told names the cause too.
