@@ -25,31 +25,37 @@ use_rig() {
 }
 
 # From here on `kube`, `helm_` and `push` mean a cluster of the caller's kubeconfig and a registry
-# that it pulls from.
+# that it pulls from: use_context CONTEXT REGISTRY PLAIN-HTTP(yes|no).
 use_context() {
     context=$1
     registry=${2%/}
+    plain_http=$3
     command -v kubectl >/dev/null || die "kubectl is needed in PATH for --context"
     command -v helm >/dev/null || die "helm is needed in PATH for --context"
     kube() { kubectl --context "$context" "$@"; }
     helm_() { helm --kube-context "$context" "$@"; }
-    push() { push_archive "$1" "$registry/$2"; }
+    push() { push_archive "$1" "$registry/$2" "$plain_http"; }
     insecure_registries="{}"
+    [ "$plain_http" = no ] || insecure_registries="{${registry%%/*}}"
     kube version >/dev/null 2>&1 || die "the cluster of context $context does not answer: kubectl --context $context version"
 }
 
-# step WHAT COMMAND…: runs it quietly; shows its output when it fails. STEP_HINT says what to do.
+# step WHAT COMMAND…: runs it quietly; shows its output when it fails.
 step() {
-    local what=$1 log=$LOGS/step.log began=$SECONDS
+    local what=$1 log=$LOGS/step.log began=$SECONDS job
     shift
     say "$what"
-    if ! "$@" >"$log" 2>&1; then
+    # As a job of its own, so that the first command of a function that fails ends it: bash does
+    # not do that inside a condition.
+    "$@" >"$log" 2>&1 &
+    job=$!
+    if ! wait "$job"; then
         tail -n 40 "$log" >&2
-        die "failed after $((SECONDS - began)) s: $what${STEP_HINT:+; $STEP_HINT}"
+        die "failed after $((SECONDS - began)) s: $what"
     fi
 }
 
-# Pushes what step shows nothing of; sets RINGFENCE_IMAGE and AGENT_IMAGE.
+# Sets RINGFENCE_IMAGE and AGENT_IMAGE.
 push_images() {
     local archive
     archive=$(scripts/image)

@@ -8,25 +8,30 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use crate::place::{PATIENCE, Place, fenced, status, supervisor};
+use crate::place::{PATIENCE, Place, fenced, status, supervisor, unlabelled};
+use crate::rig::Rig;
 
-/// One attempt: where the author's files are mounted, and from which image.
+/// One attempt: an image, and where the author's files are mounted.
 struct Attempt {
     name: &'static str,
+    image: String,
+    /// Nothing is mounted where this is empty.
     path: String,
     /// One file, by a subPath.
     file: bool,
-    /// The image with links in it.
-    links: bool,
 }
 
 /// `bin` is where the supervisor is in a pod without mounts: an author can look that up.
-fn attempts(bin: &str) -> Vec<Attempt> {
+fn attempts(rig: &Rig, bin: &str) -> Vec<Attempt> {
     let below = bin.strip_prefix("/ringfence/").expect("all of ours is below it");
     let program = format!("{bin}/ringfence-supervisor");
-    let attempt = |name, path: &str| Attempt { name, path: path.into(), file: false, links: false };
+    let attempt = |name, path: &str| {
+        let image = rig.agent_image.clone();
+        Attempt { name, image, path: path.into(), file: false }
+    };
     let file = |name, path: &str| Attempt { file: true, ..attempt(name, path) };
-    let linked = |attempt| Attempt { links: true, ..attempt };
+    let linked = |attempt| Attempt { image: rig.link_image.clone(), ..attempt };
+    let from = |image: &str, attempt| Attempt { image: image.into(), ..attempt };
     vec![
         // The six of the experiments: a nested subPath, three spellings, a link, a shallow mount.
         file("nested-subpath", &program),
@@ -47,6 +52,9 @@ fn attempts(bin: &str) -> Vec<Attempt> {
         linked(file("link-deeper-file", &format!("/x/d/{below}/ringfence-supervisor"))),
         linked(file("link-deepest-file", &format!("/x/d/d/d/{below}/ringfence-supervisor"))),
         linked(attempt("link-shallow", "/x")),
+        // The image itself mounts a directory of its own: a VOLUME.
+        from(&rig.volume_image, attempt("image-volume", "")),
+        from(&rig.link_volume_image, attempt("image-volume-link", "")),
         // The fence's other files: the policy, and where the supervisor keeps its own.
         attempt("policy", "/etc/openshell"),
         file("policy-file", "/etc/openshell/policy.yaml"),
@@ -61,11 +69,12 @@ const RAN: &str = "THE AUTHOR'S SCRIPT RAN";
 
 fn pod(place: &Place, attempt: &Attempt) -> Value {
     place.agent_pod(attempt.name, |container, pod| {
-        if attempt.links {
-            container["image"] = place.rig.link_image.as_str().into();
-        }
+        container["image"] = attempt.image.as_str().into();
         container["command"] =
             json!(["/bin/sh", "-c", "echo \"the agent is $(id -u)\"; sleep 1000"]);
+        if attempt.path.is_empty() {
+            return;
+        }
         let mut mount = json!({"name": "author", "mountPath": attempt.path});
         if attempt.file {
             mount["subPath"] = "ringfence-supervisor".into();
@@ -115,15 +124,49 @@ async fn watch(place: &Place, name: &str) -> String {
     panic!("{name}: neither ran nor failed in {PATIENCE:?}");
 }
 
+async fn put_script(place: &Place) {
+    let script = format!("#!/bin/sh\necho \"{RAN} as $(id -u)\"\nexec sleep 1000\n");
+    let map = json!({"metadata": {"name": "author"}, "data": {"script": script}});
+    place.create::<ConfigMap>(&map).await.expect("made");
+}
+
+/// The control: where the author's own is what a path leads to, it runs and can be seen to.
+#[tokio::test]
+async fn an_authors_script_runs_where_nothing_guards_the_path() {
+    unlabelled("control", async |place| {
+        put_script(&place).await;
+        let bin = "/ringfence/d/d/d/d/d/d/bin";
+        for attempt in attempts(&place.rig, bin) {
+            if !["link", "link-to-the-directory-file", "image-volume-link"].contains(&attempt.name)
+            {
+                continue;
+            }
+            let mut pod = pod(&place, &attempt);
+            let container = &mut pod["spec"]["containers"][0];
+            container["command"] = json!([format!("{bin}/ringfence-supervisor")]);
+            place.create::<Pod>(&pod).await.expect("admitted");
+            let mut log = String::new();
+            for _ in 0..PATIENCE.as_secs() * 2 {
+                log = place.logs(attempt.name, "agent").await;
+                if log.contains(RAN) {
+                    break;
+                }
+                sleep(Duration::from_millis(500)).await;
+            }
+            assert!(log.contains(&format!("{RAN} as 0")), "{}: {log}", attempt.name);
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_authors_script_never_runs_in_the_supervisors_place() {
     fenced("authors", &[], async |place| {
-        let script = format!("#!/bin/sh\necho \"{RAN} as $(id -u)\"\nexec sleep 1000\n");
-        let map = json!({"metadata": {"name": "author"}, "data": {"script": script}});
-        place.create::<ConfigMap>(&map).await.expect("made");
+        put_script(&place).await;
         let plain = place.create_dry(&place.agent_pod("plain", |_, _| {})).await;
         let program = supervisor(&plain, "agent").expect("fenced");
-        let attempts = attempts(program.strip_suffix("/ringfence-supervisor").expect("its name"));
+        let attempts =
+            attempts(&place.rig, program.strip_suffix("/ringfence-supervisor").expect("its name"));
         let outcomes = attempts.iter().map(async |attempt| {
             match place.create::<Pod>(&pod(&place, attempt)).await {
                 Err(kube::Error::Api(refusal)) => format!("refused: {}", refusal.message),

@@ -21,6 +21,10 @@ pub struct Rig {
     pub agent_image: String,
     /// An image with links to the fence's paths: `/x` to `/ringfence`, `/y` to where the supervisor is.
     pub link_image: String,
+    /// An image with a VOLUME where the supervisor is, and a script of the author's in it.
+    pub volume_image: String,
+    /// The same with VOLUMEs that are named by links.
+    pub link_volume_image: String,
     /// The node's address, which is the test's own too.
     pub node_ip: String,
 }
@@ -31,6 +35,8 @@ impl Rig {
             client: Client::try_default().await.expect("no cluster: start with tests/e2e/run"),
             agent_image: variable("E2E_AGENT_IMAGE"),
             link_image: variable("E2E_LINK_IMAGE"),
+            volume_image: variable("E2E_VOLUME_IMAGE"),
+            link_volume_image: variable("E2E_LINK_VOLUME_IMAGE"),
             node_ip: variable("RINGFENCE_NODE_IP"),
         }
     }
