@@ -6,6 +6,8 @@ It says who called, so that one can see that a call came through the proxy and n
 
 import http.server
 import json
+import os
+import signal
 
 PORT = 8090
 
@@ -34,5 +36,7 @@ class Mcp(http.server.BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    # The first process of a container has no default action for signals.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     print(f"mcp: listening on port {PORT}", flush=True)
     http.server.ThreadingHTTPServer(("", PORT), Mcp).serve_forever()

@@ -8,6 +8,7 @@ other method is answered too: when one is refused, it was not the server's doing
 import http.server
 import json
 import os
+import signal
 import ssl
 import subprocess
 
@@ -82,6 +83,8 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 if __name__ == "__main__":
+    # The first process of a container has no default action for signals.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     make_repository(os.path.join(ROOT, "repo.git"))
     print(f"upstream: listening on port {PORT}", flush=True)
     Server().serve_forever()

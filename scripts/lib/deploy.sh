@@ -34,7 +34,9 @@ use_context() {
     command -v helm >/dev/null || die "helm is needed in PATH for --context"
     kube() { kubectl --context "$context" "$@"; }
     helm_() { helm --kube-context "$context" "$@"; }
-    push() { push_archive "$1" "$registry/$2" "$plain_http"; }
+    push() {
+        push_archive "$1" "$registry/$2" "$plain_http" 2>"$LOGS/push.log" || { cat "$LOGS/push.log" >&2; return 1; }
+    }
     insecure_registries="{}"
     [ "$plain_http" = no ] || insecure_registries="{${registry%%/*}}"
     kube version >/dev/null 2>&1 || die "the cluster of context $context does not answer: kubectl --context $context version"
@@ -78,6 +80,16 @@ apply_new() { kube create "$@" --dry-run=client -o yaml | kube apply -f - ; }
 namespace_of() {
     # Not `create`: it may be there, and may be labelled by its owner.
     kube get namespace "$1" >/dev/null 2>&1 || kube create namespace "$1"
+}
+
+# Pods need a namespace's default service account, which comes a moment after the namespace.
+account_of() {
+    for _ in $(seq 60); do
+        if kube -n "$1" get serviceaccount default >/dev/null 2>&1; then return 0; fi
+        sleep 0.5
+    done
+    echo "namespace $1 has no default service account after 30 s" >&2
+    return 1
 }
 
 # A CA and a certificate for the upstream; what an earlier run made is kept, so that agents which
