@@ -73,14 +73,7 @@ pub async fn load_or_create(
     name: &str,
 ) -> Result<Authority, RotationError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let failed = |what| {
-        move |source| RotationError::Secret {
-            what,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            source: Box::new(source),
-        }
-    };
+    let failed = |what| secret_failed(what, namespace, name);
     if let Some(secret) = api.get_opt(name).await.map_err(failed("read"))? {
         return authority_of(&secret, namespace, name);
     }
@@ -122,14 +115,7 @@ pub async fn keep_stored(
     serving: &Serving,
 ) -> Result<Stored, RotationError> {
     let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let failed = |what| {
-        move |source| RotationError::Secret {
-            what,
-            namespace: namespace.to_owned(),
-            name: name.to_owned(),
-            source: Box::new(source),
-        }
-    };
+    let failed = |what| secret_failed(what, namespace, name);
     let stored = match api.get_opt(name).await.map_err(failed("read"))? {
         Some(secret) => secret,
         None => {
@@ -145,6 +131,20 @@ pub async fn keep_stored(
     let authority = authority_of(&stored, namespace, name)?;
     let same = authority.certificate_der() == serving.authority.certificate_der();
     Ok(if same { Stored::Same } else { Stored::Another })
+}
+
+/// Names the Secret in an error of the API server.
+fn secret_failed(
+    what: &'static str,
+    namespace: &str,
+    name: &str,
+) -> impl FnOnce(kube::Error) -> RotationError {
+    move |source| RotationError::Secret {
+        what,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        source: Box::new(source),
+    }
 }
 
 fn secret_for(authority: &Authority, name: &str) -> Secret {
