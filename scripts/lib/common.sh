@@ -22,7 +22,8 @@ die() {
 
 # Installs Debian packages that are missing; quiet when all are there.
 need_packages() {
-    local missing=() package
+    # Another apt may be at work.
+    local missing=() package apt=(apt-get -o DPkg::Lock::Timeout=300)
     for package in "$@"; do
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' ||
             missing+=("$package")
@@ -30,10 +31,10 @@ need_packages() {
     [ ${#missing[@]} = 0 ] && return
     [ "$(id -u)" = 0 ] || die "needs ${missing[*]}: run as root, or apt-get install them"
     say "installing ${missing[*]}"
-    if ! apt-get install -y --no-install-recommends "${missing[@]}" >"$LOGS/apt.log" 2>&1; then
+    if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >"$LOGS/apt.log" 2>&1; then
         # The package lists of a new machine are empty or old.
-        apt-get update >>"$LOGS/apt.log" 2>&1
-        apt-get install -y --no-install-recommends "${missing[@]}" >>"$LOGS/apt.log" 2>&1 || {
+        "${apt[@]}" update >>"$LOGS/apt.log" 2>&1
+        "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >>"$LOGS/apt.log" 2>&1 || {
             tail -n 20 "$LOGS/apt.log" >&2
             die "cannot install ${missing[*]}; the log is $LOGS/apt.log"
         }

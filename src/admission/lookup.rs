@@ -29,6 +29,8 @@ pub const INJECT_LABEL: &str = "ringfence.dev/inject";
 const UPSTREAM_CA: &str = "upstream-ca.crt";
 /// Policies kept parsed.
 const CACHED_POLICIES: usize = 256;
+/// What to do about a registry that keeps silent.
+const SILENT: &str = "see that the registry is up and that the webhook's pods reach it (name, port, network policies); a controller tries again by itself";
 
 /// What tells one version of a source `ConfigMap` from another.
 type Version = (Option<String>, Option<String>);
@@ -194,12 +196,13 @@ impl Lookups {
                     .run(reading)
                     .await
                     .map_err(|_| {
-                        Refusal::new(
+                        Refusal::with_fix(
                             Class::Lookup,
                             format!(
                                 "container {}: the registry of image {} did not answer in time{notes}; {}",
                                 need.container, need.image, need.why()
                             ),
+                            SILENT,
                         )
                     })?
                     .map_err(|error| {

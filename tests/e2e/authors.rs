@@ -52,6 +52,14 @@ fn attempts(rig: &Rig, bin: &str) -> Vec<Attempt> {
         linked(file("link-deeper-file", &format!("/x/d/{below}/ringfence-supervisor"))),
         linked(file("link-deepest-file", &format!("/x/d/d/d/{below}/ringfence-supervisor"))),
         linked(attempt("link-shallow", "/x")),
+        // What the supervisor's directory leads to is a volume: the author's files, or one that
+        // another container could write to while the pod runs.
+        from(&rig.home_link_image, attempt("home-link", "/shared")),
+        from(
+            &rig.home_link_image,
+            file("home-link-file", &format!("/shared/{below}/ringfence-supervisor")),
+        ),
+        from(&rig.home_link_image, attempt(HOME_LINK_EMPTY, "/shared")),
         // The image itself mounts a directory of its own: a VOLUME.
         from(&rig.volume_image, attempt("image-volume", "")),
         from(&rig.link_volume_image, attempt("image-volume-link", "")),
@@ -64,6 +72,9 @@ fn attempts(rig: &Rig, bin: &str) -> Vec<Attempt> {
         attempt("var-run", "/var/run/ringfence"),
     ]
 }
+
+/// An empty volume instead of the author's files.
+const HOME_LINK_EMPTY: &str = "home-link-empty";
 
 const RAN: &str = "THE AUTHOR'S SCRIPT RAN";
 
@@ -89,6 +100,9 @@ fn pod(place: &Place, attempt: &Attempt) -> Value {
         pod["spec"]["volumes"] = json!([{
             "name": "author", "configMap": {"name": "author", "defaultMode": 0o755, "items": items},
         }]);
+        if attempt.name == HOME_LINK_EMPTY {
+            pod["spec"]["volumes"] = json!([{"name": "author", "emptyDir": {}}]);
+        }
     })
 }
 
@@ -176,6 +190,9 @@ async fn an_authors_script_never_runs_in_the_supervisors_place() {
         });
         for (attempt, outcome) in attempts.iter().zip(join_all(outcomes).await) {
             println!("{} ({}): {outcome}", attempt.name, attempt.path);
+            // The supervisor sees for itself that others could replace it.
+            let linked = attempt.name.starts_with("home-link");
+            assert!(!linked || outcome != "ours ran", "{}: {outcome}", attempt.name);
         }
     })
     .await;

@@ -82,7 +82,9 @@ async fn a_registry_that_does_not_answer() {
             }
         });
         let closed = format!("{}:1", place.rig.node_ip);
-        for (registry, fix) in [(address, "try again"), (closed, "make the image readable")] {
+        for (registry, fix) in
+            [(address, "see that the registry is up"), (closed, "make the image readable")]
+        {
             let pod = place.agent_pod("agent", |container, _| {
                 container["image"] = format!("{registry}/agent:1").into();
             });

@@ -21,6 +21,8 @@ pub struct Rig {
     pub agent_image: String,
     /// An image with links to the fence's paths: `/x` to `/ringfence`, `/y` to where the supervisor is.
     pub link_image: String,
+    /// An image whose `/ringfence` is a link to `/shared`.
+    pub home_link_image: String,
     /// An image with a VOLUME where the supervisor is, and a script of the author's in it.
     pub volume_image: String,
     /// The same with VOLUMEs that are named by links.
@@ -35,6 +37,7 @@ impl Rig {
             client: Client::try_default().await.expect("no cluster: start with tests/e2e/run"),
             agent_image: variable("E2E_AGENT_IMAGE"),
             link_image: variable("E2E_LINK_IMAGE"),
+            home_link_image: variable("E2E_HOME_LINK_IMAGE"),
             volume_image: variable("E2E_VOLUME_IMAGE"),
             link_volume_image: variable("E2E_LINK_VOLUME_IMAGE"),
             node_ip: variable("RINGFENCE_NODE_IP"),
