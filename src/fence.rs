@@ -9,6 +9,7 @@
 //! | [`netlink`] | the blocking netlink socket that the four below share |
 //! | [`gateway`] | the namespace at the far end of the agent's only cable; holds listeners and nothing else |
 //! | [`agent_net`] | the agent's end: one address, one route, no datagrams but DNS |
+//! | [`sysctl`] | the pod's own network settings, taken over into the fence |
 //! | [`nftables`] | the gateway's packet rules, written as one batch and read back |
 //! | [`listeners`] | the gateway's sockets, which the proxy gets by descriptor |
 //! | [`sockdiag`] | whose connection is this, and what listens in the fence |
@@ -36,6 +37,7 @@ pub mod seccomp;
 pub mod sockdiag;
 pub mod spawn;
 pub mod status;
+pub mod sysctl;
 
 pub use error::NetworkError;
 

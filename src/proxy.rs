@@ -24,7 +24,6 @@ mod inbound;
 mod l7;
 mod listener;
 mod quiet;
-mod ready;
 mod refusal;
 mod report;
 mod resolve;
@@ -57,7 +56,6 @@ use tls::AgentTls;
 use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
-pub use roots::bundle_pem;
 
 /// The sandbox CA's common name.
 const CA_NAME: &str = "Ringfence Sandbox CA";
@@ -109,9 +107,7 @@ pub fn run(config: Config, control: OwnedFd) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the proxy's runtime")?;
-    let ca_pem = authority.certificate_pem().to_owned();
-    let bundle = bundle_pem(&config.image_roots_pem, &config.extra_roots_pem, &ca_pem);
-    ready::send(&control, ca_pem, bundle)?;
+    control_client::ready(&control, authority.certificate_pem())?;
     let result = runtime.block_on(serve(config, authority, control));
     // What still runs is past its grace.
     runtime.shutdown_background();

@@ -27,3 +27,4 @@ pub mod run;
 pub mod run_dir;
 pub mod status;
 mod stdio;
+mod trust_store;

@@ -64,10 +64,6 @@ pub enum ToSupervisor {
     Ready {
         /// The sandbox CA's certificate, PEM. The key never leaves the proxy.
         ca_pem: String,
-        /// The bundle for the agent: what upstreams are verified against, and the CA above, PEM
-        /// without comments. Empty when one descriptor comes with the message: the reading end of
-        /// a pipe with the bundle, which is longer than a message may be.
-        bundle_pem: String,
     },
     /// Whose connection is this? Answered by [`ToProxy::Caller`].
     Identify {

@@ -183,6 +183,12 @@ fn read(bytes: &[u8]) -> Result<ToProxy, ControlError> {
     })
 }
 
+/// The first message: the proxy is locked and has its CA. Sent while the socket still blocks.
+pub(crate) fn ready(control: &OwnedFd, ca_pem: &str) -> Result<(), ControlError> {
+    let ready = ToSupervisor::Ready { ca_pem: ca_pem.to_owned() };
+    Ok(send_packet(control, &serde_json::to_vec(&ready)?)?)
+}
+
 fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     let mut no_fds = SendAncillaryBuffer::default();
     sendmsg(socket, &[IoSlice::new(bytes)], &mut no_fds, SendFlags::NOSIGNAL)?;

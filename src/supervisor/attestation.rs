@@ -61,6 +61,18 @@ pub struct PidRecord {
     pub proc_shared: Option<String>,
 }
 
+impl PidRecord {
+    /// `own_proc` is what became of mounting a /proc, where that was tried.
+    pub fn new(own: bool, own_proc: Option<Result<(), String>>) -> Self {
+        let proc_shared = match own_proc {
+            Some(Ok(())) => None,
+            Some(Err(why)) => Some(why),
+            None => Some("the container's PID namespace is the agent's too".to_owned()),
+        };
+        Self { own, proc_shared }
+    }
+}
+
 impl<'a> From<&'a User> for UserRecord<'a> {
     fn from(user: &'a User) -> Self {
         Self {

@@ -166,7 +166,7 @@ impl Setting {
         let launched = self
             .command(argv, env, workdir, tty)
             .and_then(|command| {
-                keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+                keeper.launch(command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
             })
             .map_err(|error| (error.to_string(), error.exit_code()))?;
         event::emit(

@@ -15,6 +15,7 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -30,6 +31,7 @@ use crate::fence::rlimits::Limits;
 use crate::fence::seccomp::{self, AgentOptions};
 use crate::fence::sockdiag::SockDiag;
 use crate::fence::spawn::{self, ExecImage, Forked, Template};
+use crate::fence::sysctl;
 
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub enum ToKeeper {
         hard: bool,
         /// Report connect(2) to the supervisor.
         listener: bool,
+        /// The pod's network settings.
+        sysctls: Vec<sysctl::Setting>,
     },
     /// Fork a child. Descriptors: stdin, stdout, stderr, the child's control socket, and a memfd
     /// with the words: the path, `argc` arguments and the environment, each ended by NUL.
@@ -73,9 +77,15 @@ pub enum ToKeeper {
 impl ToKeeper {
     /// The first message.
     #[must_use]
-    pub fn prepare(rules: Vec<PathRule>, hard: bool, listener: bool) -> Self {
+    pub fn prepare(
+        rules: Vec<PathRule>,
+        hard: bool,
+        listener: bool,
+        sysctls: Vec<sysctl::Setting>,
+    ) -> Self {
         let writable = |rule: PathRule| (rule.path, matches!(rule.access, Access::ReadWrite));
-        Self::Prepare { rules: rules.into_iter().map(writable).collect(), hard, listener }
+        let rules = rules.into_iter().map(writable).collect();
+        Self::Prepare { rules, hard, listener, sysctls }
     }
 }
 
@@ -84,12 +94,9 @@ impl ToKeeper {
 pub enum FromKeeper {
     /// Sent first. Descriptors: the fence's network namespace, a route socket and a `sock_diag`
     /// socket made in it.
-    Namespace {
-        /// A /proc of the agent's PID namespace is mounted; `None` where it shares ours.
-        own_proc: Option<Result<(), String>>,
-    },
+    Namespace,
     /// The answer to [`ToKeeper::Prepare`].
-    Prepared(Confinement),
+    Prepared(Prepared),
     /// The answer to [`ToKeeper::Spawn`], with the child's pidfd.
     Spawned {
         /// The child.
@@ -107,6 +114,17 @@ pub enum FromKeeper {
         /// What and why.
         what: String,
     },
+}
+
+/// What all children share, as far as it could be had.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    /// What Landlock enforces.
+    pub confinement: Confinement,
+    /// A /proc of the agent's PID namespace is mounted; `None` where it shares ours.
+    pub own_proc: Option<Result<(), String>>,
+    /// The fence has the pod's network settings.
+    pub sysctls: Result<(), String>,
 }
 
 /// What Landlock enforces for everything in the fence.
@@ -156,9 +174,16 @@ pub fn start(own_pids: bool) -> io::Result<(Pid, OwnedFd)> {
     }
 }
 
+/// Tells the keeper what all children share; everything it forks after this is confined.
+pub fn prepare(keeper: impl AsFd, prepare: &ToKeeper) -> anyhow::Result<()> {
+    packet::send(keeper, prepare, &[]).context("the keeper does not listen")
+}
+
 struct Keeper {
     supervisor: OwnedFd,
     signals: SignalFd,
+    /// See [`Prepared::own_proc`].
+    own_proc: Option<Result<(), String>>,
     template: Option<Shared>,
     children: HashMap<u64, Child>,
 }
@@ -181,7 +206,8 @@ impl Keeper {
         let mask = SigSet::from(Signal::SIGCHLD);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
-        let mut keeper = Self { supervisor, signals, template: None, children: HashMap::new() };
+        let mut keeper =
+            Self { supervisor, signals, own_proc: None, template: None, children: HashMap::new() };
         if let Err(what) = keeper.make_namespaces(own_pids) {
             keeper.tell(&FromKeeper::Failed { what })?;
         }
@@ -189,17 +215,19 @@ impl Keeper {
     }
 
     fn make_namespaces(&mut self, own_pids: bool) -> Result<(), String> {
-        let step = |what: &'static str| move |error| format!("{what}: {error}");
         let namespace = netns::unshare().map_err(|error| error.to_string())?;
         let route = Route::open().map_err(|error| error.to_string())?;
         let diag = SockDiag::open().map_err(|error| error.to_string())?;
-        let own_proc = own_pids.then(|| mount_proc().map_err(|error| error.to_string()));
         packet::send(
             &self.supervisor,
-            &FromKeeper::Namespace { own_proc },
+            &FromKeeper::Namespace,
             &[namespace.as_fd(), route.as_fd(), diag.as_fd()],
         )
-        .map_err(step("cannot hand over the fence's namespace"))
+        .map_err(|error| format!("cannot hand over the fence's namespace: {error}"))?;
+        // The supervisor builds on the network meanwhile. A landlocked process cannot mount, so
+        // this comes before the domain.
+        self.own_proc = own_pids.then(|| mount_proc().map_err(|error| error.to_string()));
+        Ok(())
     }
 
     /// Serves until the supervisor's end closes; then everything in the fence is to end, and does,
@@ -231,8 +259,13 @@ impl Keeper {
 
     fn handle(&mut self, packet: packet::Packet) -> io::Result<()> {
         let answer = match packet.json()? {
-            ToKeeper::Prepare { rules, hard, listener } => {
-                self.prepare(rules, hard, listener).map(FromKeeper::Prepared)
+            ToKeeper::Prepare { rules, hard, listener, sysctls } => {
+                // Before the domain, which holds no way to them.
+                let sysctls = sysctl::apply(&sysctls);
+                let own_proc = self.own_proc.take();
+                self.prepare(rules, hard, listener).map(|confinement| {
+                    FromKeeper::Prepared(Prepared { confinement, own_proc, sysctls })
+                })
             }
             ToKeeper::Spawn { id, argc, workdir, uid, gid, groups, tty } => {
                 let identity = Identity { uid, gid, groups };

@@ -17,7 +17,7 @@ use rustix::process::{Pid, Signal};
 
 use super::caller::Callers;
 use super::filesystem::NotFound;
-use super::keeper::{Confinement, FromKeeper, ToKeeper};
+use super::keeper::{FromKeeper, Prepared, ToKeeper};
 use super::packet;
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::credentials::Identity;
@@ -53,6 +53,14 @@ pub struct Command {
     pub identity: Identity,
     /// Stdin is a terminal that becomes its controlling one.
     pub tty: bool,
+}
+
+/// A child that waits for its release.
+#[derive(Debug)]
+pub struct ForkedChild {
+    command: Command,
+    launched: Launched,
+    control: OwnedFd,
 }
 
 /// A process that runs in the fence.
@@ -113,15 +121,10 @@ impl Keeper {
         Self { socket, namespace, callers, ended: VecDeque::new(), next: 1, filters }
     }
 
-    /// Tells the keeper what all children share; everything forked after this is confined.
-    pub fn prepare(&mut self, prepare: &ToKeeper) -> Result<()> {
-        packet::send(&self.socket, prepare, &[]).context("the keeper does not listen")
-    }
-
-    /// Waits for the answer to [`Self::prepare`].
-    pub fn confinement(&mut self) -> Result<Confinement> {
+    /// Waits for the answer to [`ToKeeper::Prepare`].
+    pub fn prepared(&mut self) -> Result<Prepared> {
         match receive(&self.socket)? {
-            (FromKeeper::Prepared(confinement), _) => Ok(confinement),
+            (FromKeeper::Prepared(prepared), _) => Ok(prepared),
             (other, _) => bail!("the keeper answered {other:?}"),
         }
     }
@@ -129,26 +132,26 @@ impl Keeper {
     /// Runs a command in the fence, verified before it starts.
     pub fn launch(
         &mut self,
-        command: &Command,
+        command: Command,
         stdio: [BorrowedFd<'_>; 3],
     ) -> Result<Launched, LaunchError> {
-        let (control, theirs) = packet::pair().map_err(|error| LaunchError::Fence(error.into()))?;
-        let launched = self.fork(command, stdio, theirs).map_err(LaunchError::Fence)?;
-        let outcome = self.see_through(command, launched, &control);
+        let forked = self.fork(command, stdio).map_err(LaunchError::Fence)?;
+        self.release(&forked)
+    }
+
+    /// Verifies a forked child and lets it execute.
+    pub fn release(&mut self, forked: &ForkedChild) -> Result<Launched, LaunchError> {
+        let outcome = self.see_through(forked);
         if outcome.is_err() {
             // It may wait for a word that will not come, or stand stopped.
-            let _ = self.signal(launched.id, Signal::KILL.as_raw());
+            let _ = self.signal(forked.launched.id, Signal::KILL.as_raw());
         }
         outcome
     }
 
     /// Hears a forked child until it has executed, verifies it on the way.
-    fn see_through(
-        &mut self,
-        command: &Command,
-        launched: Launched,
-        control: &OwnedFd,
-    ) -> Result<Launched, LaunchError> {
+    fn see_through(&mut self, forked: &ForkedChild) -> Result<Launched, LaunchError> {
+        let ForkedChild { command, launched, control } = forked;
         let until = Instant::now() + PATIENCE;
         loop {
             let message = wait_for(control, until)
@@ -177,20 +180,21 @@ impl Keeper {
                         .map_err(LaunchError::Fence)?;
                 }
                 // The socket is close-on-exec: its end is the exec's success.
-                ChildMessage::Closed => return Ok(launched),
+                ChildMessage::Closed => return Ok(*launched),
             }
         }
     }
 
-    fn fork(
+    /// Has a child forked. It strips itself meanwhile, and waits for [`Self::release`].
+    pub fn fork(
         &mut self,
-        command: &Command,
+        command: Command,
         [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
-        control: OwnedFd,
-    ) -> Result<Launched> {
+    ) -> Result<ForkedChild> {
+        let (ours, control) = packet::pair().context("cannot make the child's socket")?;
         let id = self.next;
         self.next += 1;
-        let words = words(command).context("cannot write the command's words")?;
+        let words = words(&command).context("cannot write the command's words")?;
         let Identity { uid, gid, ref groups } = command.identity;
         let spawn = ToKeeper::Spawn {
             id,
@@ -209,7 +213,8 @@ impl Keeper {
             match receive(&self.socket)? {
                 (FromKeeper::Spawned { .. }, mut descriptors) if descriptors.len() == 1 => {
                     let pid = pid_of(&descriptors.remove(0))?;
-                    return Ok(Launched { id, pid });
+                    let launched = Launched { id, pid };
+                    return Ok(ForkedChild { command, launched, control: ours });
                 }
                 (FromKeeper::Exited { id, code }, _) => self.ended.push_back((id, code)),
                 (FromKeeper::Failed { what }, _) => bail!("{what}"),

@@ -70,7 +70,7 @@ pub fn send_bytes(
 
 /// Receives one packet; `None` when the other end is closed.
 pub fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
-    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut bytes = vec![0; next_length(&socket)?];
     let mut space =
         [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS), ScmCredentials(1))];
     let mut beside = RecvAncillaryBuffer::new(&mut space);
@@ -109,6 +109,15 @@ impl Packet {
             )
         })
     }
+}
+
+/// Waits for the next packet and returns its length, at most that of a message: a buffer for the
+/// longest message would cost more than most messages do.
+fn next_length(socket: &impl AsFd) -> io::Result<usize> {
+    let mut none = RecvAncillaryBuffer::default();
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+    let got = retry(|| recvmsg(socket, &mut [IoSliceMut::new(&mut [])], &mut none, flags))?;
+    Ok(got.bytes.min(MAX_MESSAGE))
 }
 
 /// Runs a system call again while a signal interrupts it.

@@ -1,16 +1,18 @@
 //! The proxy's process: started first, locked before it has a second thread, seen from outside.
 //!
 //! It is this program executed again, with an empty environment and two descriptors: its end of
-//! the control socket and a memfd with what it has to know. It gives up root, every capability
+//! the control socket as standard input, and a memfd with what it has to know as standard output.
+//! (Those a program may take without `unsafe`.) It gives up root, every capability
 //! and the file system itself; the supervisor reads back from outside that it did, thread by
 //! thread, since credentials, `no_new_privs` and filters are each thread's own.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Resource};
@@ -20,33 +22,20 @@ use super::args::Inbound;
 use super::identity::PROXY;
 use super::packet;
 use super::policy_files::PolicyFiles;
+use super::trust_store;
 use crate::event::{self, Level};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
-use crate::fence::spawn::{self, ExecImage, Forked};
 use crate::fence::{landlock, seccomp, status};
 use crate::proxy;
 use crate::proxy::control::{ToProxy, ToSupervisor};
 
-/// Where the proxy finds its end of the control socket: standard input, which a program may take
-/// without `unsafe`.
-const CONTROL: RawFd = 0;
-/// Where it finds its configuration: standard output.
-const CONFIG: RawFd = 1;
 /// Read by the proxy while it lives: the resolver's files.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HOSTS: &str = "/etc/hosts";
 /// Also readable by it: a static program finds no getrandom(3) at run time, and the resolver's
 /// query numbers come from these.
 const RANDOM: [&str; 2] = ["/dev/urandom", "/dev/random"];
-/// Where images keep their trust store; the first that exists counts (openssl's and Go's lists).
-const TRUST_STORES: [&str; 5] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/etc/ssl/ca-bundle.pem",
-    "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
-];
 
 /// What the proxy has to know; no secret is in it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -78,10 +67,7 @@ impl ProxyConfig {
     }
 }
 
-/// Starts the proxy; the calling process must have one thread.
-///
-/// # Panics
-/// Never: the words it makes C strings of are literals.
+/// Starts the proxy.
 pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
     let (ours, theirs) = packet::pair().context("cannot make the control socket")?;
     let memfd = rustix::fs::memfd_create("ringfence-config", rustix::fs::MemfdFlags::CLOEXEC)
@@ -89,34 +75,23 @@ pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
     let mut file = File::from(memfd);
     file.write_all(&serde_json::to_vec(config)?).context("cannot write the configuration")?;
     file.rewind().context("cannot rewind the configuration")?;
-    // Above every number that is about to be taken, so that no dup2 closes what the next needs.
-    let high = |fd: &dyn AsFd| rustix::io::fcntl_dupfd_cloexec(fd.as_fd(), 10);
-    let (theirs, memfd) = (high(&theirs)?, high(&file)?);
-    let c = |word: &str| CString::new(word).expect("a literal without NUL");
-    let image = ExecImage::new(
-        c("/proc/self/exe"),
-        vec![c("ringfence-supervisor"), c("proxy")],
-        Vec::new(),
-    );
-    match spawn::fork().context("cannot fork the proxy")? {
-        Forked::Parent(pid) => Ok((pid, ours)),
-        Forked::Child => {
-            spawn::reset_signals();
-            // Out of the supervisor's process group: a signal to the group is for the agent.
-            let _ = rustix::process::setsid();
-            let placed = [(&theirs, CONTROL), (&memfd, CONFIG)]
-                .iter()
-                .all(|(fd, target)| spawn::place(fd.as_raw_fd(), *target).is_ok());
-            if placed && spawn::close_on_exec_from(3).is_ok() {
-                let _ = image.exec();
-            }
-            spawn::exit_now(125)
-        }
-    }
+    // Descriptors beyond these three are close-on-exec; signals are unblocked by the library.
+    let child = Command::new("/proc/self/exe")
+        .arg0("ringfence-supervisor")
+        .arg("proxy")
+        .env_clear()
+        .stdin(theirs)
+        .stdout(file)
+        .spawn()
+        .context("cannot execute ourselves as the proxy")?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("no pid")?;
+    Ok((pid, ours))
 }
 
 /// The proxy's own `main`, in the process that [`start`] made.
 pub fn main() -> Result<()> {
+    // Out of the supervisor's process group: a signal to the group is for the agent.
+    let _ = rustix::process::setsid();
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
     let config = std::io::stdout().as_fd().try_clone_to_owned().context("no configuration")?;
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -130,14 +105,14 @@ pub fn main() -> Result<()> {
     event::set_level(config.log_level.parse().map_err(anyhow::Error::msg)?);
 
     let policy = config.policy.load()?.policy;
-    let image_roots_pem = TRUST_STORES.iter().find_map(|path| std::fs::read(path).ok());
+    let image_roots_pem = trust_store::read();
     lock(config.parent)?;
     proxy::run(
         proxy::Config {
             policy,
             pod_ips: config.pod_ips,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
-            image_roots_pem: image_roots_pem.unwrap_or_default(),
+            image_roots_pem,
             inbound: match (config.mirror, config.inbound) {
                 (true, _) => proxy::Inbound::Mirror,
                 (false, Some(ports)) => proxy::Inbound::Ports(ports),
@@ -178,26 +153,15 @@ pub fn identity() -> Identity {
     Identity { uid: PROXY, gid: PROXY, groups: Vec::new() }
 }
 
-/// The largest bundle of certificates that is taken from the proxy, in bytes.
-const MAX_BUNDLE: u64 = 16 << 20;
-
-/// Waits until the proxy is ready; returns the sandbox CA and the bundle for the agent, PEM.
-pub fn ready(control: impl AsFd) -> Result<(String, String)> {
-    let mut packet = packet::receive(control)
+/// Waits until the proxy is ready; returns the sandbox CA's certificate, PEM.
+pub fn ready(control: impl AsFd) -> Result<String> {
+    let packet = packet::receive(control)
         .context("cannot hear the proxy")?
         .context("the proxy ended before it was ready; its own message is above")?;
-    let (ca, mut bundle) = match packet.json().context("the proxy's first message")? {
-        ToSupervisor::Ready { ca_pem, bundle_pem } => (ca_pem, bundle_pem),
+    match packet.json().context("the proxy's first message")? {
+        ToSupervisor::Ready { ca_pem } => Ok(ca_pem),
         other => bail!("the proxy began with {other:?}"),
-    };
-    if let Some(pipe) = packet.descriptors.pop() {
-        File::from(pipe)
-            .take(MAX_BUNDLE)
-            .read_to_string(&mut bundle)
-            .context("cannot read the certificates from the proxy")?;
     }
-    ensure!(bundle.contains(ca.trim()), "the proxy's bundle lacks its own certificate");
-    Ok((ca, bundle))
 }
 
 /// Hands the gateway's listeners to the proxy; this process keeps none.

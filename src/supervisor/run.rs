@@ -16,20 +16,20 @@ use super::entered::{Entered, Setting};
 use super::environment::{self, Ways};
 use super::identity::{Database, User};
 use super::init::{Signals, Watch};
-use super::keeper::{self, Confinement, FromKeeper, ToKeeper};
-use super::launch::{self, Keeper, LaunchError, Launched};
+use super::keeper::{self, Confinement, FromKeeper, Prepared, ToKeeper};
+use super::launch::{self, ForkedChild, Keeper, LaunchError};
 use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
-use super::{filesystem, own_path, stdio};
+use super::{filesystem, own_path, stdio, trust_store};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
 use crate::fence::netns::{self, Namespace};
 use crate::fence::nftables::Nftables;
 use crate::fence::sockdiag::SockDiag;
-use crate::fence::{agent_net, gateway, seccomp};
+use crate::fence::{agent_net, gateway, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
@@ -46,12 +46,12 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let files = PolicyFiles::read(&args)?;
     let policy = load(&files)?;
 
-    // 2. The proxy, and the keeper with the fence's network namespace, in parallel with us. Both
-    //    are forked while this process has one thread.
-    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
-    let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
+    // 2. The keeper with the fence's network namespace, and the proxy, in parallel with us. The
+    //    keeper is forked while this process has one thread.
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
+    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
+    let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     // 3. User, working directory, the directories that the policy promises.
     let user = resolve_user(&args, &policy)?;
@@ -62,32 +62,44 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let made = filesystem::make_missing(policy.filesystem(), &user)?;
     let dir = RunDir::create(&args.run_dir)?;
 
-    // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back.
-    let network = Network::build(&keeper)?;
-    let namespace = network.namespace.id()?;
-
-    // 5. The listeners go to the proxy, its certificate comes back, and it is seen to be locked.
-    proxy_process::hand_over(&proxy, network.listeners)?;
-    let (ca, bundle) = proxy_process::ready(&proxy)?;
-    let proxy_threads = proxy_process::verify(proxy_pid)?;
-    let ca = dir.write("tls/ca.pem", 0o644, ca.as_bytes())?;
-    let bundle = dir.write("tls/ca-bundle.pem", 0o644, bundle.as_bytes())?;
-
-    // 6. The keeper takes on the Landlock domain that all it forks inherit.
-    let callers = Arc::new(Callers::new(keeper_pid));
-    let listener = policy.names_binaries();
-    let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
+    // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back. The
+    //    keeper, once it has made the fence's namespace, takes on the Landlock domain that all it
+    //    forks inherit.
     let rules = filesystem::rules(policy.filesystem(), args.workdir.as_deref(), &dir.tls());
     let hard = policy.landlock() == Compatibility::HardRequirement;
-    keeper.prepare(&ToKeeper::prepare(rules, hard, listener))?;
-    let confinement = keeper.confinement()?;
-    report(&confinement, &user, &network.rules);
+    let listener = policy.names_binaries();
+    keeper::prepare(&keeper, &ToKeeper::prepare(rules, hard, listener, sysctl::read()))?;
+    let network = Network::build(&keeper)?;
+    proxy_process::hand_over(&proxy, network.listeners)?;
+    let callers = Arc::new(Callers::new(keeper_pid));
+    let namespace = network.namespace.id()?;
+    let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
+    let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
+    report(&confinement, &user, &network.rules, &sysctls);
+
+    // 5. The agent is forked; it gives up everything and waits for our word before it executes.
+    let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
+    let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
+    let env = environment::agent(std::env::vars_os(), &user, &ways);
+    let setting = Setting { identity: user.identity.clone(), env, workdir };
+    let forked = match fork_agent(&mut keeper, &setting, &args.command, &agents_stderr) {
+        Ok(forked) => forked,
+        Err(error) => return not_run(error),
+    };
+
+    // 6. The proxy's certificate comes back, and the proxy is seen to be locked.
+    let mut certificates = trust_store::certificates(files.upstream_ca.as_deref());
+    let certificate = proxy_process::ready(&proxy)?;
+    let proxy_threads = proxy_process::verify(proxy_pid)?;
+    certificates.extend_from_slice(certificate.as_bytes());
+    dir.write(&ca, 0o644, certificate.as_bytes())?;
+    dir.write(&bundle, 0o644, &certificates)?;
     let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
     ProxyService { control: proxy, gateway, diag, callers, inbound }.start()?;
     // From here on this process neither mounts nor makes namespaces.
     seccomp::install(&seccomp::supervisor_sealed()).context("cannot install our own filter")?;
 
-    // 7. The agent: attested, forked, stripped, verified from outside, released.
+    // 7. Attested, verified from outside, released.
     let attestation = Attestation {
         version: env!("CARGO_PKG_VERSION"),
         policy_digest: files.digest(),
@@ -96,23 +108,22 @@ pub fn run(args: RunArgs) -> Result<i32> {
         landlock: &confinement,
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
-        pid_namespace: PidRecord { own: own_pids, proc_shared: network.proc_shared },
+        pid_namespace: PidRecord::new(own_pids, own_proc),
         proxy_threads,
         made,
     };
-    dir.write(ATTESTATION, 0o600, &serde_json::to_vec_pretty(&attestation)?)?;
-    let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
-    let env = environment::agent(std::env::vars_os(), &user, &ways);
-    let setting = Setting { identity: user.identity, env, workdir };
-    let agent = match start_agent(&mut keeper, &setting, &args.command, &agents_stderr) {
+    let record = dir.path().join(ATTESTATION);
+    dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attestation)?)?;
+    let agent = match keeper.release(&forked) {
         Ok(agent) => agent,
-        // The fence holds; what was to run in it is at fault.
-        Err(LaunchError::Fence(error)) => return Err(error),
-        Err(error) => {
-            eprintln!("ringfence-supervisor: {error}");
-            return Ok(error.exit_code());
-        }
+        Err(error) => return not_run(error),
     };
+    event::emit(
+        &Event::new(Class::Proc, "LAUNCH", Severity::Info)
+            .subject(args.command.join(" "))
+            .field("pid", agent.pid.as_raw_nonzero())
+            .field("uid", user.identity.uid),
+    );
     let entered = Entered::listen(&dir, setting)?;
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
     let watch = Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline };
@@ -137,23 +148,30 @@ fn check(args: &RunArgs) -> Result<()> {
     Ok(())
 }
 
-fn start_agent(
+fn fork_agent(
     keeper: &mut Keeper,
     setting: &Setting,
     words: &[String],
     stderr: &OwnedFd,
-) -> Result<Launched, LaunchError> {
+) -> Result<ForkedChild, LaunchError> {
     let tty = rustix::termios::isatty(io::stdin());
     let command = setting.command(words, setting.env.clone(), setting.workdir.clone(), tty)?;
     let (stdin, stdout) = (io::stdin(), io::stdout());
-    let agent = keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
-    event::emit(
-        &Event::new(Class::Proc, "LAUNCH", Severity::Info)
-            .subject(words.join(" "))
-            .field("pid", agent.pid.as_raw_nonzero())
-            .field("uid", setting.identity.uid),
-    );
-    Ok(agent)
+    keeper
+        .fork(command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
+        .map_err(LaunchError::Fence)
+}
+
+/// The agent was not executed. Where the fence held, what was to run in it is at fault, and the
+/// exit code is a shell's.
+fn not_run(error: LaunchError) -> Result<i32> {
+    match error {
+        LaunchError::Fence(error) => Err(error),
+        error => {
+            eprintln!("ringfence-supervisor: {error}");
+            Ok(error.exit_code())
+        }
+    }
 }
 
 /// Compiles the policy and says what is doubtful in it.
@@ -190,7 +208,6 @@ struct Network {
     listeners: Listeners,
     diag: SockDiag,
     rules: Result<(), String>,
-    proc_shared: Option<String>,
 }
 
 impl Network {
@@ -201,7 +218,7 @@ impl Network {
         let gateway = netns::unshare()?;
         let route = Route::open()?;
         let (message, descriptors) = launch::receive(keeper).context("the keeper")?;
-        let (FromKeeper::Namespace { own_proc }, Ok([namespace, fence_route, diag])) =
+        let (FromKeeper::Namespace, Ok([namespace, fence_route, diag])) =
             (message, <[_; 3]>::try_from(descriptors))
         else {
             bail!("the keeper did not hand over the fence's namespace");
@@ -220,19 +237,22 @@ impl Network {
                 Nftables::Applied { .. } => Ok(()),
                 Nftables::Missing(why) => Err(why),
             },
-            proc_shared: match own_proc {
-                Some(Ok(())) => None,
-                Some(Err(why)) => Some(why),
-                None => Some("the container's PID namespace is the agent's too".to_owned()),
-            },
         })
     }
 }
 
 /// Says what is not enforced; what is enforced at the level of information.
-fn report(confinement: &Confinement, user: &User, rules: &Result<(), String>) {
-    for note in &user.notes {
-        event::emit(&Event::new(Class::Config, "DEGRADED", Severity::Low).subject(note.clone()));
+fn report(
+    confinement: &Confinement,
+    user: &User,
+    rules: &Result<(), String>,
+    sysctls: &Result<(), String>,
+) {
+    let lost = sysctls.as_ref().err().map(|why| {
+        format!("the fence does not have the pod's network settings (low ports among them): {why}")
+    });
+    for note in user.notes.iter().cloned().chain(lost) {
+        event::emit(&Event::new(Class::Config, "DEGRADED", Severity::Low).subject(note));
     }
     if let Err(why) = rules {
         event::emit(

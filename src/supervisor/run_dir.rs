@@ -91,21 +91,19 @@ impl RunDir {
         self.path.join(TLS)
     }
 
-    /// Writes a file that must not exist yet, below the subdirectory; returns its path.
-    pub fn write(&self, name: &str, mode: u32, bytes: &[u8]) -> Result<PathBuf> {
-        let path = self.path.join(name);
+    /// Writes a file below the subdirectory, which must not exist yet.
+    pub fn write(&self, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
         let write = || -> io::Result<()> {
             let mut file = fs::OpenOptions::new()
                 .write(true)
                 .create_new(true)
                 .mode(mode)
                 .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
-                .open(&path)?;
+                .open(path)?;
             file.set_permissions(fs::Permissions::from_mode(mode))?;
             file.write_all(bytes)
         };
-        write().with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(path)
+        write().with_context(|| format!("cannot write {}", path.display()))
     }
 }
 
@@ -199,8 +197,9 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         let dir = RunDir::create(base.path()).unwrap();
         std::os::unix::fs::symlink("/tmp/elsewhere", dir.path().join("tls/ca.pem")).unwrap();
-        assert!(dir.write("tls/ca.pem", 0o644, b"x").is_err());
-        dir.write("tls/other.pem", 0o644, b"x").unwrap();
-        assert!(dir.write("tls/other.pem", 0o644, b"y").is_err());
+        assert!(dir.write(&dir.path().join("tls/ca.pem"), 0o644, b"x").is_err());
+        let other = dir.path().join("tls/other.pem");
+        dir.write(&other, 0o644, b"x").unwrap();
+        assert!(dir.write(&other, 0o644, b"y").is_err());
     }
 }

@@ -186,6 +186,31 @@ async fn a_service_and_an_http_probe_reach_the_agents_port() {
     .await;
 }
 
+/// Runtimes open the low ports of a pod to every user, and a pod may set `net.*` of its own.
+#[tokio::test]
+async fn an_agent_serves_on_port_80_and_has_the_pods_network_settings() {
+    fenced("low-port", &[], async |place| {
+        let pod = place.agent_pod("agent", |container, pod| {
+            container["command"] =
+                json!(["python3", "-m", "http.server", "80", "--directory", "/usr/share/doc"]);
+            container["readinessProbe"] = json!({"tcpSocket": {"port": 80}, "periodSeconds": 1});
+            pod["spec"]["securityContext"] = json!({"sysctls": [
+                {"name": "net.ipv4.ip_local_port_range", "value": "20000 30000"},
+            ]});
+        });
+        place.create::<Pod>(&pod).await.expect("admitted");
+        let pod = place.ready("agent").await;
+        let address = pod.status.as_ref().and_then(|status| status.pod_ip.clone());
+        let address = format!("{}:80", address.expect("an address"));
+        let answer = get(&address, "/").await.expect("an answer");
+        assert!(answer.contains("Directory listing"), "{answer}");
+        let range = "cat /proc/sys/net/ipv4/ip_local_port_range";
+        let done = place.enter(&pod, range).await;
+        assert!(done.text.contains("20000\t30000"), "{done:?}");
+    })
+    .await;
+}
+
 /// A GET as simple as HTTP allows.
 async fn get(address: &str, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;

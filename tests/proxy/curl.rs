@@ -2,8 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::rig::{Rig, in_namespace, in_namespace_with};
-use ringfence::proxy::Inbound;
+use crate::rig::{Rig, in_namespace};
 
 fn curl(rig: &Rig, args: &[&str]) -> Output {
     let output = Command::new("/usr/bin/curl")
@@ -148,23 +147,5 @@ fn refused_connections_say_why() {
         assert!(stdout(&audited).starts_with("DELETE /x "), "audit lets it pass");
         let bad = curl(&rig, &["-w", "%{http_code}", "https://expired.test:4434/"]);
         assert!(stdout(&bad).ends_with("502"), "an upstream of another name");
-    });
-}
-
-#[test]
-fn the_images_bundle_reaches_the_supervisor_whole() {
-    let image: String = std::iter::repeat_with(|| {
-        let line = "Q".repeat(64) + "\n";
-        format!(
-            "# comment\n-----BEGIN CERTIFICATE-----\n{}-----END CERTIFICATE-----\n",
-            line.repeat(20)
-        )
-    })
-    .take(150)
-    .collect();
-    in_namespace_with(Inbound::None, image.as_bytes(), |rig| {
-        assert!(rig.bundle_pem.len() > 150_000);
-        assert!(!rig.bundle_pem.contains('#'));
-        assert!(rig.bundle_pem.ends_with(&rig.ca_pem));
     });
 }

@@ -121,7 +121,7 @@ fn inbound_ports_follow_the_fence() {
 
 #[test]
 fn a_taken_port_is_tried_again() {
-    in_namespace_with(Inbound::Ports(vec![7000]), b"", |rig| {
+    in_namespace_with(Inbound::Ports(vec![7000]), |rig| {
         let inside = rig.listen_in_fence(7000);
         let taken = TcpListener::bind("10.88.0.1:7000").expect("neighbour");
         rig.tell(&ToProxy::Inbound { ports: vec![7000, 7001] });

@@ -101,19 +101,14 @@ pub struct Rig {
 
 /// Runs `test` in a new network namespace, as root; otherwise says that it is skipped.
 pub fn in_namespace(test: impl FnOnce(Rig) + Send + 'static) {
-    in_namespace_with(Inbound::Mirror, b"", test);
+    in_namespace_with(Inbound::Mirror, test);
 }
 
-pub fn in_namespace_with(
-    inbound: Inbound,
-    image_roots: &[u8],
-    test: impl FnOnce(Rig) + Send + 'static,
-) {
+pub fn in_namespace_with(inbound: Inbound, test: impl FnOnce(Rig) + Send + 'static) {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return;
     }
-    let image_roots = image_roots.to_vec();
     // A thread of its own: what it starts (threads, programs, sockets) lives in its namespace.
     let thread = std::thread::spawn(move || {
         new_namespace(&[
@@ -123,7 +118,7 @@ pub fn in_namespace_with(
             "addr add 10.200.0.1/32 dev lo",
             "addr add 10.200.0.2/32 dev lo",
         ]);
-        test(Rig::start(inbound, image_roots));
+        test(Rig::start(inbound));
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -131,7 +126,7 @@ pub fn in_namespace_with(
 }
 
 impl Rig {
-    fn start(inbound: Inbound, image_roots_pem: Vec<u8>) -> Self {
+    fn start(inbound: Inbound) -> Self {
         let day = Duration::from_secs(86_400);
         let authority = Authority::ephemeral("Upstream CA", day).expect("authority");
         let dir = tempfile::tempdir().expect("tempdir");
@@ -142,7 +137,7 @@ impl Rig {
             policy: policy::load(&source, None).expect("policy").policy,
             pod_ips: vec!["10.88.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
-            image_roots_pem,
+            image_roots_pem: Vec::new(),
             inbound,
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
@@ -150,13 +145,12 @@ impl Rig {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .expect("socketpair");
+        let upstream_ca = authority.certificate_pem().to_owned();
         let upstream = Upstream::start(&authority);
         let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
-        let (ready, fds) = receive(&ours).expect("ready");
-        let ToSupervisor::Ready { ca_pem, mut bundle_pem } = ready else { panic!("{ready:?}") };
-        if let Some(pipe) = fds.into_iter().next() {
-            File::from(pipe).read_to_string(&mut bundle_pem).expect("bundle");
-        }
+        let (ready, _) = receive(&ours).expect("ready");
+        let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
+        let bundle_pem = upstream_ca + &ca_pem;
         std::fs::write(dir.path().join("bundle.pem"), &bundle_pem).expect("bundle");
         let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
         let listeners = [
