@@ -12,6 +12,7 @@
 //! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`]).
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod caller;
 mod connect;
 pub mod control;
@@ -35,6 +36,7 @@ mod transparent;
 mod tunnel;
 mod upstream;
 
+use std::fs::File;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
@@ -49,7 +51,7 @@ use tokio::task::JoinSet;
 use crate::pki::Authority;
 use crate::policy::Policy;
 use caller::Executables;
-use control::ToProxy;
+use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
 use resolve::Resolver;
 use tls::AgentTls;
@@ -72,8 +74,8 @@ pub struct Config {
     pub pod_ips: Vec<IpAddr>,
     /// Authorities that the operator trusts upstreams by, PEM; may be empty.
     pub extra_roots_pem: Vec<u8>,
-    /// The image's trust store, PEM; empty when it has none.
-    pub image_roots_pem: Vec<u8>,
+    /// The image's trust store, PEM, if it has one; read when the first upstream is verified.
+    pub image_roots: Option<File>,
     /// Which ports of the fence are reachable from outside.
     pub inbound: Inbound,
     /// The resolver's configuration; read when the first name is looked up.
@@ -116,18 +118,25 @@ pub fn run(config: Config, control: OwnedFd) -> Result<()> {
 
 async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result<()> {
     let control = Arc::new(Control::new(control).context("control socket")?);
-    let listeners = match control.next().await.context("waiting for the listeners")? {
+    let start = match control.next().await.context("waiting for the listeners")? {
         None => return Ok(()),
-        Some((ToProxy::Start, fds)) => Listeners::new(fds)?,
+        Some((ToProxy::Start, fds)) => Start::new(fds)?,
         Some((other, _)) => bail!("the supervisor began with {other:?}"),
     };
+    // Nothing else runs yet that this could keep waiting.
+    let ca_pem = authority.certificate_pem();
+    bundle::write(&start.bundle, config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
+        .context("cannot write the certificates for the agent")?;
+    drop(start.bundle);
+    control.send(&ToSupervisor::Bundled).await.context("control socket")?;
+    let listeners = start.listeners;
     let shared = Arc::new(Shared {
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
         policy: config.policy,
         pod_ips: config.pod_ips.iter().map(IpAddr::to_canonical).collect(),
         executables: Executables::new(),
         agent_tls: AgentTls::new(authority)?,
-        upstream_tls: UpstreamTls::new(config.image_roots_pem, config.extra_roots_pem),
+        upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
         inbound: inbound::Ports::new(config.inbound, Arc::clone(&control)),
         control,
     });
@@ -172,6 +181,12 @@ async fn answers(control: &Control) {
     while let Ok(Some(_)) = control.next().await {}
 }
 
+/// What comes with [`ToProxy::Start`].
+struct Start {
+    listeners: Listeners,
+    bundle: File,
+}
+
 /// The gateway's sockets.
 struct Listeners {
     proxy: tokio::net::TcpListener,
@@ -180,13 +195,21 @@ struct Listeners {
     dns_tcp: tokio::net::TcpListener,
 }
 
-impl Listeners {
+impl Start {
     /// In the order of [`ToProxy::Start`].
     fn new(fds: Vec<OwnedFd>) -> Result<Self> {
         let count = fds.len();
-        let Ok([proxy, captured, dns_udp, dns_tcp]) = <[OwnedFd; START_FDS]>::try_from(fds) else {
-            bail!("{count} listeners came, not {START_FDS}");
+        let Ok([proxy, captured, dns_udp, dns_tcp, bundle]) = <[OwnedFd; START_FDS]>::try_from(fds)
+        else {
+            bail!("{count} descriptors came, not {START_FDS}");
         };
+        let listeners = Listeners::new([proxy, captured, dns_udp, dns_tcp])?;
+        Ok(Self { listeners, bundle: File::from(bundle) })
+    }
+}
+
+impl Listeners {
+    fn new([proxy, captured, dns_udp, dns_tcp]: [OwnedFd; 4]) -> Result<Self> {
         let tcp = |name: &str, fd: OwnedFd| -> Result<tokio::net::TcpListener> {
             let listener = TcpListener::from(fd);
             ensure!(listener.local_addr().is_ok(), "{name}: not a TCP listener");

@@ -9,6 +9,11 @@ use ringfence::supervisor::args::{Args, Verb};
 use ringfence::supervisor::{enter, failure, install, proxy_process, run, status};
 
 fn main() -> ExitCode {
+    // Our own start of the proxy, at each start of a fence: no command line to be read.
+    if std::env::args_os().skip(1).eq(["proxy"]) {
+        let outcome = proxy_process::main().inspect_err(failure::tell);
+        return ExitCode::from(if outcome.is_ok() { 0 } else { failure::NO_FENCE });
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -20,7 +25,6 @@ fn main() -> ExitCode {
     };
     let outcome = match args.verb {
         None => run::run(args.run).inspect_err(failure::tell),
-        Some(Verb::Proxy) => proxy_process::main().map(|()| 0).inspect_err(failure::tell),
         Some(Verb::Install { dir }) => {
             tell(install::install(&dir).map(|path| println!("installed {}", path.display())))
         }

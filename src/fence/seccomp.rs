@@ -109,13 +109,22 @@ pub fn supervisor_sealed() -> Program {
 
 /// Installs a filter on the calling thread and sets `no_new_privs`. Async-signal-safe.
 pub fn install(program: &Program) -> rustix::io::Result<()> {
-    match seccompiler::apply_filter(&program.code) {
+    outcome(seccompiler::apply_filter(&program.code))
+}
+
+fn outcome(result: Result<(), seccompiler::Error>) -> rustix::io::Result<()> {
+    match result {
         Ok(()) => Ok(()),
         Err(seccompiler::Error::Prctl(error) | seccompiler::Error::Seccomp(error)) => {
             Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
         }
         Err(_) => Err(Errno::INVAL),
     }
+}
+
+/// Installs a filter on every thread of the process and sets `no_new_privs` for each.
+pub fn install_everywhere(program: &Program) -> rustix::io::Result<()> {
+    outcome(seccompiler::apply_filter_all_threads(&program.code))
 }
 
 /// Installs a filter on the calling thread and returns its listener (close-on-exec). Needs

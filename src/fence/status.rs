@@ -4,7 +4,7 @@
 //! is verified thread by thread ([`threads`]). Its own word counts for nothing.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::process::Pid;
@@ -49,6 +49,15 @@ pub struct Mismatch {
     pub have: String,
 }
 
+/// Reads a file of /proc, most often at once: it says its length is 0, and reading it in small
+/// pieces takes many calls. A process with 65,536 groups has the longest.
+fn read_whole(path: &str) -> io::Result<String> {
+    const LONGEST: u64 = 1 << 20;
+    let mut bytes = Vec::with_capacity(8192);
+    fs::File::open(path)?.take(LONGEST).read_to_end(&mut bytes)?;
+    String::from_utf8(bytes).map_err(io::Error::other)
+}
+
 impl Status {
     /// Reads a process, or one of its threads.
     pub fn read(pid: Pid, tid: Option<Pid>) -> io::Result<Self> {
@@ -57,7 +66,7 @@ impl Status {
             None => format!("/proc/{pid}/status"),
             Some(tid) => format!("/proc/{pid}/task/{}/status", tid.as_raw_nonzero()),
         };
-        let text = fs::read_to_string(&path)?;
+        let text = read_whole(&path)?;
         Self::parse(&text).ok_or_else(|| {
             io::Error::new(io::ErrorKind::InvalidData, format!("{path}: a field is missing"))
         })

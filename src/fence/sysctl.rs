@@ -8,7 +8,7 @@
 //! that is mounted nowhere (fsopen(2), Linux 5.2): its `sys/net` is the calling thread's namespace's.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags};
@@ -77,10 +77,16 @@ pub fn apply(settings: &[Setting]) -> Result<(), String> {
 }
 
 fn current(name: &str) -> io::Result<String> {
-    let mut text = String::new();
-    fs::File::open(format!("/proc/sys/net/{name}"))?.read_to_string(&mut text)?;
-    text.truncate(text.trim_end().len());
-    Ok(text)
+    let path = format!("/proc/sys/net/{name}");
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    // The kernel gives a setting at once. A list of ports that is longer is not taken over.
+    let mut bytes = [0; 512];
+    let length = rustix::io::read(&file, &mut bytes)?;
+    if length == bytes.len() {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let text = std::str::from_utf8(&bytes[..length]).map_err(io::Error::other)?;
+    Ok(text.trim_end().to_owned())
 }
 
 /// A proc file system that is mounted nowhere.

@@ -24,7 +24,7 @@ use super::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The descriptors beside [`ToProxy::Start`].
-pub(crate) const START_FDS: usize = 4;
+pub(crate) const START_FDS: usize = 5;
 
 /// Why the supervisor gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -276,7 +276,8 @@ mod tests {
                 let (length, _) = receive(&theirs, &mut buffer).expect("recv").expect("packet");
                 let question = serde_json::from_slice(&buffer[..length]).expect("message");
                 let ToSupervisor::GatewaySocket { id } = question else { panic!("{question:?}") };
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+                let mut space =
+                    [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4 * START_FDS))];
                 let mut beside = SendAncillaryBuffer::new(&mut space);
                 if !fds.is_empty() {
                     assert!(beside.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
@@ -291,7 +292,7 @@ mod tests {
             answer(&|id| format!("{{\"type\":\"news\",\"id\":{id}}}"), &[]);
             answer(&good, &[]);
             // More than there is room for: cut short by the kernel, as when descriptors run out.
-            answer(&good, &[fd.as_fd(); 8]);
+            answer(&good, &[fd.as_fd(); 4 * START_FDS]);
             answer(&good, &[fd.as_fd()]);
             send_packet(&theirs, b"{\"type\":\"news\"}").expect("send");
         });

@@ -1,6 +1,7 @@
 //! TLS towards upstreams.
 
-use std::sync::Arc;
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -20,7 +21,7 @@ const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10
 
 /// Verifies and speaks to upstreams. The authorities are parsed when the first one is needed.
 pub(crate) struct UpstreamTls {
-    image_roots_pem: Vec<u8>,
+    image_roots: Mutex<Option<File>>,
     extra_roots_pem: Vec<u8>,
     configs: OnceCell<Configs>,
 }
@@ -32,8 +33,8 @@ struct Configs {
 }
 
 impl UpstreamTls {
-    pub(crate) fn new(image_roots_pem: Vec<u8>, extra_roots_pem: Vec<u8>) -> Self {
-        Self { image_roots_pem, extra_roots_pem, configs: OnceCell::new() }
+    pub(crate) fn new(image_roots: Option<File>, extra_roots_pem: Vec<u8>) -> Self {
+        Self { image_roots: Mutex::new(image_roots), extra_roots_pem, configs: OnceCell::new() }
     }
 
     /// Does the handshake for `host`, offering `alpn` (none: without the extension), and says
@@ -71,10 +72,10 @@ impl UpstreamTls {
     async fn configs(&self) -> Result<&Configs, rustls::Error> {
         self.configs
             .get_or_try_init(|| async {
-                let (image, extra) = (self.image_roots_pem.clone(), self.extra_roots_pem.clone());
+                let image = self.image_roots.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let extra = self.extra_roots_pem.clone();
                 // A millisecond or two of parsing: not on a thread that serves.
-                let parsed =
-                    tokio::task::spawn_blocking(move || roots::store(&image, &extra)).await;
+                let parsed = tokio::task::spawn_blocking(move || roots::store(image, &extra)).await;
                 let (store, unread) =
                     parsed.map_err(|error| rustls::Error::General(error.to_string()))?;
                 if unread > 0 {

@@ -39,9 +39,6 @@ pub enum Verb {
         #[arg(long, default_value = super::run_dir::DEFAULT)]
         run_dir: PathBuf,
     },
-    /// The proxy process; started by the supervisor only.
-    #[command(hide = true)]
-    Proxy,
 }
 
 /// `enter`'s own arguments.

@@ -105,14 +105,14 @@ pub fn main() -> Result<()> {
     event::set_level(config.log_level.parse().map_err(anyhow::Error::msg)?);
 
     let policy = config.policy.load()?.policy;
-    let image_roots_pem = trust_store::read();
+    let image_roots = trust_store::open().context("cannot open the image's trust store")?;
     lock(config.parent)?;
     proxy::run(
         proxy::Config {
             policy,
             pod_ips: config.pod_ips,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
-            image_roots_pem,
+            image_roots,
             inbound: match (config.mirror, config.inbound) {
                 (true, _) => proxy::Inbound::Mirror,
                 (false, Some(ports)) => proxy::Inbound::Ports(ports),
@@ -164,12 +164,26 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the gateway's listeners to the proxy; this process keeps none.
-pub fn hand_over(control: impl AsFd, listeners: Listeners) -> Result<()> {
+/// Hands the gateway's listeners to the proxy, and the file for the agent's certificates; this
+/// process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners, bundle: &File) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
-    let descriptors = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
+    let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
+    let [proxy, captured, dns_udp, dns_tcp] = listeners;
+    let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle.as_fd()];
     packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")
+}
+
+/// Waits until the proxy has written the agent's certificates.
+pub fn bundled(control: impl AsFd) -> Result<()> {
+    let packet = packet::receive(control)
+        .context("cannot hear the proxy")?
+        .context("the proxy ended before it had written the agent's certificates")?;
+    match packet.json().context("the proxy's second message")? {
+        ToSupervisor::Bundled => Ok(()),
+        other => bail!("the proxy went on with {other:?}"),
+    }
 }
 
 /// Reads from outside, thread by thread, that the proxy is locked; returns how many it has.

@@ -7,6 +7,7 @@
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
 use anyhow::{Context, Result};
@@ -15,9 +16,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::args::Inbound;
 use super::caller::Callers;
 use super::packet;
+use crate::fence::listeners;
 use crate::fence::netns::{self, Namespace};
 use crate::fence::sockdiag::SockDiag;
-use crate::fence::{listeners, seccomp};
 use crate::proxy::control::{ToProxy, ToSupervisor};
 
 /// How often the fence's listening ports are looked at. There is no notification for them; a dump
@@ -27,8 +28,6 @@ const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 /// What the thread works with.
 #[derive(Debug)]
 pub struct ProxyService {
-    /// Our end of the control socket.
-    pub control: OwnedFd,
     /// The gateway's namespace.
     pub gateway: Namespace,
     /// A `sock_diag` socket of the fence's namespace.
@@ -39,30 +38,56 @@ pub struct ProxyService {
     pub inbound: Inbound,
 }
 
+/// The thread, before it serves.
+#[derive(Debug)]
+pub struct Waiting {
+    entered: Receiver<Result<()>>,
+    control: SyncSender<OwnedFd>,
+}
+
 impl ProxyService {
-    /// Starts the thread. It ends when the proxy's end of the socket closes; that the proxy has
-    /// ended the main thread learns as its parent.
-    pub fn start(self) -> Result<()> {
-        let (entered, wait) = std::sync::mpsc::sync_channel(1);
+    /// Starts the thread, which goes to the gateway's namespace and waits for [`Waiting::serve`].
+    pub fn start(self) -> Result<Waiting> {
+        let (tell, entered) = sync_channel(1);
+        let (control, told) = sync_channel(1);
         thread::Builder::new()
             .name("gateway".into())
             .spawn(move || {
-                let outcome = netns::enter(&self.gateway)
-                    .map_err(anyhow::Error::from)
-                    .and_then(|()| Ok(seccomp::install(&seccomp::supervisor_sealed())?));
-                let go = outcome.is_ok();
-                drop(entered.send(outcome));
-                if go {
-                    self.serve();
+                drop(tell.send(netns::enter(&self.gateway).map_err(anyhow::Error::from)));
+                if let Ok(control) = told.recv() {
+                    Service { control, of: self }.serve();
                 }
             })
             .context("cannot start the gateway's thread")?;
-        wait.recv().context("the gateway's thread ended")?.context("cannot enter the gateway")
+        Ok(Waiting { entered, control })
+    }
+}
+
+impl Waiting {
+    /// Waits until the thread is where it has to be.
+    pub fn entered(&self) -> Result<()> {
+        self.entered
+            .recv()
+            .context("the gateway's thread ended")?
+            .context("cannot enter the gateway")
     }
 
+    /// Has it serve on our end of the control socket, until the proxy's end closes; that the proxy
+    /// has ended the main thread learns as its parent.
+    pub fn serve(self, control: OwnedFd) -> Result<()> {
+        self.control.send(control).ok().context("the gateway's thread ended")
+    }
+}
+
+struct Service {
+    control: OwnedFd,
+    of: ProxyService,
+}
+
+impl Service {
     fn serve(mut self) {
         let mut told = Vec::new();
-        let looks = self.inbound != Inbound::None;
+        let looks = self.of.inbound != Inbound::None;
         loop {
             let mut ready = [PollFd::new(&self.control, PollFlags::IN)];
             match poll(&mut ready, looks.then_some(&LOOK)) {
@@ -94,8 +119,8 @@ impl ProxyService {
     }
 
     fn ports(&mut self) -> Vec<u16> {
-        let mut ports = self.diag.listening().unwrap_or_default();
-        if let Inbound::Ports(declared) = &self.inbound {
+        let mut ports = self.of.diag.listening().unwrap_or_default();
+        if let Inbound::Ports(declared) = &self.of.inbound {
             ports.retain(|port| declared.contains(port));
         }
         ports
@@ -110,7 +135,7 @@ impl ProxyService {
             }
             ToSupervisor::GatewaySocket { id } => (id, self.gateway_socket(id)),
             // Said once, before this thread began.
-            ToSupervisor::Ready { .. } => return Ok(()),
+            ToSupervisor::Ready { .. } | ToSupervisor::Bundled => return Ok(()),
         };
         answered.or_else(|error| {
             let reason = error.to_string();
@@ -124,7 +149,7 @@ impl ProxyService {
         client: SocketAddrV4,
         server: SocketAddrV4,
     ) -> std::io::Result<()> {
-        let (caller, executable) = self.callers.find(&mut self.diag, client, server)?.unzip();
+        let (caller, executable) = self.of.callers.find(&mut self.of.diag, client, server)?.unzip();
         let descriptors: Vec<_> = executable.iter().map(|file| file.as_fd()).collect();
         packet::send(&self.control, &ToProxy::Caller { id, caller }, &descriptors)
     }

@@ -22,7 +22,7 @@ use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
-use super::{filesystem, own_path, stdio, trust_store};
+use super::{filesystem, own_path, stdio};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
@@ -70,15 +70,17 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let listener = policy.names_binaries();
     keeper::prepare(&keeper, &ToKeeper::prepare(rules, hard, listener, sysctl::read()))?;
     let network = Network::build(&keeper)?;
-    proxy_process::hand_over(&proxy, network.listeners)?;
+    let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
+    proxy_process::hand_over(&proxy, network.listeners, &dir.make(&bundle, 0o644)?)?;
     let callers = Arc::new(Callers::new(keeper_pid));
     let namespace = network.namespace.id()?;
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
     report(&confinement, &user, &network.rules, &sysctls);
+    let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
+    let service = ProxyService { gateway, diag, callers, inbound }.start()?;
 
     // 5. The agent is forked; it gives up everything and waits for our word before it executes.
-    let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
     let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
     let env = environment::agent(std::env::vars_os(), &user, &ways);
     let setting = Setting { identity: user.identity.clone(), env, workdir };
@@ -88,16 +90,15 @@ pub fn run(args: RunArgs) -> Result<i32> {
     };
 
     // 6. The proxy's certificate comes back, and the proxy is seen to be locked.
-    let mut certificates = trust_store::certificates(files.upstream_ca.as_deref());
     let certificate = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
-    certificates.extend_from_slice(certificate.as_bytes());
     dir.write(&ca, 0o644, certificate.as_bytes())?;
-    dir.write(&bundle, 0o644, &certificates)?;
-    let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
-    ProxyService { control: proxy, gateway, diag, callers, inbound }.start()?;
-    // From here on this process neither mounts nor makes namespaces.
-    seccomp::install(&seccomp::supervisor_sealed()).context("cannot install our own filter")?;
+    service.entered()?;
+    // From here on this process neither mounts nor makes or enters namespaces.
+    seccomp::install_everywhere(&seccomp::supervisor_sealed())
+        .context("cannot install our own filter")?;
+    proxy_process::bundled(&proxy)?;
+    service.serve(proxy)?;
 
     // 7. Attested, verified from outside, released.
     let attestation = Attestation {

@@ -91,19 +91,26 @@ impl RunDir {
         self.path.join(TLS)
     }
 
-    /// Writes a file below the subdirectory, which must not exist yet.
-    pub fn write(&self, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
-        let write = || -> io::Result<()> {
-            let mut file = fs::OpenOptions::new()
+    /// Makes a file below the subdirectory, which must not exist yet.
+    pub fn make(&self, path: &Path, mode: u32) -> Result<fs::File> {
+        let make = || -> io::Result<fs::File> {
+            let file = fs::OpenOptions::new()
                 .write(true)
                 .create_new(true)
                 .mode(mode)
                 .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
                 .open(path)?;
             file.set_permissions(fs::Permissions::from_mode(mode))?;
-            file.write_all(bytes)
+            Ok(file)
         };
-        write().with_context(|| format!("cannot write {}", path.display()))
+        make().with_context(|| format!("cannot make {}", path.display()))
+    }
+
+    /// Makes a file with this content.
+    pub fn write(&self, path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+        self.make(path, mode)?
+            .write_all(bytes)
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 }
 

@@ -14,4 +14,5 @@ mod broken;
 mod kernel;
 mod lifecycle;
 mod network;
+mod shapes;
 mod workloads;

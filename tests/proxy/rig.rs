@@ -137,7 +137,7 @@ impl Rig {
             policy: policy::load(&source, None).expect("policy").policy,
             pod_ips: vec!["10.88.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
-            image_roots_pem: Vec::new(),
+            image_roots: None,
             inbound,
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
@@ -150,16 +150,20 @@ impl Rig {
         let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
         let (ready, _) = receive(&ours).expect("ready");
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
-        let bundle_pem = upstream_ca + &ca_pem;
-        std::fs::write(dir.path().join("bundle.pem"), &bundle_pem).expect("bundle");
+        let bundle = File::create(dir.path().join("bundle.pem")).expect("bundle");
         let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
         let listeners = [
             tcp(PROXY),
             tcp(CAPTURED),
             OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
             tcp(DNS),
+            OwnedFd::from(bundle),
         ];
         send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
+        let (bundled, _) = receive(&ours).expect("bundled");
+        assert_eq!(bundled, ToSupervisor::Bundled);
+        let bundle_pem = std::fs::read_to_string(dir.path().join("bundle.pem")).expect("bundle");
+        assert_eq!(bundle_pem, upstream_ca + &ca_pem);
         let curl = Who { exe: "/usr/bin/curl".into(), file: "/usr/bin/curl".into() };
         let who = Arc::new(Mutex::new(Some(curl)));
         let control = Arc::new(ours);
@@ -345,7 +349,7 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>) {
                         .expect("socket");
                 send(control, &ToProxy::GatewaySocket { id }, &[socket.as_fd()]);
             }
-            ToSupervisor::Ready { .. } => panic!("ready twice"),
+            ToSupervisor::Ready { .. } | ToSupervisor::Bundled => panic!("ready twice"),
         }
     }
 }

@@ -1,0 +1,141 @@
+//! The certificates that the agent's programs find: the image's own authorities, those that the
+//! operator added, and the sandbox CA.
+
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+
+use memchr::memmem;
+
+const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
+const END: &[u8] = b"-----END CERTIFICATE-----";
+/// What both begin with, and nothing between them has.
+const DASHES: &[u8] = b"-----";
+
+/// The most that is read of the image's store, in bytes.
+const MAX_STORE: u64 = 16 << 20;
+
+/// Reads the image's trust store from its beginning.
+pub(crate) fn read(mut image_roots: &File) -> io::Result<Vec<u8>> {
+    io::Seek::rewind(&mut image_roots)?;
+    let mut pem = Vec::with_capacity(image_roots.metadata()?.len().min(MAX_STORE) as usize + 1);
+    image_roots.take(MAX_STORE).read_to_end(&mut pem)?;
+    Ok(pem)
+}
+
+/// Writes the bundle into `file`: PEM, nothing but certificates.
+pub(crate) fn write(
+    mut file: &File,
+    image_roots: Option<&File>,
+    extra_roots_pem: &[u8],
+    ca_pem: &str,
+) -> io::Result<()> {
+    let mut image = image_roots.map(read).transpose()?.unwrap_or_default();
+    keep_certificates(&mut image);
+    file.write_all(&image)?;
+    let mut extra = extra_roots_pem.to_vec();
+    keep_certificates(&mut extra);
+    extra.extend_from_slice(ca_pem.as_bytes());
+    file.write_all(&extra)
+}
+
+/// Leaves the certificates of a PEM text and nothing else of it: a trust store that is a link to
+/// something secret gives nothing away. A block with anything but base64 in it is left out.
+///
+/// In place: a trust store has 200,000 bytes, most have nothing else in them, and every fence
+/// starts with this.
+fn keep_certificates(pem: &mut Vec<u8>) {
+    let (begin, dashes) = (memmem::Finder::new(BEGIN), memmem::Finder::new(DASHES));
+    let (mut kept, mut at) = (0, 0);
+    while let Some(start) = begin.find(&pem[at..]).map(|found| at + found) {
+        let body = start + BEGIN.len();
+        let Some(end) = dashes.find(&pem[body..]).map(|found| body + found) else { break };
+        at = end;
+        let after = end + END.len();
+        let whole = pem[end..].starts_with(END)
+            && (start == 0 || pem[start - 1] == b'\n')
+            && matches!(pem.get(after), None | Some(b'\n' | b'\r'))
+            && is_base64(&pem[body..end]);
+        if !whole {
+            continue;
+        }
+        at = after;
+        pem.copy_within(start..after, kept);
+        kept += after - start;
+        // Where the line ended.
+        match pem.get_mut(kept) {
+            Some(place) => *place = b'\n',
+            None => pem.push(b'\n'),
+        }
+        kept += 1;
+    }
+    pem.truncate(kept);
+}
+
+/// Base64 with its line breaks. Without an early end, so that the compiler takes many bytes at a
+/// time.
+fn is_base64(body: &[u8]) -> bool {
+    let wrong = |byte: u8| {
+        !(byte.is_ascii_alphanumeric()
+            | (byte == b'+')
+            | (byte == b'/')
+            | (byte == b'=')
+            | (byte == b'\n')
+            | (byte == b'\r'))
+    };
+    !body.iter().fold(false, |any, byte| any | wrong(*byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const B: &str = "-----BEGIN CERTIFICATE-----";
+    const E: &str = "-----END CERTIFICATE-----";
+
+    fn kept(text: &str) -> String {
+        let mut pem = text.as_bytes().to_vec();
+        keep_certificates(&mut pem);
+        String::from_utf8(pem).unwrap()
+    }
+
+    #[test]
+    fn only_whole_certificates_are_kept() {
+        let image = format!(
+            "# a comment\n{B}\nQUJD\n{E}\n\
+             -----BEGIN PRIVATE KEY-----\nSECRET\n-----END PRIVATE KEY-----\n\
+             {B}\nnot base64!\n{E}\n{B}\nQUJD\n{B}\nREVG\n{E}\n{B}\nQUJD\n"
+        );
+        assert_eq!(kept(&image), format!("{B}\nQUJD\n{E}\n{B}\nREVG\n{E}\n"));
+        for nothing in ["", "SECRET", B, E, &format!("{B}\nQUJD"), &format!("{B}\nQUJD\n{E}x")] {
+            assert_eq!(kept(nothing), "", "{nothing}");
+        }
+        assert_eq!(kept(&format!("x{B}\nSECRET\n{E}\n")), "");
+    }
+
+    #[test]
+    fn a_clean_store_is_kept_as_it_is() {
+        let clean = format!("{B}\nQUJD\nREVG==\n{E}\n").repeat(100);
+        assert_eq!(kept(&clean), clean);
+        assert_eq!(kept(clean.trim_end()), clean, "the last line's end may be missing");
+        let dos = clean.replace('\n', "\r\n");
+        assert_eq!(kept(&dos).matches(&format!("{E}\n{B}")).count(), 99);
+    }
+
+    #[test]
+    fn the_bundle_has_all_three_and_the_sandbox_ca_last() {
+        let file = |text: &str| {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(text.as_bytes()).expect("written");
+            file
+        };
+        let certificate = |body: &str| format!("{B}\n{body}\n{E}\n");
+        let image = file(&format!("# the image's\n{}", certificate("QUJD")));
+        let bundle = file("");
+        let extra = format!("{}SECRET\n", certificate("REVG"));
+        write(&bundle, Some(&image), extra.as_bytes(), &certificate("R0hJ")).expect("written");
+        let expected = ["QUJD", "REVG", "R0hJ"].map(certificate).concat();
+        assert_eq!(String::from_utf8(read(&bundle).expect("read")).expect("text"), expected);
+        // The image's is there to be read again.
+        assert!(read(&image).expect("read").starts_with(b"# the image's"));
+    }
+}
