@@ -27,6 +27,7 @@ use crate::event::{self, Level};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
 use crate::fence::{landlock, seccomp, status};
+use crate::policy::Loaded;
 use crate::proxy;
 use crate::proxy::control::{ToProxy, ToSupervisor};
 
@@ -104,7 +105,8 @@ pub fn main() -> Result<()> {
     )?;
     event::set_level(config.log_level.parse().map_err(anyhow::Error::msg)?);
 
-    let policy = config.policy.load()?.policy;
+    // The supervisor compiles the same text meanwhile, and says what is wrong with it.
+    let Ok(Loaded { policy, .. }) = config.policy.load() else { return Ok(()) };
     let image_roots = trust_store::open().context("cannot open the image's trust store")?;
     lock(config.parent)?;
     proxy::run(

@@ -34,7 +34,7 @@ use crate::policy::{Compatibility, Policy};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
 pub fn run(args: RunArgs) -> Result<i32> {
-    // 1. Arguments, policy: read once, compiled. Nothing privileged yet.
+    // 1. Arguments, policy: read once. Nothing privileged yet.
     let agents_stderr = stdio::separate_stderr().context("cannot set up stderr")?;
     let signals = Signals::block()?;
     let lookup = |name: &str| std::env::var(name).ok();
@@ -44,14 +44,16 @@ pub fn run(args: RunArgs) -> Result<i32> {
     own_path::check()?;
     check(&args)?;
     let files = PolicyFiles::read(&args)?;
-    let policy = load(&files)?;
 
     // 2. The keeper with the fence's network namespace, and the proxy, in parallel with us. The
-    //    keeper is forked while this process has one thread.
+    //    keeper is forked while this process has one thread. The policy is compiled here and in
+    //    the proxy at the same time; if it cannot be, all three end.
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
     let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
+
+    let policy = load(&files)?;
 
     // 3. User, working directory, the directories that the policy promises.
     let user = resolve_user(&args, &policy)?;
