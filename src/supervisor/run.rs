@@ -78,6 +78,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let listener = policy.names_binaries();
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     let rules = filesystem::rules(policy.filesystem(), args.workdir.as_deref(), &dir.tls());
+    let paths = rules.as_slice().into();
     let hard = policy.landlock() == Compatibility::HardRequirement;
     keeper.prepare(&ToKeeper::prepare(rules, hard, listener))?;
     let confinement = keeper.confinement()?;
@@ -93,6 +94,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         policy_digest: files.digest(),
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
+        paths,
         landlock: &confinement,
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
