@@ -97,6 +97,9 @@ pub fn build(setup: &str) {
                 credentials::drop_to(&identity, Bounding::Required).expect("dropped");
                 credentials::no_new_privs().expect("no_new_privs");
             }
+            if !on(Layer::Credentials) {
+                inherit_everything();
+            }
             if on(Layer::Hygiene) {
                 credentials::parent_death_signal_kill(Some(parent)).expect("a death signal");
             }
@@ -132,6 +135,16 @@ fn image(setup: &str, clean: bool) -> ExecImage {
     )
 }
 
+/// Root whose capabilities pass to whatever it executes.
+fn inherit_everything() {
+    use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
+    let mut sets = capabilities(None).expect("capabilities");
+    sets.inheritable = sets.permitted;
+    set_capabilities(None, sets).expect("inheritable");
+    let one = CapabilitySet::NET_BIND_SERVICE;
+    rustix::thread::configure_capability_in_ambient_set(one, true).expect("ambient");
+}
+
 /// The steps that come before the drop.
 fn clean() {
     spawn::reset_signals();
@@ -158,6 +171,7 @@ impl Leak {
         let name = ptsname(&master, Vec::new()).expect("a name");
         let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY;
         let terminal = rustix::fs::open(name, flags, rustix::fs::Mode::empty());
+        lose_the_directory();
         Self {
             _master: master,
             terminal: terminal.expect("the terminal").into(),
@@ -188,6 +202,15 @@ impl Leak {
             spawn::place(self.root.as_raw_fd(), target).expect("a place");
         }
     }
+}
+
+/// A working directory that lies under no root: on a file system that was taken away.
+fn lose_the_directory() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+    fs::create_dir_all("/mnt/lost").expect("a directory");
+    mount("none", "/mnt/lost", "tmpfs", MountFlags::empty(), None).expect("mounted");
+    std::env::set_current_dir("/mnt/lost").expect("entered");
+    unmount("/mnt/lost", UnmountFlags::DETACH).expect("taken away");
 }
 
 fn ignore_sigusr2() {

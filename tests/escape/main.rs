@@ -72,7 +72,9 @@ fn main() {
     }
     if std::env::var_os(INSIDE).is_none() {
         let error = Command::new("unshare")
-            .args(["--net", "--mount", "--propagation", "private", "--"])
+            .args(["--net", "--mount", "--propagation", "private"])
+            // PID 1 is then this test, and not the machine's.
+            .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
             .arg(std::env::current_exe().expect("this program has a path"))
             .args(&words)
             .env(INSIDE, "1")
@@ -114,13 +116,16 @@ impl Rig {
         run("mount", &["-t", "tmpfs", "-o", "mode=0755", "ringfence-test", PLACE]);
         run("ip", &["link", "set", "lo", "up"]);
         let place = Path::new(PLACE);
-        for directory in ["bin", "run", "policy"] {
+        for directory in ["bin", "run", "policy", "scratch"] {
             fs::create_dir(place.join(directory)).expect("a directory");
         }
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        fs::set_permissions(place.join("scratch"), everybody).expect("a mode");
         let supervisor = place.join("bin/ringfence-supervisor");
         fs::copy(SUPERVISOR, &supervisor).expect("a copy");
         fs::copy(std::env::current_exe().expect("a path"), place.join("bin/probe"))
             .expect("a copy");
+        open_devices();
         fs::write(place.join("policy/policy.yaml"), POLICY).expect("written");
         let neighbour = |user| {
             let mut facts =
@@ -164,6 +169,20 @@ impl Rig {
         all.push(self.supervisor.to_str().expect("plain"));
         all.extend(words);
         Command::new(all[0]).args(&all[1..]).stdin(Stdio::null()).output().expect("it starts")
+    }
+}
+
+/// Devices that the machine lets everybody open, so that only Landlock guards them.
+fn open_devices() {
+    fs::create_dir("/mnt/dev").expect("a directory");
+    for (name, minor) in [("fuse", "229"), ("kvm", "232"), ("net/tun", "200")] {
+        let device = Path::new("/dev").join(name);
+        if !device.exists() {
+            continue;
+        }
+        let ours = format!("/mnt/dev/{minor}");
+        run("mknod", &["-m", "666", &ours, "c", "10", minor]);
+        run("mount", &["--bind", &ours, device.to_str().expect("plain")]);
     }
 }
 

@@ -124,7 +124,7 @@ pub(super) const ROWS: &[Row] = &[
     privileged("acct", "process accounting", libc::SYS_acct, [1, 0, 0, 0, 0, 0]),
     call("quotactl", "quotactl(2)", libc::SYS_quotactl, [0xFFFF_FFFF, 0, 0, 0, 0, 0]),
     call("quotactl-fd", "the same by descriptor", libc::SYS_quotactl_fd, [NO_FD, 0, 0, 0, 0, 0]),
-    call("syslog", "the kernel's log", libc::SYS_syslog, [10, 0, 0, 0, 0, 0]),
+    privileged("syslog", "the kernel\'s log", libc::SYS_syslog, [2, 0, 0, 0, 0, 0]),
     call("settimeofday", "the clock", libc::SYS_settimeofday, [1, 0, 0, 0, 0, 0]),
     call("clock-settime", "the clock", libc::SYS_clock_settime, [0; 6]),
     call("clock-adjtime", "the clock's speed", libc::SYS_clock_adjtime, [0; 6]),
@@ -152,13 +152,8 @@ pub(super) const ROWS: &[Row] = &[
     call("open-tree", "open_tree(2)", libc::SYS_open_tree, [NO_FD, 0, 0, 0, 0, 0]).mistake(7),
     privileged("move-mount", "move_mount(2)", libc::SYS_move_mount, [NO_FD, 0, NO_FD, 0, 0, 0])
         .mistake(7),
-    privileged(
-        "mount-setattr",
-        "mount_setattr(2)",
-        libc::SYS_mount_setattr,
-        [NO_FD, 0, 0, 0, 0, 0],
-    )
-    .mistake(7),
+    call("mount-setattr", "mount_setattr(2)", libc::SYS_mount_setattr, [NO_FD, 0, 0, 0, 0, 0])
+        .mistake(7),
     call("open-tree-attr", "open_tree_attr(2)", OPEN_TREE_ATTR, [NO_FD, 0, 0, 0, 0, 0]).mistake(7),
     // Namespaces.
     call("setns", "setns(2)", libc::SYS_setns, [NO_FD, 0, 0, 0, 0, 0]),
@@ -173,7 +168,13 @@ pub(super) const ROWS: &[Row] = &[
     unshare("unshare-time", "a time namespace", NEWTIME),
     call("unshare-user-mount", "both at once", libc::SYS_unshare, [NEWUSER | NEWNS, 0, 0, 0, 0, 0])
         .mistake(17),
-    unshare("unshare-dirty", "a namespace, bits set above", NEWNET | DIRT).mistake(2),
+    call(
+        "unshare-dirty",
+        "a namespace, bits set above",
+        libc::SYS_unshare,
+        [NEWNET | DIRT, 0, 0, 0, 0, 0],
+    )
+    .mistake(2),
     Row::new("clone-user", Seccomp, EPERM, "clone(2) with a user namespace", Clone(NEWUSER))
         .mistake(17),
     clone("clone-mount", "clone(2) with a mount namespace", NEWNS),

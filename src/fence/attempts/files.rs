@@ -5,7 +5,7 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::Attempt::{Bait, Do, Open};
-use super::Layer::{Credentials, Kernel, Landlock};
+use super::Layer::{Credentials, Hygiene, Kernel, Landlock};
 use super::Need::Landlock as Abi;
 use super::{Context, EACCES, EPERM, Expect, HOLDS, Row, Seen, bait, raw};
 
@@ -124,7 +124,7 @@ pub(super) const ROWS: &[Row] = &[
     read("read-ptmx", "a new terminal", "/dev/ptmx"),
     read("read-sys", "a file of /sys", "/sys/kernel/mm/transparent_hugepage/enabled"),
     read("read-cgroup", "the control group", "/sys/fs/cgroup/cgroup.controllers"),
-    read("read-kmsg", "the kernel's log", "/dev/kmsg").also(BOTH),
+    read("read-kmsg", "the kernel's log", "/dev/kmsg"),
     read("read-mem", "the machine's memory", "/dev/mem").also(BOTH),
     read("read-fuse", "a file system of its own (/dev/fuse)", "/dev/fuse"),
     read("read-tun", "a network device of its own (/dev/net/tun)", "/dev/net/tun"),
@@ -269,8 +269,7 @@ pub(super) const ROWS: &[Row] = &[
         Do(enter_socket),
     )
     .mistake(16),
-    Row::new("ca-key", Landlock, HOLDS, "no private key beside the sandbox's CA", Do(ca_key))
-        .also(&[Kernel])
+    Row::new("ca-key", Hygiene, HOLDS, "no private key beside the sandbox's CA", Do(ca_key))
         .mistake(28),
 ];
 

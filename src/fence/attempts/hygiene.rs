@@ -31,7 +31,6 @@ pub(super) const ROWS: &[Row] = &[
     look("descriptors", "no descriptor is open but 0, 1 and 2", descriptors).mistake(9),
     look("directory-descriptors", "none of the three is a directory", no_directories).mistake(9),
     look("working-directory", "the working directory lies under the root", working_directory)
-        .also(&[super::Layer::Kernel])
         .mistake(9),
     look("session", "a session of its own", session).mistake(1),
     look("no-controlling-terminal", "no terminal that is somebody else's", terminal_number)

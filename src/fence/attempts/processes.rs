@@ -110,13 +110,10 @@ pub(super) const ROWS: &[Row] = &[
         .also(&[super::Layer::Kernel]),
     Row::new("init-trace", Seccomp, EPERM, "tracing it", Process(Target::Init, Deed::Trace))
         .also(&[Credentials, Landlock]),
-    row("keeper-signal", "a signal to the keeper", EPERM, Target::Keeper, Deed::Signal)
-        .also(LANDLOCK),
-    row("keeper-memory", "its memory", EACCES, Target::Keeper, Deed::Memory).also(LANDLOCK),
-    row("keeper-environment", "its environment", EACCES, Target::Keeper, Deed::Environment)
-        .also(LANDLOCK),
-    row("keeper-descriptors", "its descriptors", EACCES, Target::Keeper, Deed::Descriptors)
-        .also(LANDLOCK),
+    row("keeper-signal", "a signal to the keeper", EPERM, Target::Keeper, Deed::Signal),
+    row("keeper-memory", "its memory", EACCES, Target::Keeper, Deed::Memory),
+    row("keeper-environment", "its environment", EACCES, Target::Keeper, Deed::Environment),
+    row("keeper-descriptors", "its descriptors", EACCES, Target::Keeper, Deed::Descriptors),
     row("keeper-limits", "its limits", EPERM, Target::Keeper, Deed::Limits),
     row("proxy-signal", "a signal to the proxy", EPERM, Target::Proxy, Deed::Signal).also(LANDLOCK),
     row("proxy-memory", "its memory, where the CA's key is", EACCES, Target::Proxy, Deed::Memory)
