@@ -11,12 +11,14 @@
 //! | [`network`] | round the proxy: addresses, protocols, namespaces |
 //! | [`sockets`] | socket families and protocols |
 //! | [`proxy`] | what the proxy is asked for |
-//! | [`files`] | files, devices, links |
+//! | [`mod@bait`] | files that only Landlock guards |
+//! | [`files`] | files and devices |
 //! | [`credentials`] | users, groups, capabilities |
 //! | [`calls`] | system calls |
 //! | [`processes`] | the supervisor, the keeper, the proxy, a neighbour of the same user |
 //! | [`hygiene`] | what was left lying about |
 
+pub mod bait;
 mod calls;
 mod credentials;
 mod describe;
@@ -33,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 use super::landlock;
 
+pub(crate) use describe::plain;
 pub use describe::{document, errno_name};
 pub use run::{Context, run};
 
@@ -140,7 +143,7 @@ enum Attempt {
     /// open(2) with these flags; not tried where the policy opens the path for that.
     Open(&'static str, i32),
     /// Something done to a file that lies open to everybody, outside what the policy opens.
-    Bait(files::Deed),
+    Bait(bait::Deed),
     /// Something done to another process.
     Process(processes::Target, processes::Deed),
 }
@@ -235,22 +238,13 @@ pub struct Facts {
     pub neighbour: Option<i32>,
 }
 
-/// The files of the bait directory.
-pub mod bait {
-    /// A file that everybody may read and write.
-    pub const FILE: &str = "file";
-    /// A script that everybody may execute.
-    pub const PROGRAM: &str = "program";
-    /// A unix socket that listens.
-    pub const SOCKET: &str = "socket";
-}
-
 /// All rows.
 pub fn table() -> impl Iterator<Item = &'static Row> {
     [
         network::ROWS,
         sockets::ROWS,
         proxy::ROWS,
+        bait::ROWS,
         files::ROWS,
         credentials::ROWS,
         calls::ROWS,

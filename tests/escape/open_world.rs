@@ -59,11 +59,11 @@ fn dns() {
     let tcp = TcpListener::bind("0.0.0.0:53").expect("a port");
     std::thread::spawn(move || {
         for mut stream in tcp.incoming().flatten() {
-            let mut query = [0; 512];
-            if let Ok(length @ 2..) = stream.read(&mut query) {
-                let body = if length > 2 { answer(&query[2..length]) } else { Vec::new() };
-                let _ = stream.write_all(&query[..2]);
-                let _ = stream.write_all(&body);
+            let mut length = [0; 2];
+            if stream.read_exact(&mut length).is_ok() {
+                let mut query = vec![0; u16::from_be_bytes(length).into()];
+                let _ = stream.read_exact(&mut query);
+                let _ = stream.write_all(&[&length[..], &answer(&query)].concat());
             }
         }
     });

@@ -98,6 +98,12 @@ const DEPENDS: [(&str, &str); 11] = [
     ("ioperm", "whether the kernel has port permissions"),
 ];
 
+/// Failures of the attempt itself, which say nothing of a guard.
+fn is_no_proof(seen: &Seen) -> bool {
+    let ways = ["no answer", "cannot be tried", "panicked", "nothing was heard"];
+    matches!(seen, Seen::Broken(why) if ways.iter().any(|way| why.contains(way)))
+}
+
 /// The layers without which a row must fail.
 fn guards(row: &Row) -> BTreeSet<Layer> {
     row.also.iter().copied().chain([row.layer]).filter(|layer| *layer != Layer::Kernel).collect()
@@ -161,8 +167,7 @@ pub fn each_off(rig: &Rig) -> Result<(), String> {
     let has = rustix::thread::capabilities(None).map_err(|error| error.to_string())?.effective;
     for (row, seen) in try_all(rig, |row| Some(guards(row)))? {
         match row.judge(&seen) {
-            Verdict::Unexpected if matches!(&seen, Seen::Broken(why) if why.contains("no answer")) =>
-            {
+            Verdict::Unexpected if is_no_proof(&seen) => {
                 wrong.push(format!("    {}: {seen}: that is no proof", row.id));
             }
             Verdict::Unexpected => *failed.entry(row.layer).or_default() += 1,

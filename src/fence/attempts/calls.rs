@@ -100,7 +100,12 @@ pub(super) const ROWS: &[Row] = &[
         libc::SYS_open_by_handle_at,
         [NO_FD, 0, 0, 0, 0, 0],
     ),
-    call("keyctl", "the session keyring", libc::SYS_keyctl, [0, -3_i64 as u64, 1, 0, 0, 0]),
+    call(
+        "keyctl",
+        "the session keyring",
+        libc::SYS_keyctl,
+        [0, (-3_i64).cast_unsigned(), 1, 0, 0, 0],
+    ),
     call("add-key", "add_key", libc::SYS_add_key, [0; 6]),
     call("request-key", "request_key", libc::SYS_request_key, [0; 6]),
     privileged("init-module", "loading a module", libc::SYS_init_module, [0; 6]),

@@ -108,7 +108,7 @@ pub(super) const ROWS: &[Row] = &[
         Credentials,
         &[Expect::Errno(libc::EACCES), Expect::Errno(libc::EPERM)],
         "more of the processor than others (setpriority)",
-        Call(libc::SYS_setpriority, [0, 0, -5_i64 as u64, 0, 0, 0]),
+        Call(libc::SYS_setpriority, [0, 0, (-5_i64).cast_unsigned(), 0, 0, 0]),
     ),
     Row::new("realtime", Credentials, EPERM, "real-time scheduling", Do(realtime)),
     call(

@@ -51,6 +51,15 @@ pub fn errno_name(errno: i32) -> String {
     name.to_owned()
 }
 
+/// Text as it may be shown on a terminal: what is not plain ASCII is escaped.
+pub(crate) fn plain(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if c == ' ' || c.is_ascii_graphic() { out.push(c) } else { out.extend(c.escape_default()) }
+    }
+    out
+}
+
 impl fmt::Display for Layer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -86,8 +95,8 @@ impl fmt::Display for Seen {
             Self::Holds => Expect::Holds.fmt(f),
             Self::Worked => f.write_str("it worked"),
             // What an attempt met is not printed raw: some of it is another's to choose.
-            Self::Broken(what) => write!(f, "{}", what.escape_debug()),
-            Self::Skipped(why) => write!(f, "skipped: {}", why.escape_debug()),
+            Self::Broken(what) => f.write_str(&plain(what)),
+            Self::Skipped(why) => write!(f, "skipped: {}", plain(why)),
         }
     }
 }

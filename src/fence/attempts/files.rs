@@ -1,41 +1,16 @@
-//! Files: what the policy does not open, devices, links, and a bait that only Landlock guards.
+//! Files: what the policy does not open, devices, the supervisor's own.
 
 use std::fs;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use super::Attempt::{Bait, Do, Open};
+use super::Attempt::{Do, Open};
 use super::Layer::{Credentials, Hygiene, Kernel, Landlock};
 use super::Need::Landlock as Abi;
-use super::{Context, EACCES, EPERM, Expect, HOLDS, Row, Seen, bait, raw};
-
-/// Something done to the bait.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Deed {
-    Read,
-    Write,
-    Truncate,
-    List,
-    Create,
-    MakeDirectory,
-    MakeFifo,
-    MakeSocket,
-    MakeLink,
-    Remove,
-    Execute,
-    MoveOut,
-    MoveIn,
-    LinkOut,
-    LinkIn,
-    ThroughLink,
-    Connect,
-}
+use super::{Context, EACCES, EPERM, Expect, HOLDS, Row, Seen, raw};
 
 /// Before Landlock is asked, a read-only file system may refuse.
 const NO_WRITE: &[Expect] = &[Expect::Errno(libc::EACCES), Expect::Errno(libc::EROFS)];
-/// The kernel says EXDEV itself between two mounts.
-const NOT_ACROSS: &[Expect] = &[Expect::Errno(libc::EACCES), Expect::Errno(libc::EXDEV)];
-
 const fn read(id: &'static str, what: &'static str, path: &'static str) -> Row {
     Row::new(id, Landlock, EACCES, what, Open(path, libc::O_RDONLY))
 }
@@ -54,63 +29,9 @@ const fn write(id: &'static str, what: &'static str, path: &'static str) -> Row 
     Row::new(id, Landlock, NO_WRITE, what, Open(path, libc::O_WRONLY))
 }
 
-const fn by_bait(id: &'static str, what: &'static str, deed: Deed) -> Row {
-    Row::new(id, Landlock, EACCES, what, Bait(deed))
-}
-
 const BOTH: &[super::Layer] = &[Credentials];
 
 pub(super) const ROWS: &[Row] = &[
-    by_bait("file-read", "reading what everybody may read", Deed::Read),
-    by_bait("file-write", "writing what everybody may write", Deed::Write),
-    by_bait("file-truncate", "emptying it (truncate(2))", Deed::Truncate).need(Abi(3)),
-    by_bait("file-list", "listing what everybody may list", Deed::List),
-    by_bait("file-create", "a file in an open directory", Deed::Create),
-    by_bait("file-mkdir", "a directory there", Deed::MakeDirectory),
-    by_bait("file-mkfifo", "a named pipe there", Deed::MakeFifo),
-    by_bait("file-mksocket", "a unix socket there", Deed::MakeSocket),
-    by_bait("file-symlink", "a symbolic link there", Deed::MakeLink),
-    by_bait("file-remove", "removing a file there", Deed::Remove),
-    by_bait("file-execute", "executing a program there", Deed::Execute),
-    by_bait("file-through-link", "reading it through a link of the agent's own", Deed::ThroughLink)
-        .mistake(11),
-    Row::new(
-        "file-move-out",
-        Landlock,
-        NOT_ACROSS,
-        "moving it into the agent's directory",
-        Bait(Deed::MoveOut),
-    ),
-    Row::new(
-        "file-move-in",
-        Landlock,
-        NOT_ACROSS,
-        "moving the agent's file there",
-        Bait(Deed::MoveIn),
-    ),
-    Row::new(
-        "file-link-out",
-        Landlock,
-        NOT_ACROSS,
-        "a hard link to it in the agent's directory",
-        Bait(Deed::LinkOut),
-    ),
-    Row::new(
-        "file-link-in",
-        Landlock,
-        NOT_ACROSS,
-        "a hard link to the agent's file there",
-        Bait(Deed::LinkIn),
-    ),
-    Row::new(
-        "unix-socket-by-path",
-        Landlock,
-        EACCES,
-        "connecting to a unix socket that lies in a volume",
-        Bait(Deed::Connect),
-    )
-    .need(Abi(9))
-    .mistake(16),
     list("list-root", "listing /", "/"),
     list("list-dev", "listing /dev", "/dev"),
     list("list-sys", "listing /sys", "/sys"),
@@ -273,12 +194,12 @@ pub(super) const ROWS: &[Row] = &[
         .mistake(28),
 ];
 
-fn skipped(why: &str) -> Seen {
+pub(super) fn skipped(why: &str) -> Seen {
     Seen::Skipped(why.to_owned())
 }
 
 /// Whether the policy opens the path, for writing where that is asked.
-fn opened(context: &Context, path: &Path, for_writing: bool) -> bool {
+pub(super) fn opened(context: &Context, path: &Path, for_writing: bool) -> bool {
     context
         .facts
         .opened
@@ -315,72 +236,12 @@ fn scratch(context: &Context) -> Option<PathBuf> {
 }
 
 /// Tries something with such a place, and removes what is left.
-fn in_scratch(context: &Context, attempt: impl FnOnce(&Path) -> Seen) -> Seen {
+pub(super) fn in_scratch(context: &Context, attempt: impl FnOnce(&Path) -> Seen) -> Seen {
     let Some(path) = scratch(context) else {
         return skipped("the policy lets the agent write nowhere");
     };
     let seen = attempt(&path);
     let _ = fs::remove_file(&path);
-    seen
-}
-
-pub(super) fn bait(deed: Deed, context: &Context) -> Seen {
-    let Some(directory) = context.facts.bait.as_ref().map(Path::new) else {
-        return skipped("no bait was laid");
-    };
-    if opened(context, directory, false) {
-        return skipped("the policy opens the run directory");
-    }
-    let file = directory.join(bait::FILE);
-    let new = directory.join(format!("new-{}", std::process::id()));
-    let c_path = |path: &Path| {
-        use std::os::unix::ffi::OsStrExt;
-        std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap_or_default()
-    };
-    let seen = match deed {
-        Deed::Read => raw::seen_io(fs::read(&file)),
-        Deed::Write => raw::seen_io(fs::OpenOptions::new().write(true).open(&file)),
-        Deed::Truncate => {
-            let path = c_path(&file);
-            raw::seen(raw::call(libc::SYS_truncate, [path.as_ptr() as u64, 0, 0, 0, 0, 0]))
-        }
-        Deed::List => raw::seen_io(fs::read_dir(directory)),
-        Deed::Create => raw::seen_io(fs::File::create_new(&new)),
-        Deed::MakeDirectory => raw::seen_io(fs::create_dir(&new)),
-        Deed::MakeFifo => raw::seen(mknod_at(&new, libc::S_IFIFO, 0)),
-        Deed::MakeSocket => raw::seen_io(std::os::unix::net::UnixListener::bind(&new)),
-        Deed::MakeLink => raw::seen_io(std::os::unix::fs::symlink("/", &new)),
-        // A file of its own, so that the bait stays for the next rows.
-        Deed::Remove => raw::seen_io(fs::remove_file(directory.join("to-remove"))),
-        Deed::Execute => {
-            raw::seen_io(std::process::Command::new(directory.join(bait::PROGRAM)).status())
-        }
-        Deed::MoveOut => in_scratch(context, |path| {
-            let moved = fs::rename(&file, path);
-            if moved.is_ok() {
-                let _ = fs::rename(path, &file);
-            }
-            raw::seen_io(moved)
-        }),
-        Deed::MoveIn => in_scratch(context, |path| {
-            let made = fs::File::create_new(path);
-            raw::seen_io(made.and_then(|_| fs::rename(path, &new)))
-        }),
-        Deed::LinkOut => in_scratch(context, |path| raw::seen_io(fs::hard_link(&file, path))),
-        Deed::LinkIn => in_scratch(context, |path| {
-            let made = fs::File::create_new(path);
-            raw::seen_io(made.and_then(|_| fs::hard_link(path, &new)))
-        }),
-        Deed::ThroughLink => in_scratch(context, |path| {
-            let made = std::os::unix::fs::symlink(&file, path);
-            raw::seen_io(made.and_then(|()| fs::read(path)))
-        }),
-        Deed::Connect => {
-            raw::seen_io(std::os::unix::net::UnixStream::connect(directory.join(bait::SOCKET)))
-        }
-    };
-    let _ = fs::remove_file(&new);
-    let _ = fs::remove_dir(&new);
     seen
 }
 
@@ -400,7 +261,7 @@ fn device_ioctl(context: &Context) -> Seen {
     }
 }
 
-fn mknod_at(path: &Path, kind: u32, major: u32) -> rustix::io::Result<()> {
+pub(super) fn mknod_at(path: &Path, kind: u32, major: u32) -> rustix::io::Result<()> {
     let file_type = rustix::fs::FileType::from_raw_mode(kind);
     let device = rustix::fs::makedev(major, 1);
     rustix::fs::mknodat(rustix::fs::CWD, path, file_type, rustix::fs::Mode::RUSR, device)

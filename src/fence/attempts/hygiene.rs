@@ -57,7 +57,8 @@ impl Start {
         let umask = rustix::process::umask(rustix::fs::Mode::empty());
         rustix::process::umask(umask);
         let mut death_signal = 0_i32;
-        let asked = raw::prctl(libc::PR_GET_PDEATHSIG, [raw::address(&mut death_signal), 0, 0, 0]);
+        let asked =
+            raw::prctl(libc::PR_GET_PDEATHSIG, [raw::address_mut(&mut death_signal), 0, 0, 0]);
         let own = rustix::process::getpid();
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let mask = |name: &str| {
@@ -96,7 +97,7 @@ fn no_directories(context: &Context) -> Seen {
 
 fn working_directory(_: &Context) -> Seen {
     let mut path = [0_u8; 4096];
-    match raw::call(libc::SYS_getcwd, [raw::address(&mut path), 4096, 0, 0, 0, 0]) {
+    match raw::call(libc::SYS_getcwd, [raw::address_mut(&mut path), 4096, 0, 0, 0, 0]) {
         Ok(_) => holds(path[0] == b'/', || "it lies outside".to_owned()),
         Err(errno) => Seen::Errno(errno.raw_os_error()),
     }
@@ -145,12 +146,11 @@ fn death_signal(context: &Context) -> Seen {
 }
 
 /// Names that are the supervisor's alone.
-const SECRETS: [&str; 5] = [
+const SECRETS: [&str; 4] = [
     "OPENSHELL_SANDBOX_TOKEN",
     "OPENSHELL_SANDBOX_TOKEN_FILE",
     "OPENSHELL_K8S_SA_TOKEN_FILE",
     "OPENSHELL_TLS_KEY",
-    "OPENSHELL_POLICY_DATA",
 ];
 
 fn secrets(_: &Context) -> Seen {
@@ -159,9 +159,10 @@ fn secrets(_: &Context) -> Seen {
         is_key || SECRETS.iter().any(|secret| name == secret)
     });
     // The value is what must not be shown.
-    holds(found.is_none(), || {
-        format!("{:?} is set", found.map(|(name, _)| name).unwrap_or_default())
-    })
+    match found {
+        Some((name, _)) => Seen::Broken(format!("{} is set", name.display())),
+        None => Seen::Holds,
+    }
 }
 
 fn no_proxy(_: &Context) -> Seen {

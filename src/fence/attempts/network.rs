@@ -163,6 +163,8 @@ pub(super) fn tcp(to: SocketAddr) -> Seen {
     };
     match exchange() {
         Ok(0) => Seen::Broken("connected, and closed without a word".to_owned()),
+        // Nobody said anything, and nobody refused either.
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => Seen::Worked,
         other => raw::seen_io(other),
     }
 }

@@ -234,7 +234,7 @@ pub(super) fn attempt(target: Target, deed: Deed, context: &Context) -> Seen {
         Deed::Limits => {
             let mut old = [0_u64; 2];
             let core = u64::from(libc::RLIMIT_CORE);
-            call(libc::SYS_prlimit64, [number, core, 0, raw::address(&mut old), 0, 0])
+            call(libc::SYS_prlimit64, [number, core, 0, raw::address_mut(&mut old), 0, 0])
         }
         Deed::Affinity => affinity(number),
         Deed::Scheduler => {
@@ -253,7 +253,8 @@ pub(super) fn attempt(target: Target, deed: Deed, context: &Context) -> Seen {
         Deed::Pages => call(libc::SYS_move_pages, [number, 0, 0, 0, 0, 0]),
         Deed::RobustList => {
             let (mut head, mut length) = (0_u64, 0_u64);
-            let args = [number, raw::address(&mut head), raw::address(&mut length), 0, 0, 0];
+            let args =
+                [number, raw::address_mut(&mut head), raw::address_mut(&mut length), 0, 0, 0];
             call(libc::SYS_get_robust_list, args)
         }
         Deed::Group => call(libc::SYS_setpgid, [number, 0, 0, 0, 0, 0]),
@@ -263,7 +264,8 @@ pub(super) fn attempt(target: Target, deed: Deed, context: &Context) -> Seen {
 /// The processors that it has already.
 fn affinity(pid: u64) -> Seen {
     let mut mask = [0_u64; 16];
-    let have = raw::call(libc::SYS_sched_getaffinity, [pid, 128, raw::address(&mut mask), 0, 0, 0]);
+    let have =
+        raw::call(libc::SYS_sched_getaffinity, [pid, 128, raw::address_mut(&mut mask), 0, 0, 0]);
     match have {
         Ok(_) => raw::seen(raw::call(
             libc::SYS_sched_setaffinity,

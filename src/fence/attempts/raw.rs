@@ -21,7 +21,8 @@ pub(super) fn call(nr: libc::c_long, args: [u64; 6]) -> rustix::io::Result<i64> 
     check(unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4], args[5]) })
 }
 
-/// What the result of a call says.
+/// What the result of a call says. It is given where it is made.
+#[allow(clippy::needless_pass_by_value)]
 pub(super) fn seen<T>(result: rustix::io::Result<T>) -> Seen {
     match result {
         Ok(_) => Seen::Worked,
@@ -43,6 +44,11 @@ pub(super) fn seen_io<T>(result: std::io::Result<T>) -> Seen {
 /// The address of a value, for a call's argument.
 pub(super) fn address<T: ?Sized>(value: &T) -> u64 {
     std::ptr::from_ref(value).cast::<u8>() as usize as u64
+}
+
+/// The same of a value that the kernel writes.
+pub(super) fn address_mut<T: ?Sized>(value: &mut T) -> u64 {
+    std::ptr::from_mut(value).cast::<u8>() as usize as u64
 }
 
 /// clone(2) without the C library; what it makes ends at once.

@@ -14,7 +14,7 @@ use rustix::process::{
 };
 
 use super::hygiene::Start;
-use super::{Attempt, Facts, Row, Seen, files, network, processes, proxy, raw};
+use super::{Attempt, Facts, Row, Seen, bait, files, network, processes, proxy, raw};
 use crate::fence::spawn::{Forked, exit_now, fork};
 
 /// How long one attempt may take. The longest that is expected is a name that is not resolved.
@@ -126,7 +126,7 @@ fn attempt(row: &Row, context: &Context) -> Seen {
         Attempt::Udp6(ip, port) => network::udp((ip, port).into()),
         Attempt::Ask(request) => proxy::ask(request.as_bytes()),
         Attempt::Open(path, flags) => files::open(row.layer, path, flags, context),
-        Attempt::Bait(deed) => files::bait(deed, context),
+        Attempt::Bait(deed) => bait::attempt(deed, context),
         Attempt::Process(target, deed) => processes::attempt(target, deed, context),
     }
 }

@@ -47,7 +47,7 @@ impl Bait {
                 file.set_permissions(Permissions::from_mode(mode))
             };
             file(bait::FILE, 0o666, "bait\n")?;
-            file("to-remove", 0o666, "")?;
+            file(bait::REMOVED, 0o666, "")?;
             file(bait::PROGRAM, 0o755, "#!/bin/sh\nexit 0\n")?;
             let by_path = UnixListener::bind(directory.join(bait::SOCKET))?;
             let everybody = Permissions::from_mode(0o777);

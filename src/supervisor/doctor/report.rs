@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Line;
-use crate::fence::attempts::{Layer, Row, Seen, Verdict};
+use crate::fence::attempts::{Layer, Row, Seen, Verdict, plain as shown};
 
 /// The outcome of all rows.
 #[derive(Debug, Serialize)]
@@ -123,22 +123,22 @@ impl Report {
 fn enforced(attestation: &Value) -> String {
     let at = |pointer: &str| attestation.pointer(pointer).unwrap_or(&Value::Null);
     let plain = |pointer: &str| match at(pointer) {
-        Value::String(text) => text.escape_debug().to_string(),
+        Value::String(text) => shown(text),
         other => other.to_string(),
     };
     let rules = match at("/network/nftables/Err") {
-        Value::String(why) => format!("MISSING: {}", why.escape_debug()),
+        Value::String(why) => format!("MISSING: {}", shown(why)),
         _ => "read back".to_owned(),
     };
     let landlock = match (at("/landlock/unconfined"), at("/landlock/missing")) {
-        (Value::Bool(true), why) => format!("NOT ENFORCED: {why}"),
+        (Value::Bool(true), why) => format!("NOT ENFORCED: {}", shown(&why.to_string())),
         (_, Value::Null) => "all rights and scopes".to_owned(),
-        (_, what) => format!("all but {what}"),
+        (_, what) => format!("all but {}", shown(&what.to_string())),
     };
     let processes = match (at("/pid_namespace/own"), at("/pid_namespace/proc_shared")) {
         (Value::Bool(true), Value::Null) => "a PID namespace and a /proc of its own".to_owned(),
         (Value::Bool(true), why) => {
-            format!("a PID namespace of its own, but /proc is shared: {why}")
+            format!("a PID namespace of its own, but /proc is shared: {}", shown(&why.to_string()))
         }
         (_, _) => "the container's PID namespace and /proc".to_owned(),
     };
