@@ -40,6 +40,13 @@ network_policies:
     binaries:
       - path: /usr/bin/curl
 ";
+/// Without binaries there is no listener on connect(2), and one filter less.
+const LEAST_POLICY: &str = r"
+version: 1
+filesystem_policy:
+  include_workdir: false
+  read_write: [/tmp, /dev/null]
+";
 /// The agent's user: one that nobody else on the machine has.
 const AGENT: u32 = 54_321;
 
@@ -49,6 +56,7 @@ type Test = (&'static str, fn(&Rig) -> Result<(), String>);
 const TESTS: &[Test] = &[
     ("every_row_is_as_expected", own_pids),
     ("every_row_is_as_expected_under_pid_1", as_init),
+    ("every_row_is_as_expected_with_the_least_policy", least_policy),
     ("enter_knows_the_doctor", entered),
     ("the_attempts_are_not_made_by_root", not_by_root),
     ("rows_hold_in_a_fence_of_parts", self_test::all_on),
@@ -126,7 +134,9 @@ impl Rig {
         fs::copy(std::env::current_exe().expect("a path"), place.join("bin/probe"))
             .expect("a copy");
         open_devices();
-        fs::write(place.join("policy/policy.yaml"), POLICY).expect("written");
+        for (name, text) in [("policy.yaml", POLICY), ("least.yaml", LEAST_POLICY)] {
+            fs::write(place.join("policy").join(name), text).expect("written");
+        }
         let neighbour = |user| {
             let mut facts =
                 attempts::Facts { identity: (user, user, vec![]), ..Default::default() };
@@ -137,8 +147,8 @@ impl Rig {
         Self { supervisor, neighbour: neighbour(AGENT) }
     }
 
-    /// Starts a fence; `before` is what starts the supervisor.
-    fn fence(&self, before: &[&str]) -> Fence {
+    /// Starts a fence with a policy; `before` is what starts the supervisor.
+    fn fence(&self, before: &[&str], policy: &str) -> Fence {
         let mut words: Vec<&str> = before.to_vec();
         words.push(self.supervisor.to_str().expect("plain"));
         let mut child = Command::new(words[0])
@@ -148,7 +158,9 @@ impl Rig {
             // What must not reach the agent.
             .envs(["OPENSHELL_SANDBOX_TOKEN", "OPENSHELL_TLS_KEY"].map(|name| (name, "hush")))
             .env("NO_PROXY", "10.0.0.0/8")
-            .args(["--policy-data", "/mnt/policy/policy.yaml", "--run-dir", "/mnt/run"])
+            .arg("--policy-data")
+            .arg(Path::new("/mnt/policy").join(policy))
+            .args(["--run-dir", "/mnt/run"])
             .args(["--run-as", "54321:54321", "--groups", "54322", "--no-env"])
             .args(["--workdir", "/tmp", "--", "sh", "-c", "echo up; exec sleep 1000"])
             .stdin(Stdio::null())
@@ -248,13 +260,19 @@ fn unseen() -> Vec<&'static str> {
 
 /// The supervisor is not PID 1: the agent has a PID namespace and a /proc of its own.
 fn own_pids(rig: &Rig) -> Result<(), String> {
-    let _fence = rig.fence(&[]);
+    let _fence = rig.fence(&[], "policy.yaml");
+    judge(&rig.doctor(&[], JSON), &unseen())
+}
+
+fn least_policy(rig: &Rig) -> Result<(), String> {
+    let _fence = rig.fence(&[], "least.yaml");
     judge(&rig.doctor(&[], JSON), &unseen())
 }
 
 /// As in a pod: the supervisor is PID 1, and the agent shares its PID namespace and /proc.
 fn as_init(rig: &Rig) -> Result<(), String> {
-    let fence = rig.fence(&["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"]);
+    let before = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "--"];
+    let fence = rig.fence(&before, "policy.yaml");
     let unshare = fence.child.id();
     let children = fs::read_to_string(format!("/proc/{unshare}/task/{unshare}/children"));
     let init = children.map_err(|error| error.to_string())?.trim().to_owned();
@@ -264,7 +282,7 @@ fn as_init(rig: &Rig) -> Result<(), String> {
 
 /// As `kubectl exec POD -- SUPERVISOR doctor` arrives.
 fn entered(rig: &Rig) -> Result<(), String> {
-    let _fence = rig.fence(&[]);
+    let _fence = rig.fence(&[], "policy.yaml");
     let program = rig.supervisor.to_str().expect("plain");
     for name in [program, "ringfence-supervisor"] {
         let words = ["enter", "--run-dir", "/mnt/run", "--", name, "doctor", "--json"];

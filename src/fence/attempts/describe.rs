@@ -126,11 +126,11 @@ pub fn document() -> String {
         "# The escape table\n\n\
          Written from the table in `src/fence/attempts` by `tests/escape`, which also checks that \
          it is\ncurrent: `cargo test --test escape -- --write-docs`.\n\n\
-         Each row is a real attempt from inside the fence. *layer* is what guards it: with the \
-         layer\nswitched off, the row was seen to fail. *also* is what refuses it then as well; \
-         with all of\nthem off it was seen to fail too, unless `kernel` is among them: that is \
-         refused with no fence\nat all. *mistake* counts the classic mistakes of other sandboxes \
-         that this project was built\nagainst.\n",
+         Each row is a real attempt from inside the fence. *layer* is what guards it, *also* what \
+         refuses it\nwhen that layer is switched off. The test sees each row fail with all of these \
+         switched off, where\nthe machine has what the row is about; it names the rows that it could \
+         not try. What has `kernel`\namong them is refused with no fence at all. *mistake* counts the \
+         classic mistakes of other\nsandboxes that this project was built against.\n",
     );
     let mut layers: BTreeMap<Layer, Vec<&Row>> = BTreeMap::new();
     for row in table() {

@@ -222,10 +222,19 @@ fn open_any(path: &Path, flags: i32) -> Seen {
         .write(for_writing)
         .custom_flags(flags & !libc::O_ACCMODE | libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(path);
+    if opened.as_ref().is_ok_and(is_null) && path != Path::new("/dev/null") {
+        return skipped("the container runtime has put /dev/null there");
+    }
     match raw::seen_io(opened) {
         Seen::Errno(libc::ENOENT | libc::ENOTDIR) => skipped("there is no such file here"),
         seen => seen,
     }
+}
+
+/// Whether this is /dev/null, with which runtimes mask parts of /proc.
+fn is_null(file: &fs::File) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().is_ok_and(|data| data.rdev() == rustix::fs::makedev(1, 3))
 }
 
 /// A place that the policy lets the agent write, with a name in it that nobody has.

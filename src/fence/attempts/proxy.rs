@@ -11,7 +11,9 @@ use super::{Context, Expect, Row, Seen, raw};
 use crate::fence::gateway::{GATEWAY, PROXY_PORT};
 
 const FORBIDDEN: &[Expect] = &[Expect::Status(403)];
-const BAD_REQUEST: &[Expect] = &[Expect::Status(400)];
+/// Of a caller that is not known (with a policy that names no binaries, nobody is) the request is
+/// refused before anything in it is.
+const BAD_REQUEST: &[Expect] = &[Expect::Status(400), Expect::Status(403)];
 const TOO_LARGE: &[Expect] = &[Expect::Status(431)];
 
 const fn forbidden(id: &'static str, what: &'static str, request: &'static str) -> Row {
