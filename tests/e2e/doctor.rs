@@ -1,10 +1,14 @@
 //! The escape table in a pod: `kubectl exec POD -- SUPERVISOR doctor`, as a person types it. The
 //! webhook makes an `enter` of every exec, and `enter` knows the doctor.
 
-use k8s_openapi::api::core::v1::Pod;
-use serde_json::Value;
+use std::time::Duration;
 
-use crate::place::{Place, fenced, supervisor};
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::api::ListParams;
+use serde_json::{Value, json};
+use tokio::time::sleep;
+
+use crate::place::{PATIENCE, Place, fenced, is_ready, supervisor};
 
 /// What may be missing on a node or in the image. Whatever else is skipped, the test fails: in a pod
 /// there is a keeper, a proxy and a neighbour to be seen.
@@ -58,4 +62,50 @@ async fn nothing_gets_out_of_a_fenced_pod() {
         assert_eq!((done.code, done.text.as_str()), (0, "alive\n"), "{done:?}");
     })
     .await;
+}
+
+#[tokio::test]
+async fn nothing_gets_out_of_a_pod_with_users_of_its_own() {
+    fenced("doctor-users", &[], async |place| {
+        let pod = place.agent_pod("agent", |container, pod| {
+            pod["spec"]["hostUsers"] = false.into();
+            container["readinessProbe"] =
+                json!({"httpGet": {"path": "/health", "port": 8001}, "periodSeconds": 1});
+        });
+        place.create::<Pod>(&pod).await.expect("the pod is admitted");
+        let pod = match started(&place).await {
+            Ok(pod) => pod,
+            Err(why) => {
+                println!("SKIPPED: this node makes no pods with users of their own: {why}");
+                return;
+            }
+        };
+        let map = place.enter(&pod, "cat /proc/self/uid_map").await;
+        let host: Vec<&str> = map.text.split_whitespace().skip(1).take(1).collect();
+        assert!(map.code == 0 && host != ["0"], "{map:?}");
+        examine(&place, "agent", &supervisor(&pod, "agent").expect("the agent is fenced")).await;
+    })
+    .await;
+}
+
+/// Waits until the pod is ready; what the node says when it cannot make such pods.
+async fn started(place: &Place) -> Result<Pod, String> {
+    const WORDS: [&str; 4] = ["user namespace", "userns", "idmap", "hostUsers"];
+    for _ in 0..PATIENCE.as_secs() {
+        let pod = place.api::<Pod>().get("agent").await.expect("the pod can be read");
+        if pod.spec.as_ref().and_then(|spec| spec.host_users) != Some(false) {
+            return Err("the API server does not keep hostUsers".to_owned());
+        }
+        if is_ready(&pod) {
+            return Ok(pod);
+        }
+        let events = place.api::<Event>().list(&ListParams::default()).await;
+        let messages = events.expect("events can be listed").items.into_iter();
+        let mut messages = messages.filter_map(|event| event.message);
+        if let Some(message) = messages.find(|text| WORDS.iter().any(|word| text.contains(word))) {
+            return Err(message);
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    panic!("the pod with users of its own is not ready after {PATIENCE:?}");
 }
