@@ -20,8 +20,10 @@
 //! | [`rlimits`] | resource limits |
 //! | [`spawn`] | the child that becomes the agent |
 //! | [`status`] | reads all of it back from outside |
+//! | [`attempts`] | tries to get out; runs only for the tests and for `doctor` |
 
 pub mod agent_net;
+pub mod attempts;
 pub mod credentials;
 mod device;
 pub mod error;

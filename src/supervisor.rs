@@ -8,6 +8,7 @@
 pub mod args;
 mod attestation;
 mod caller;
+pub mod doctor;
 pub mod enter;
 mod entered;
 mod environment;

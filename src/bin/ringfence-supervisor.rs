@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use ringfence::supervisor::args::{Args, Verb};
-use ringfence::supervisor::{enter, failure, install, proxy_process, run, status};
+use ringfence::supervisor::{doctor, enter, failure, install, proxy_process, run, status};
 
 fn main() -> ExitCode {
     // Our own start of the proxy, at each start of a fence: no command line to be read.
@@ -29,6 +29,8 @@ fn main() -> ExitCode {
             tell(install::install(&dir).map(|path| println!("installed {}", path.display())))
         }
         Some(Verb::Enter(args)) => tell(enter::client(&args)),
+        Some(Verb::Doctor(args)) => tell(doctor::client(&args)),
+        Some(Verb::Attempts { facts }) => tell(doctor::attempts(&facts)),
         Some(Verb::Status { run_dir }) => {
             tell(status::status(&run_dir).map(|text| println!("{text}")))
         }

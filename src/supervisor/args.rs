@@ -39,6 +39,14 @@ pub enum Verb {
         #[arg(long, default_value = super::run_dir::DEFAULT)]
         run_dir: PathBuf,
     },
+    /// Tries to get out of the fence of this container, and prints what came back, row by row.
+    Doctor(DoctorArgs),
+    /// The attempts of `doctor`; started inside the fence only.
+    #[command(hide = true)]
+    Attempts {
+        /// What to look for, JSON.
+        facts: String,
+    },
 }
 
 /// `enter`'s own arguments.
@@ -53,6 +61,23 @@ pub struct EnterArgs {
     /// The command and its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+/// `doctor`'s own arguments.
+///
+/// Exit codes: 0 when every row is as expected or was skipped, 1 when one is not, 125 when the
+/// attempts could not be made.
+#[derive(Debug, Parser)]
+pub struct DoctorArgs {
+    /// Where the supervisor keeps its files.
+    #[arg(long, default_value = super::run_dir::DEFAULT)]
+    pub run_dir: PathBuf,
+    /// Seconds to wait for the fence to be up.
+    #[arg(long, default_value_t = 5)]
+    pub wait: u64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// The arguments of a run.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::identity::User;
 use super::keeper::Confinement;
+use crate::fence::landlock::{Access, PathRule};
 
 /// One fence's record. Everything in it was read back from the kernel or is what the agent was
 /// verified against.
@@ -19,6 +20,8 @@ pub struct Attestation<'a> {
     pub user: UserRecord<'a>,
     /// The network namespaces and their rules.
     pub network: NetworkRecord,
+    /// What the policy opens, and the base that every fence has.
+    pub paths: PathRecord,
     /// Files.
     pub landlock: &'a Confinement,
     /// System calls: filters on the agent.
@@ -50,6 +53,23 @@ pub struct NetworkRecord {
     pub namespace: (u64, u64),
     /// The packet rules were loaded and read back; else why not.
     pub nftables: Result<(), String>,
+}
+
+/// Paths, each with all below it.
+#[derive(Debug, Serialize)]
+pub struct PathRecord {
+    read_only: Vec<PathBuf>,
+    read_write: Vec<PathBuf>,
+}
+
+impl From<&[PathRule]> for PathRecord {
+    fn from(rules: &[PathRule]) -> Self {
+        let with = |access| {
+            let rules = rules.iter().filter(|rule| rule.access == access);
+            rules.map(|rule| rule.path.clone()).collect()
+        };
+        Self { read_only: with(Access::ReadOnly), read_write: with(Access::ReadWrite) }
+    }
 }
 
 /// Processes.

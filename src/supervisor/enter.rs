@@ -21,7 +21,7 @@ use rustix::termios::{OptionalActions, Termios};
 use serde::{Deserialize, Serialize};
 
 use super::args::EnterArgs;
-use super::{packet, run_dir};
+use super::{doctor, packet, run_dir};
 
 /// From the client to the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,8 +72,14 @@ const RELAYED: [Signal; 6] = [
 ];
 
 /// Runs a command in the fence; returns its exit code.
+///
+/// `doctor` is no command for the fence, but what looks at it: it runs here, and has its attempts
+/// made inside.
 pub fn client(args: &EnterArgs) -> Result<i32> {
-    let socket = connect(&args.run_dir, Duration::from_secs(args.wait))?;
+    if let Some(doctor) = doctor::asked_for(args) {
+        return doctor::client(&doctor?);
+    }
+    let (socket, _) = connect(&args.run_dir, Duration::from_secs(args.wait))?;
     let mut mask = SigSet::empty();
     for signal in RELAYED.into_iter().chain([Signal::SIGWINCH]) {
         mask.add(signal);
@@ -108,8 +114,9 @@ pub fn client(args: &EnterArgs) -> Result<i32> {
     }
 }
 
-/// Finds the living supervisor and connects, waiting for it as long as `patience` allows.
-fn connect(base: &Path, patience: Duration) -> Result<OwnedFd> {
+/// Finds the living supervisor and connects, waiting for it as long as `patience` allows. Returns
+/// its subdirectory beside the socket.
+pub(super) fn connect(base: &Path, patience: Duration) -> Result<(OwnedFd, PathBuf)> {
     let until = Instant::now() + patience;
     loop {
         let living = run_dir::living(base);
@@ -128,7 +135,7 @@ fn connect(base: &Path, patience: Duration) -> Result<OwnedFd> {
                 None,
             )?;
             match rustix::net::connect(&socket, &SocketAddrUnix::new(&path)?) {
-                Ok(()) => return Ok(socket),
+                Ok(()) => return Ok((socket, dir.clone())),
                 Err(rustix::io::Errno::ACCESS) => {
                     bail!("only root of this container may enter the fence")
                 }

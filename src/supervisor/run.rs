@@ -68,6 +68,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     //    keeper, once it has made the fence's namespace, takes on the Landlock domain that all it
     //    forks inherit.
     let rules = filesystem::rules(policy.filesystem(), args.workdir.as_deref(), &dir.tls());
+    let paths = rules.as_slice().into();
     let hard = policy.landlock() == Compatibility::HardRequirement;
     let listener = policy.names_binaries();
     keeper::prepare(&keeper, &ToKeeper::prepare(rules, hard, listener, sysctl::read()))?;
@@ -108,6 +109,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         policy_digest: files.digest(),
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
+        paths,
         landlock: &confinement,
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,

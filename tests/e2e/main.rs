@@ -11,6 +11,7 @@ mod rig;
 
 mod authors;
 mod broken;
+mod doctor;
 mod kernel;
 mod lifecycle;
 mod network;
