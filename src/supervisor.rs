@@ -7,7 +7,7 @@
 
 pub mod args;
 mod attestation;
-mod caller;
+pub mod caller;
 pub mod enter;
 mod entered;
 mod environment;
@@ -18,6 +18,7 @@ mod init;
 pub mod install;
 mod keeper;
 mod launch;
+mod losses;
 mod own_path;
 mod packet;
 mod policy_files;
@@ -25,5 +26,8 @@ pub mod proxy_process;
 mod proxy_service;
 pub mod run;
 pub mod run_dir;
+mod sockets;
 pub mod status;
 mod stdio;
+mod steering;
+pub mod taint;

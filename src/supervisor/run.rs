@@ -22,7 +22,8 @@ use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
-use super::{filesystem, own_path, stdio};
+use super::taint::Watched;
+use super::{filesystem, losses, own_path, sockets, stdio, steering};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
@@ -74,14 +75,16 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let bundle = dir.write("tls/ca-bundle.pem", 0o644, bundle.as_bytes())?;
 
     // 6. The keeper takes on the Landlock domain that all it forks inherit.
-    let callers = Arc::new(Callers::new(keeper_pid));
+    let callers = Arc::new(Callers::new(keeper_pid, Watched::new(&policy, std::env::vars_os())));
     let listener = policy.names_binaries();
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     let rules = filesystem::rules(policy.filesystem(), args.workdir.as_deref(), &dir.tls());
     let hard = policy.landlock() == Compatibility::HardRequirement;
-    keeper.prepare(&ToKeeper::prepare(rules, hard, listener))?;
+    keeper.prepare(&ToKeeper::prepare(rules.clone(), hard, listener, policy.process()))?;
+    let sockets = sockets::check(&rules, policy.process().unix_sockets)?;
     let confinement = keeper.confinement()?;
     report(&confinement, &user, &network.rules);
+    losses::report(&confinement, sockets.as_ref());
     let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
     ProxyService { control: proxy, gateway, diag, callers, inbound }.start()?;
     // From here on this process neither mounts nor makes namespaces.
@@ -94,6 +97,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
         landlock: &confinement,
+        unix_sockets: sockets,
+        environment: steering::names(std::env::vars_os()),
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
         pid_namespace: PidRecord { own: own_pids, proc_shared: network.proc_shared },
@@ -176,7 +181,10 @@ fn resolve_user(args: &RunArgs, policy: &Policy) -> Result<User> {
             Some(group) => format!("{user}:{group}"),
             None => user.clone(),
         },
-        (None, None) => "sandbox".to_owned(),
+        (None, None) => match &process.run_as_group {
+            Some(group) => format!("sandbox:{group}"),
+            None => "sandbox".to_owned(),
+        },
     };
     Database::read()?
         .resolve(&spec, &args.groups)

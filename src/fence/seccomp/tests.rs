@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use super::assembler::{NATIVE_ARCH, X32_BIT};
 use super::interpreter::{Call, run};
+#[cfg(target_arch = "x86_64")]
+use super::listed;
 use super::*;
 
 const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
@@ -23,10 +25,11 @@ fn call(program: &Program, nr: libc::c_long, args: [u64; 6]) -> u32 {
     run(&program.code, &Call { nr, arch: NATIVE_ARCH, args }).0
 }
 
-fn programs() -> [Program; 6] {
+fn programs() -> [Program; 7] {
     [
         agent(AgentOptions::default()),
-        agent(AgentOptions { allow_memfd: true }),
+        agent(AgentOptions { memfd: Memfd::Noexec }),
+        agent(AgentOptions { memfd: Memfd::Allow }),
         connect_listener(),
         proxy(),
         supervisor(),
@@ -34,64 +37,124 @@ fn programs() -> [Program; 6] {
     ]
 }
 
-/// What the agent may not call with arguments of zero, by errno.
-fn refused_to_the_agent() -> Vec<(libc::c_long, i32)> {
-    let mut calls: Vec<_> = [
-        calls::OTHER_PROCESSES,
-        calls::MOUNTS,
-        calls::KERNEL_INTERFACES,
-        calls::PLATFORM,
-        &[
-            libc::SYS_add_key,
-            libc::SYS_keyctl,
-            libc::SYS_memfd_create,
-            libc::SYS_memfd_secret,
-            libc::SYS_request_key,
-            libc::SYS_setns,
-            // Family 0 is none.
-            libc::SYS_socket,
-            libc::SYS_socketpair,
-        ],
-    ]
-    .concat()
-    .into_iter()
-    .map(|nr| (nr, libc::EPERM))
-    .collect();
-    calls.push((libc::SYS_clone3, libc::ENOSYS));
-    calls
+/// `number:name` words.
+#[cfg(target_arch = "x86_64")]
+fn numbers(words: &'static str) -> Vec<(u32, &'static str)> {
+    let word = |word: &'static str| {
+        let (number, name) = word.split_once(':').expect("number:name");
+        (number.parse().expect("a number"), name)
+    };
+    words.split_whitespace().map(word).collect()
 }
 
+/// Each call of `x86_64` by name: the lists are complete and without overlap, and say what the
+/// filter says. On the other architecture the table is the same, under its own numbers.
+#[cfg(target_arch = "x86_64")]
 #[test]
 fn the_agent_over_every_number() {
+    let mut expected = std::collections::BTreeMap::new();
+    let eperm = refused(libc::EPERM);
+    for (words, answer) in
+        [(listed::EPERM, eperm), (listed::ENOSYS, refused(libc::ENOSYS)), (listed::ALLOWED, ALLOW)]
+    {
+        for (number, name) in numbers(words) {
+            assert!(expected.insert(number, (name, answer)).is_none(), "{name} is listed twice");
+        }
+    }
+    // What no call has is left to the kernel, which has no such call.
+    for number in listed::UNASSIGNED {
+        assert!(expected.insert(number, ("unassigned", ALLOW)).is_none(), "{number} is listed");
+    }
     let program = agent(AgentOptions::default());
-    let refused_calls = refused_to_the_agent();
-    assert!(refused_calls.len() > 55);
     for nr in 0..1024 {
-        let expected = if nr > libc::c_long::from(calls::LAST_KNOWN) {
-            refused(libc::ENOSYS)
-        } else if let Some((_, errno)) = refused_calls.iter().find(|(call, _)| *call == nr) {
-            refused(*errno)
+        let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).0;
+        if nr > calls::LAST_KNOWN {
+            assert!(!expected.contains_key(&nr), "{nr} is above the table's end");
+            assert_eq!(answer, refused(libc::ENOSYS), "call {nr}");
         } else {
-            ALLOW
-        };
-        assert_eq!(call(&program, nr, [0; 6]), expected, "call {nr}");
+            let (name, wanted) = expected.get(&nr).unwrap_or_else(|| panic!("{nr} is not listed"));
+            assert_eq!(answer, *wanted, "call {nr} ({name})");
+        }
+    }
+    // What is refused is refused whatever the arguments, but for sockets, which have a test.
+    for (nr, name) in numbers(listed::EPERM) {
+        for args in [[u64::MAX; 6], [GARBAGE; 6], [1, 2, 3, 4, 5, 6], [8; 6], [0x10; 6]] {
+            let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args }).0;
+            assert!(answer == eperm || name.starts_with("socket"), "{name} {args:x?}");
+        }
     }
 }
 
+/// The names in the lists are those of the C library, where it has them.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_lists_name_the_calls_of_kernel_best_practice() {
+    let eperm = numbers(listed::EPERM);
+    for (nr, name) in [
+        (libc::SYS_add_key, "add_key"),
+        (libc::SYS_bpf, "bpf"),
+        (libc::SYS_io_uring_enter, "io_uring_enter"),
+        (libc::SYS_io_uring_register, "io_uring_register"),
+        (libc::SYS_io_uring_setup, "io_uring_setup"),
+        (libc::SYS_kcmp, "kcmp"),
+        (libc::SYS_keyctl, "keyctl"),
+        (libc::SYS_memfd_create, "memfd_create"),
+        (libc::SYS_mount_setattr, "mount_setattr"),
+        (libc::SYS_move_mount, "move_mount"),
+        (libc::SYS_open_by_handle_at, "open_by_handle_at"),
+        (libc::SYS_pidfd_getfd, "pidfd_getfd"),
+        (libc::SYS_process_madvise, "process_madvise"),
+        (libc::SYS_process_vm_readv, "process_vm_readv"),
+        (libc::SYS_ptrace, "ptrace"),
+        (libc::SYS_request_key, "request_key"),
+        (libc::SYS_setns, "setns"),
+        (libc::SYS_userfaultfd, "userfaultfd"),
+        (467, "open_tree_attr"),
+    ] {
+        let nr = u32::try_from(nr).unwrap();
+        assert!(eperm.contains(&(nr, name)), "{nr} {name}");
+    }
+}
+
+/// Numbers at the edges of what a register holds.
+const EXTREMES: [u32; 12] = [
+    1024,
+    0xFFFF,
+    0x1_0000,
+    0x3FFF_FFFE,
+    X32_BIT - 1,
+    X32_BIT,
+    X32_BIT + 1,
+    0x7FFF_FFFF,
+    0x8000_0000,
+    0xBFFF_FFFF,
+    0xFFFF_FFFE,
+    u32::MAX,
+];
+
 #[test]
 fn other_architectures_and_x32_are_refused() {
+    // Those that exist, those that differ from ours in one bit, and none.
+    let foreign: Vec<u32> = FOREIGN
+        .into_iter()
+        .chain([0, u32::MAX, 0x4000_0028, 0xC000_0015, 0x8000_0016, 0xC000_00F3])
+        .chain((0..32).map(|bit| NATIVE_ARCH ^ (1 << bit)))
+        .collect();
     for program in programs() {
         let listener = program == connect_listener();
         let expected = if listener { ALLOW } else { refused(libc::EPERM) };
-        for nr in 0..1024 {
-            for arch in FOREIGN {
-                let (answer, _) = run(&program.code, &Call { nr, arch, args: [0; 6] });
-                assert_eq!(answer, expected, "{program:?} call {nr} of {arch:#x}");
+        for nr in (0..1024).chain(EXTREMES) {
+            for args in [[0; 6], [u64::MAX; 6]] {
+                for arch in &foreign {
+                    let (answer, _) = run(&program.code, &Call { nr, arch: *arch, args });
+                    assert_eq!(answer, expected, "{program:?} call {nr} of {arch:#x}");
+                }
+                let x32 = Call { nr: nr | X32_BIT, arch: NATIVE_ARCH, args };
+                assert_eq!(run(&program.code, &x32).0, expected, "{program:?} x32 call {nr}");
             }
-            let x32 = Call { nr: nr | X32_BIT, arch: NATIVE_ARCH, args: [0; 6] };
-            assert_eq!(run(&program.code, &x32).0, expected, "{program:?} x32 call {nr}");
         }
-        for nr in [X32_BIT - 1, X32_BIT, 0x7FFF_FFFF, 0x8000_0000, u32::MAX] {
+        // x32's own calls without their bit, and the edges: numbers of no call.
+        for nr in (512..548).chain(EXTREMES) {
             let (answer, _) = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] });
             assert_eq!(answer == ALLOW, listener, "{program:?} call {nr:#x}");
         }
@@ -228,9 +291,42 @@ fn socket_options() {
 
 #[test]
 fn memfd_is_a_choice() {
-    let program = agent(AgentOptions { allow_memfd: true });
-    assert_eq!(call(&program, libc::SYS_memfd_create, [0; 6]), ALLOW);
-    assert_eq!(call(&program, libc::SYS_ptrace, [0; 6]), refused(libc::EPERM));
+    let eperm = refused(libc::EPERM);
+    // (flags, answer under deny, noexec, allow); the name's address and what lies above are noise.
+    for (flags, noexec) in [
+        (0x0, eperm),
+        (0x1, eperm),
+        (0x2, eperm),
+        (0x8, ALLOW),
+        (0x9, ALLOW),
+        (0xB, ALLOW),
+        (0x4 | 0x8, ALLOW),
+        (0x10, eperm),
+        (0x18, eperm),
+        (0x1 | 0x2 | 0x8 | 0x10, eperm),
+    ] {
+        for high in [0, GARBAGE, 0x8_0000_0000] {
+            let args = [0x7FFF_0008, flags | high, 8, 8, 8, 8];
+            for (memfd, expected) in
+                [(Memfd::Deny, eperm), (Memfd::Noexec, noexec), (Memfd::Allow, ALLOW)]
+            {
+                let program = agent(AgentOptions { memfd });
+                let answer = call(&program, libc::SYS_memfd_create, args);
+                assert_eq!(answer, expected, "{memfd:?} {flags:#x} {high:#x}");
+            }
+        }
+    }
+    for (memfd, secret) in [(Memfd::Deny, eperm), (Memfd::Noexec, eperm), (Memfd::Allow, ALLOW)] {
+        let program = agent(AgentOptions { memfd });
+        assert_eq!(call(&program, libc::SYS_memfd_secret, [8; 6]), secret, "{memfd:?}");
+        // Nothing else changes with it.
+        for nr in 0..1024 {
+            if nr != libc::SYS_memfd_create && nr != libc::SYS_memfd_secret {
+                let default = call(&agent(AgentOptions::default()), nr, [0; 6]);
+                assert_eq!(call(&program, nr, [0; 6]), default, "{memfd:?} call {nr}");
+            }
+        }
+    }
 }
 
 #[test]
