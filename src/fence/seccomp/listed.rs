@@ -1,8 +1,8 @@
-//! What the agent's filter answers to each call of `x86_64`, written down: the names and numbers are
-//! the kernel's (`arch/x86/entry/syscalls/syscall_64.tbl` up to Linux 6.17), not the table's, so
+//! What the filters answer to each call of `x86_64`, written down: the names and numbers are the
+//! kernel's (`arch/x86/entry/syscalls/syscall_64.tbl` up to Linux 6.17), not the table's, so
 //! that a call that slips out of the table, or into it, is seen.
 
-/// Refused with EPERM, whatever the arguments, or when they are all zero (`socket`, `socketpair`).
+/// Refused to the agent with EPERM, whatever the arguments, or when they are all zero (`socket`, `socketpair`).
 pub(super) const EPERM: &str = "
 41:socket 53:socketpair 101:ptrace 103:syslog 153:vhangup 155:pivot_root 159:adjtimex 163:acct
 164:settimeofday 165:mount 166:umount2 167:swapon 168:swapoff 169:reboot 170:sethostname
@@ -19,7 +19,7 @@ pub(super) const EPERM: &str = "
 /// Answered ENOSYS, so that the C library takes an older call.
 pub(super) const ENOSYS: &str = "435:clone3";
 
-/// Allowed when the arguments are all zero.
+/// Allowed to it when the arguments are all zero.
 pub(super) const ALLOWED: &str = "
 0:read 1:write 2:open 3:close 4:stat 5:fstat 6:lstat 7:poll 8:lseek 9:mmap 10:mprotect 11:munmap
 12:brk 13:rt_sigaction 14:rt_sigprocmask 15:rt_sigreturn 16:ioctl 17:pread64 18:pwrite64
@@ -70,6 +70,43 @@ pub(super) const ALLOWED: &str = "
 453:map_shadow_stack 454:futex_wake 455:futex_wait 456:futex_requeue 457:statmount 458:listmount
 459:lsm_get_self_attr 460:lsm_set_self_attr 461:lsm_list_modules 462:mseal 463:setxattrat
 464:getxattrat 465:listxattrat 466:removexattrat 468:file_getattr 469:file_setattr
+";
+
+/// What the proxy may call with arguments of zero; everything else is refused, `clone3` with ENOSYS.
+pub(super) const PROXY: &str = "
+0:read 1:write 2:open 3:close 4:stat 5:fstat 6:lstat 7:poll 8:lseek 9:mmap 10:mprotect 11:munmap
+12:brk 13:rt_sigaction 14:rt_sigprocmask 15:rt_sigreturn 17:pread64 18:pwrite64 19:readv
+20:writev 21:access 22:pipe 23:select 24:sched_yield 25:mremap 27:mincore 28:madvise 32:dup
+33:dup2 35:nanosleep 39:getpid 40:sendfile 42:connect 43:accept 44:sendto 45:recvfrom 46:sendmsg
+47:recvmsg 48:shutdown 49:bind 50:listen 51:getsockname 52:getpeername 54:setsockopt
+55:getsockopt 60:exit 63:uname 72:fcntl 79:getcwd 89:readlink 96:gettimeofday 98:getrusage
+99:sysinfo 102:getuid 104:getgid 107:geteuid 108:getegid 110:getppid 118:getresuid 120:getresgid
+131:sigaltstack 149:mlock 150:munlock 186:gettid 201:time 202:futex 204:sched_getaffinity
+217:getdents64 218:set_tid_address 219:restart_syscall 221:fadvise64 228:clock_gettime
+229:clock_getres 230:clock_nanosleep 231:exit_group 232:epoll_wait 233:epoll_ctl 234:tgkill
+257:openat 262:newfstatat 267:readlinkat 269:faccessat 270:pselect6 271:ppoll
+273:set_robust_list 274:get_robust_list 275:splice 281:epoll_pwait 283:timerfd_create
+286:timerfd_settime 287:timerfd_gettime 288:accept4 290:eventfd2 291:epoll_create1 292:dup3
+293:pipe2 295:preadv 296:pwritev 299:recvmmsg 302:prlimit64 307:sendmmsg 309:getcpu
+318:getrandom 324:membarrier 325:mlock2 332:statx 334:rseq 436:close_range 439:faccessat2
+441:epoll_pwait2
+";
+
+/// What the supervisor refuses itself from its first moment.
+pub(super) const SUPERVISOR: &str = "
+101:ptrace 103:syslog 153:vhangup 159:adjtimex 163:acct 164:settimeofday 167:swapon 168:swapoff
+169:reboot 170:sethostname 171:setdomainname 172:iopl 173:ioperm 175:init_module
+176:delete_module 179:quotactl 212:lookup_dcookie 227:clock_settime 246:kexec_load 248:add_key
+249:request_key 298:perf_event_open 300:fanotify_init 303:name_to_handle_at
+304:open_by_handle_at 305:clock_adjtime 310:process_vm_readv 311:process_vm_writev 312:kcmp
+313:finit_module 320:kexec_file_load 321:bpf 323:userfaultfd 425:io_uring_setup
+426:io_uring_enter 427:io_uring_register 440:process_madvise 443:quotactl_fd
+";
+
+/// And what once it is sealed.
+pub(super) const MOUNTS: &str = "
+155:pivot_root 165:mount 166:umount2 428:open_tree 429:move_mount 430:fsopen 431:fsconfig
+432:fsmount 433:fspick 442:mount_setattr 467:open_tree_attr
 ";
 
 /// Numbers that no call has.

@@ -85,6 +85,33 @@ fn the_agent_over_every_number() {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn the_proxy_and_the_supervisor_over_every_number() {
+    let eperm = refused(libc::EPERM);
+    let listed = |words| numbers(words).into_iter().map(|(nr, _)| nr).collect::<BTreeSet<_>>();
+    let allowed = listed(listed::PROXY);
+    let (mut refused_calls, mounts) = (listed(listed::SUPERVISOR), listed(listed::MOUNTS));
+    assert!(allowed.is_disjoint(&refused_calls) && allowed.is_disjoint(&mounts));
+    let answers = |program: &Program, expected: &dyn Fn(u32) -> u32| {
+        for nr in 0..1024 {
+            let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).0;
+            let unknown = nr > calls::LAST_KNOWN;
+            let expected = if unknown { refused(libc::ENOSYS) } else { expected(nr) };
+            assert_eq!(answer, expected, "{program:?} call {nr}");
+        }
+    };
+    let clone3 = u32::try_from(libc::SYS_clone3).unwrap();
+    answers(&proxy(), &|nr| match nr {
+        nr if allowed.contains(&nr) => ALLOW,
+        nr if nr == clone3 => refused(libc::ENOSYS),
+        _ => eperm,
+    });
+    answers(&supervisor(), &|nr| if refused_calls.contains(&nr) { eperm } else { ALLOW });
+    refused_calls.extend(mounts);
+    answers(&supervisor_sealed(), &|nr| if refused_calls.contains(&nr) { eperm } else { ALLOW });
+}
+
 /// The names in the lists are those of the C library, where it has them.
 #[cfg(target_arch = "x86_64")]
 #[test]
