@@ -30,12 +30,13 @@ use crate::fence::netlink::Route;
 use crate::fence::netns::{self, Namespace};
 use crate::fence::nftables::Nftables;
 use crate::fence::sockdiag::SockDiag;
-use crate::fence::{agent_net, gateway, seccomp};
+use crate::fence::{agent_net, credentials, gateway, seccomp};
 use crate::policy::{Compatibility, Policy};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
 pub fn run(args: RunArgs) -> Result<i32> {
     // 1. Arguments, policy: read once, compiled. Nothing privileged yet.
+    credentials::undumpable().context("cannot make this process undumpable")?;
     let agents_stderr = stdio::separate_stderr().context("cannot set up stderr")?;
     let signals = Signals::block()?;
     let lookup = |name: &str| std::env::var(name).ok();
