@@ -286,6 +286,7 @@ fn no_connect(rig: &mut Rig) -> Result<(), String> {
 }
 
 /// For the part of the test that gets a descriptor by its number.
+#[must_use]
 pub fn owned(fd: i32) -> OwnedFd {
     // SAFETY: the number was inherited for this purpose, and nothing else in this process owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }

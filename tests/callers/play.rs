@@ -45,8 +45,8 @@ pub fn run(words: &[String]) {
     match (*scene, inherited) {
         ("connect", None) => stage.hold(stage.connect()),
         ("hold", Some(fd)) => stage.hold(fd.into()),
-        ("receive", Some(fd)) => stage.hold(receive(fd).into()),
-        ("receive-again", Some(fd)) => stage.again(receive(fd)),
+        ("receive", Some(fd)) => stage.hold(receive(&fd).into()),
+        ("receive-again", Some(fd)) => stage.again(&receive(&fd)),
         (scene, None) => {
             if let Some(next) = scene.strip_prefix("connect-then-exec-") {
                 let connection = stage.connect();
@@ -107,11 +107,11 @@ impl Stage<'_> {
     }
 
     /// Dissolves a connection that another program made, and connects the same socket anew.
-    fn again(&self, socket: OwnedFd) {
-        rustix::net::connect_unspec(&socket).expect("dissolve");
+    fn again(&self, socket: &OwnedFd) {
+        rustix::net::connect_unspec(socket).expect("dissolve");
         let address = std::net::SocketAddrV4::new(std::net::Ipv4Addr::LOCALHOST, self.port);
-        rustix::net::connect(&socket, &address).expect("connect again");
-        self.hold(socket.into());
+        rustix::net::connect(socket, &address).expect("connect again");
+        self.hold(socket.try_clone().expect("duplicate").into());
     }
 
     /// Forks as fast as it can; each third child becomes the other program first.
@@ -131,11 +131,11 @@ impl Stage<'_> {
     }
 }
 
-fn receive(socket: OwnedFd) -> OwnedFd {
+fn receive(socket: &OwnedFd) -> OwnedFd {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    recvmsg(&socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::empty())
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::empty())
         .expect("receive");
     let descriptor = ancillary.drain().find_map(|message| match message {
         RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),

@@ -2,8 +2,15 @@
 //! kernel's (`arch/x86/entry/syscalls/syscall_64.tbl` up to Linux 6.17), not the table's, so
 //! that a call that slips out of the table, or into it, is seen.
 
+use std::collections::BTreeSet;
+
+use super::assembler::NATIVE_ARCH;
+use super::interpreter::{Call, run};
+use super::tests::{ALLOW, GARBAGE, refused};
+use super::*;
+
 /// Refused to the agent with EPERM, whatever the arguments, or when they are all zero (`socket`, `socketpair`).
-pub(super) const EPERM: &str = "
+const EPERM: &str = "
 41:socket 53:socketpair 101:ptrace 103:syslog 153:vhangup 155:pivot_root 159:adjtimex 163:acct
 164:settimeofday 165:mount 166:umount2 167:swapon 168:swapoff 169:reboot 170:sethostname
 171:setdomainname 172:iopl 173:ioperm 175:init_module 176:delete_module 179:quotactl
@@ -17,10 +24,10 @@ pub(super) const EPERM: &str = "
 ";
 
 /// Answered ENOSYS, so that the C library takes an older call.
-pub(super) const ENOSYS: &str = "435:clone3";
+const ENOSYS: &str = "435:clone3";
 
 /// Allowed to it when the arguments are all zero.
-pub(super) const ALLOWED: &str = "
+const ALLOWED: &str = "
 0:read 1:write 2:open 3:close 4:stat 5:fstat 6:lstat 7:poll 8:lseek 9:mmap 10:mprotect 11:munmap
 12:brk 13:rt_sigaction 14:rt_sigprocmask 15:rt_sigreturn 16:ioctl 17:pread64 18:pwrite64
 19:readv 20:writev 21:access 22:pipe 23:select 24:sched_yield 25:mremap 26:msync 27:mincore
@@ -73,7 +80,7 @@ pub(super) const ALLOWED: &str = "
 ";
 
 /// What the proxy may call with arguments of zero; everything else is refused, `clone3` with ENOSYS.
-pub(super) const PROXY: &str = "
+const PROXY: &str = "
 0:read 1:write 2:open 3:close 4:stat 5:fstat 6:lstat 7:poll 8:lseek 9:mmap 10:mprotect 11:munmap
 12:brk 13:rt_sigaction 14:rt_sigprocmask 15:rt_sigreturn 17:pread64 18:pwrite64 19:readv
 20:writev 21:access 22:pipe 23:select 24:sched_yield 25:mremap 27:mincore 28:madvise 32:dup
@@ -93,7 +100,7 @@ pub(super) const PROXY: &str = "
 ";
 
 /// What the supervisor refuses itself from its first moment.
-pub(super) const SUPERVISOR: &str = "
+const SUPERVISOR: &str = "
 101:ptrace 103:syslog 153:vhangup 159:adjtimex 163:acct 164:settimeofday 167:swapon 168:swapoff
 169:reboot 170:sethostname 171:setdomainname 172:iopl 173:ioperm 175:init_module
 176:delete_module 179:quotactl 212:lookup_dcookie 227:clock_settime 246:kexec_load 248:add_key
@@ -104,10 +111,110 @@ pub(super) const SUPERVISOR: &str = "
 ";
 
 /// And what once it is sealed.
-pub(super) const MOUNTS: &str = "
+const MOUNTS: &str = "
 155:pivot_root 165:mount 166:umount2 428:open_tree 429:move_mount 430:fsopen 431:fsconfig
 432:fsmount 433:fspick 442:mount_setattr 467:open_tree_attr
 ";
 
 /// Numbers that no call has.
-pub(super) const UNASSIGNED: std::ops::RangeInclusive<u32> = 337..=423;
+const UNASSIGNED: std::ops::RangeInclusive<u32> = 337..=423;
+
+/// `number:name` words.
+fn numbers(words: &'static str) -> Vec<(u32, &'static str)> {
+    let word = |word: &'static str| {
+        let (number, name) = word.split_once(':').expect("number:name");
+        (number.parse().expect("a number"), name)
+    };
+    words.split_whitespace().map(word).collect()
+}
+
+/// Each call of `x86_64` by name: the lists are complete and without overlap, and say what the
+/// filter says. On the other architecture the table is the same, under its own numbers.
+#[test]
+fn the_agent_over_every_number() {
+    let mut expected = std::collections::BTreeMap::new();
+    let eperm = refused(libc::EPERM);
+    for (words, answer) in [(EPERM, eperm), (ENOSYS, refused(libc::ENOSYS)), (ALLOWED, ALLOW)] {
+        for (number, name) in numbers(words) {
+            assert!(expected.insert(number, (name, answer)).is_none(), "{name} is listed twice");
+        }
+    }
+    // What no call has is left to the kernel, which has no such call.
+    for number in UNASSIGNED {
+        assert!(expected.insert(number, ("unassigned", ALLOW)).is_none(), "{number} is listed");
+    }
+    let program = agent(AgentOptions::default());
+    for nr in 0..1024 {
+        let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).0;
+        if nr > calls::LAST_KNOWN {
+            assert!(!expected.contains_key(&nr), "{nr} is above the table's end");
+            assert_eq!(answer, refused(libc::ENOSYS), "call {nr}");
+        } else {
+            let (name, wanted) = expected.get(&nr).unwrap_or_else(|| panic!("{nr} is not listed"));
+            assert_eq!(answer, *wanted, "call {nr} ({name})");
+        }
+    }
+    // What is refused is refused whatever the arguments, but for sockets, which have a test.
+    for (nr, name) in numbers(EPERM) {
+        for args in [[u64::MAX; 6], [GARBAGE; 6], [1, 2, 3, 4, 5, 6], [8; 6], [0x10; 6]] {
+            let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args }).0;
+            assert!(answer == eperm || name.starts_with("socket"), "{name} {args:x?}");
+        }
+    }
+}
+
+#[test]
+fn the_proxy_and_the_supervisor_over_every_number() {
+    let eperm = refused(libc::EPERM);
+    let set = |words| numbers(words).into_iter().map(|(nr, _)| nr).collect::<BTreeSet<_>>();
+    let allowed = set(PROXY);
+    let (mut refused_calls, mounts) = (set(SUPERVISOR), set(MOUNTS));
+    assert!(allowed.is_disjoint(&refused_calls) && allowed.is_disjoint(&mounts));
+    let answers = |program: &Program, expected: &dyn Fn(u32) -> u32| {
+        for nr in 0..1024 {
+            let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).0;
+            let unknown = nr > calls::LAST_KNOWN;
+            let expected = if unknown { refused(libc::ENOSYS) } else { expected(nr) };
+            assert_eq!(answer, expected, "{program:?} call {nr}");
+        }
+    };
+    let clone3 = u32::try_from(libc::SYS_clone3).unwrap();
+    answers(&proxy(), &|nr| match nr {
+        nr if allowed.contains(&nr) => ALLOW,
+        nr if nr == clone3 => refused(libc::ENOSYS),
+        _ => eperm,
+    });
+    answers(&supervisor(), &|nr| if refused_calls.contains(&nr) { eperm } else { ALLOW });
+    refused_calls.extend(mounts);
+    answers(&supervisor_sealed(), &|nr| if refused_calls.contains(&nr) { eperm } else { ALLOW });
+}
+
+/// The names in the lists are those of the C library, where it has them.
+#[test]
+fn the_lists_name_the_calls_of_kernel_best_practice() {
+    let eperm = numbers(EPERM);
+    for (nr, name) in [
+        (libc::SYS_add_key, "add_key"),
+        (libc::SYS_bpf, "bpf"),
+        (libc::SYS_io_uring_enter, "io_uring_enter"),
+        (libc::SYS_io_uring_register, "io_uring_register"),
+        (libc::SYS_io_uring_setup, "io_uring_setup"),
+        (libc::SYS_kcmp, "kcmp"),
+        (libc::SYS_keyctl, "keyctl"),
+        (libc::SYS_memfd_create, "memfd_create"),
+        (libc::SYS_mount_setattr, "mount_setattr"),
+        (libc::SYS_move_mount, "move_mount"),
+        (libc::SYS_open_by_handle_at, "open_by_handle_at"),
+        (libc::SYS_pidfd_getfd, "pidfd_getfd"),
+        (libc::SYS_process_madvise, "process_madvise"),
+        (libc::SYS_process_vm_readv, "process_vm_readv"),
+        (libc::SYS_ptrace, "ptrace"),
+        (libc::SYS_request_key, "request_key"),
+        (libc::SYS_setns, "setns"),
+        (libc::SYS_userfaultfd, "userfaultfd"),
+        (467, "open_tree_attr"),
+    ] {
+        let nr = u32::try_from(nr).unwrap();
+        assert!(eperm.contains(&(nr, name)), "{nr} {name}");
+    }
+}

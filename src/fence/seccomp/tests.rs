@@ -4,19 +4,17 @@ use std::collections::BTreeSet;
 
 use super::assembler::{NATIVE_ARCH, X32_BIT};
 use super::interpreter::{Call, run};
-#[cfg(target_arch = "x86_64")]
-use super::listed;
 use super::*;
 
-const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+pub(super) const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 /// i386 and the 64-bit ARM's or Intel's, whichever is not ours.
 const FOREIGN: [u32; 2] =
     [0x4000_0003, if NATIVE_ARCH == 0xC000_003E { 0xC000_00B7 } else { 0xC000_003E }];
 /// What a careless comparison of 64 bits would trip over.
-const GARBAGE: u64 = 0xDEAD_BEEF_0000_0000;
+pub(super) const GARBAGE: u64 = 0xDEAD_BEEF_0000_0000;
 
-fn refused(errno: i32) -> u32 {
+pub(super) fn refused(errno: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | errno.unsigned_abs()
 }
 
@@ -35,112 +33,6 @@ fn programs() -> [Program; 7] {
         supervisor(),
         supervisor_sealed(),
     ]
-}
-
-/// `number:name` words.
-#[cfg(target_arch = "x86_64")]
-fn numbers(words: &'static str) -> Vec<(u32, &'static str)> {
-    let word = |word: &'static str| {
-        let (number, name) = word.split_once(':').expect("number:name");
-        (number.parse().expect("a number"), name)
-    };
-    words.split_whitespace().map(word).collect()
-}
-
-/// Each call of `x86_64` by name: the lists are complete and without overlap, and say what the
-/// filter says. On the other architecture the table is the same, under its own numbers.
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_agent_over_every_number() {
-    let mut expected = std::collections::BTreeMap::new();
-    let eperm = refused(libc::EPERM);
-    for (words, answer) in
-        [(listed::EPERM, eperm), (listed::ENOSYS, refused(libc::ENOSYS)), (listed::ALLOWED, ALLOW)]
-    {
-        for (number, name) in numbers(words) {
-            assert!(expected.insert(number, (name, answer)).is_none(), "{name} is listed twice");
-        }
-    }
-    // What no call has is left to the kernel, which has no such call.
-    for number in listed::UNASSIGNED {
-        assert!(expected.insert(number, ("unassigned", ALLOW)).is_none(), "{number} is listed");
-    }
-    let program = agent(AgentOptions::default());
-    for nr in 0..1024 {
-        let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).0;
-        if nr > calls::LAST_KNOWN {
-            assert!(!expected.contains_key(&nr), "{nr} is above the table's end");
-            assert_eq!(answer, refused(libc::ENOSYS), "call {nr}");
-        } else {
-            let (name, wanted) = expected.get(&nr).unwrap_or_else(|| panic!("{nr} is not listed"));
-            assert_eq!(answer, *wanted, "call {nr} ({name})");
-        }
-    }
-    // What is refused is refused whatever the arguments, but for sockets, which have a test.
-    for (nr, name) in numbers(listed::EPERM) {
-        for args in [[u64::MAX; 6], [GARBAGE; 6], [1, 2, 3, 4, 5, 6], [8; 6], [0x10; 6]] {
-            let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args }).0;
-            assert!(answer == eperm || name.starts_with("socket"), "{name} {args:x?}");
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_proxy_and_the_supervisor_over_every_number() {
-    let eperm = refused(libc::EPERM);
-    let listed = |words| numbers(words).into_iter().map(|(nr, _)| nr).collect::<BTreeSet<_>>();
-    let allowed = listed(listed::PROXY);
-    let (mut refused_calls, mounts) = (listed(listed::SUPERVISOR), listed(listed::MOUNTS));
-    assert!(allowed.is_disjoint(&refused_calls) && allowed.is_disjoint(&mounts));
-    let answers = |program: &Program, expected: &dyn Fn(u32) -> u32| {
-        for nr in 0..1024 {
-            let answer = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] }).0;
-            let unknown = nr > calls::LAST_KNOWN;
-            let expected = if unknown { refused(libc::ENOSYS) } else { expected(nr) };
-            assert_eq!(answer, expected, "{program:?} call {nr}");
-        }
-    };
-    let clone3 = u32::try_from(libc::SYS_clone3).unwrap();
-    answers(&proxy(), &|nr| match nr {
-        nr if allowed.contains(&nr) => ALLOW,
-        nr if nr == clone3 => refused(libc::ENOSYS),
-        _ => eperm,
-    });
-    answers(&supervisor(), &|nr| if refused_calls.contains(&nr) { eperm } else { ALLOW });
-    refused_calls.extend(mounts);
-    answers(&supervisor_sealed(), &|nr| if refused_calls.contains(&nr) { eperm } else { ALLOW });
-}
-
-/// The names in the lists are those of the C library, where it has them.
-#[cfg(target_arch = "x86_64")]
-#[test]
-fn the_lists_name_the_calls_of_kernel_best_practice() {
-    let eperm = numbers(listed::EPERM);
-    for (nr, name) in [
-        (libc::SYS_add_key, "add_key"),
-        (libc::SYS_bpf, "bpf"),
-        (libc::SYS_io_uring_enter, "io_uring_enter"),
-        (libc::SYS_io_uring_register, "io_uring_register"),
-        (libc::SYS_io_uring_setup, "io_uring_setup"),
-        (libc::SYS_kcmp, "kcmp"),
-        (libc::SYS_keyctl, "keyctl"),
-        (libc::SYS_memfd_create, "memfd_create"),
-        (libc::SYS_mount_setattr, "mount_setattr"),
-        (libc::SYS_move_mount, "move_mount"),
-        (libc::SYS_open_by_handle_at, "open_by_handle_at"),
-        (libc::SYS_pidfd_getfd, "pidfd_getfd"),
-        (libc::SYS_process_madvise, "process_madvise"),
-        (libc::SYS_process_vm_readv, "process_vm_readv"),
-        (libc::SYS_ptrace, "ptrace"),
-        (libc::SYS_request_key, "request_key"),
-        (libc::SYS_setns, "setns"),
-        (libc::SYS_userfaultfd, "userfaultfd"),
-        (467, "open_tree_attr"),
-    ] {
-        let nr = u32::try_from(nr).unwrap();
-        assert!(eperm.contains(&(nr, name)), "{nr} {name}");
-    }
 }
 
 /// Numbers at the edges of what a register holds.
