@@ -135,8 +135,9 @@ fn foreign_code(pid: i32) -> io::Result<Option<String>> {
 
 /// `NotFound` where a mapping is not there any more.
 fn foreign_mapping(pid: i32, maps: &[u8]) -> io::Result<Option<String>> {
-    for line in maps.split(|byte| *byte == b'\n') {
-        let Some(mapping) = mapping(line) else { continue };
+    let mut any = false;
+    for mapping in maps.split(|byte| *byte == b'\n').filter_map(mapping) {
+        any = true;
         let meta = match fs::metadata(format!("/proc/{pid}/map_files/{}", mapping.range)) {
             Ok(meta) => meta,
             // A user namespace of the pod's has no right to these links.
@@ -155,7 +156,8 @@ fn foreign_mapping(pid: i32, maps: &[u8]) -> io::Result<Option<String>> {
             )));
         }
     }
-    Ok(None)
+    // One that ends shows none, without an error.
+    Ok((!any).then(|| "it shows no code at all".to_owned()))
 }
 
 /// The file that has the mapping's path now, if it is still the same.
@@ -221,6 +223,21 @@ network_policies:
     }
 
     #[test]
+    fn a_process_that_shows_nothing_is_tainted() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        for maps in [&b""[..], b"7f0000000000-7f0000001000 r-xp 00000000 00:00 0\n"] {
+            assert!(foreign_mapping(own, maps).unwrap().unwrap().contains("no code"));
+        }
+        // A mapping that is not there is looked for again, not passed over.
+        let gone = b"1000-2000 r-xp 00000000 08:02 5 /lib/x.so\n";
+        let looked = foreign_mapping(own, gone);
+        assert!(
+            looked
+                .map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |why| why.is_some())
+        );
+    }
+
+    #[test]
     fn an_unwatched_policy_costs_nothing() {
         let bytes = b"network_policies: { p: { binaries: [{ path: /x }] } }";
         let policy = load(&Source { name: "p", bytes }, None).unwrap().policy;
@@ -241,7 +258,8 @@ network_policies:
             let exe = loop {
                 let exe = fs::read_link(format!("/proc/{}/exe", child.id())).unwrap();
                 let mapped = fs::read_to_string(format!("/proc/{}/maps", child.id())).unwrap();
-                if exe.ends_with("sleep") && mapped.contains("libc") || exe.ends_with("tool") {
+                let started = mapped.contains("libc");
+                if started && (exe.ends_with("sleep") || exe.ends_with("tool")) {
                     break exe;
                 }
                 std::thread::yield_now();
