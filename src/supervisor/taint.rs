@@ -19,6 +19,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::process::Pid;
 
 use super::steering;
@@ -136,18 +137,20 @@ fn foreign_code(pid: i32) -> io::Result<Option<String>> {
 /// `NotFound` where a mapping is not there any more.
 fn foreign_mapping(pid: i32, maps: &[u8]) -> io::Result<Option<String>> {
     let mut any = false;
+    let root = File::open(format!("/proc/{pid}/root"))?;
     for mapping in maps.split(|byte| *byte == b'\n').filter_map(mapping) {
         any = true;
-        let meta = match fs::metadata(format!("/proc/{pid}/map_files/{}", mapping.range)) {
-            Ok(meta) => meta,
-            // A user namespace of the pod's has no right to these links.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                match by_path(pid, &mapping) {
-                    Some(meta) => meta,
-                    None => return Ok(Some(unknown(&mapping))),
+        let meta = match by_path(&root, &mapping) {
+            Some(meta) => meta,
+            // Deleted, replaced, or a file system that shows other numbers.
+            None => match fs::metadata(format!("/proc/{pid}/map_files/{}", mapping.range)) {
+                Ok(meta) => meta,
+                // A user namespace of the pod's has no right to these links.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    return Ok(Some(unknown(&mapping)));
                 }
-            }
-            Err(error) => return Err(error),
+                Err(error) => return Err(error),
+            },
         };
         if meta.uid() != 0 || meta.mode() & OTHERS_WRITE != 0 {
             return Ok(Some(format!(
@@ -160,10 +163,17 @@ fn foreign_mapping(pid: i32, maps: &[u8]) -> io::Result<Option<String>> {
     Ok((!any).then(|| "it shows no code at all".to_owned()))
 }
 
-/// The file that has the mapping's path now, if it is still the same.
-fn by_path(pid: i32, mapping: &Mapping) -> Option<Metadata> {
+/// The file that has the mapping's path now, if it is still the same. Less than half as dear as the
+/// kernel's own link to it.
+///
+/// No link is followed. The agent could else lead a path of its own to a file of root's on another
+/// file system, and numbers of two file systems may be equal. On one they are not, as long as the
+/// mapping holds the file.
+fn by_path(root: &File, mapping: &Mapping) -> Option<Metadata> {
     let path = mapping.path.strip_prefix("/").ok()?;
-    let meta = fs::metadata(PathBuf::from(format!("/proc/{pid}/root")).join(path)).ok()?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let file = openat2(root, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).ok()?;
+    let meta = File::from(file).metadata().ok()?;
     (meta.ino() == mapping.inode).then_some(meta)
 }
 
@@ -242,6 +252,27 @@ network_policies:
         let bytes = b"network_policies: { p: { binaries: [{ path: /x }] } }";
         let policy = load(&Source { name: "p", bytes }, None).unwrap().policy;
         assert!(Watched::new(&policy, []).is_none());
+    }
+
+    #[test]
+    fn a_path_counts_only_while_it_leads_to_the_mapped_file() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let root = File::open("/").unwrap();
+        let maps = read(own, "maps").unwrap();
+        let mapped = maps.split(|byte| *byte == b'\n').find_map(mapping).unwrap();
+        let found = by_path(&root, &mapped).unwrap();
+        assert_eq!(found.ino(), fs::metadata(&mapped.path).unwrap().ino());
+        let like = |path: PathBuf, inode| Mapping { range: mapped.range.clone(), inode, path };
+        assert!(by_path(&root, &like(mapped.path.clone(), mapped.inode + 1)).is_none());
+        let gone = like("/no/such (deleted)".into(), mapped.inode);
+        assert!(by_path(&root, &gone).is_none() && unknown(&gone).contains("/no/such"));
+        // The agent's own name for it is not the file's.
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(mapped.path.parent().unwrap(), &link).unwrap();
+        let led = link.join(mapped.path.file_name().unwrap());
+        assert_eq!(fs::metadata(&led).unwrap().ino(), mapped.inode);
+        assert!(by_path(&root, &like(led, mapped.inode)).is_none());
     }
 
     #[test]
