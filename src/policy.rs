@@ -25,7 +25,7 @@ mod yaml;
 
 pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 pub use destination::{DestinationDenied, Refusal, forbidden};
-pub use document::{Compatibility, Filesystem, Process};
+pub use document::{Compatibility, Filesystem, Memfd, Process, ProcessLimits, UnixSockets};
 pub use engine::Policy;
 pub use host::{Host, HostError};
 pub use ipnet::IpNet;

@@ -7,7 +7,7 @@
 
 pub mod args;
 mod attestation;
-mod caller;
+pub mod caller;
 pub mod doctor;
 pub mod enter;
 mod entered;
@@ -19,6 +19,7 @@ mod init;
 pub mod install;
 mod keeper;
 mod launch;
+mod losses;
 mod own_path;
 mod packet;
 mod policy_files;
@@ -26,6 +27,9 @@ pub mod proxy_process;
 mod proxy_service;
 pub mod run;
 pub mod run_dir;
+mod sockets;
 pub mod status;
 mod stdio;
+mod steering;
+pub mod taint;
 mod trust_store;

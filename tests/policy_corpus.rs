@@ -38,6 +38,8 @@ struct Case {
     caller: String,
     #[serde(default)]
     ancestors: Vec<String>,
+    sha256: Option<String>,
+    tainted: Option<String>,
     host: String,
     port: u16,
     /// `METHOD target`: the request is judged, not only the connection.
@@ -77,7 +79,12 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
         Ok(host) => host,
         Err(error) => return refused(error.to_string()),
     };
-    let caller = Caller { exe: case.caller.clone(), ancestors: case.ancestors.clone() };
+    let caller = Caller {
+        exe: case.caller.clone(),
+        ancestors: case.ancestors.clone(),
+        sha256: case.sha256.as_deref().map(|hex| policy::digest::from_hex(hex).expect("digest")),
+        tainted: case.tainted.clone(),
+    };
     let grant = match policy.connect(&caller, &host, case.port) {
         Connect::Allow(grant) => grant,
         Connect::Deny(denial) => {

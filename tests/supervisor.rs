@@ -13,6 +13,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[path = "supervisor/asked.rs"]
+mod asked;
+
 use ringfence::pki::{Authority, LeafKey, SubjectName};
 
 const SUPERVISOR: &str = env!("CARGO_BIN_EXE_ringfence-supervisor");
@@ -87,6 +90,13 @@ const TESTS: &[Test] = &[
     ("what_an_agent_linked_is_not_opened_to_the_next", planted_link),
     ("a_port_of_the_agent_is_reachable", inbound),
     ("broken_input_is_named", broken_input),
+    ("memfd_and_limits_are_the_policys", asked::memfd_and_limits),
+    ("a_limit_that_cannot_be_set_is_named", asked::limit_too_high),
+    ("sockets_in_volumes_are_listed_or_refused", asked::sockets),
+    ("without_setpcap_it_works_and_says_so", asked::without_setpcap),
+    ("a_pinned_binary_is_another_when_its_content_is", asked::pinned),
+    ("a_tainted_binary_is_refused", asked::tainted),
+    ("the_authors_variables_stay_and_are_listed", asked::authors_variables),
     ("many_at_once_and_nothing_left", many),
 ];
 
@@ -148,8 +158,18 @@ impl Rig {
 
     /// Starts a fence in the background and waits until its agent has printed a line.
     fn background(&self, script: &str) -> Background {
-        let mut child = self
-            .with_policy()
+        self.background_of(self.with_policy(), script)
+    }
+
+    fn background_with(&self, policy: &Path, script: &str) -> Background {
+        let mut command = self.supervisor();
+        command.arg("--policy-data").arg(policy);
+        self.background_of(command, script)
+    }
+
+    #[allow(clippy::unused_self, reason = "the supervisor runs in the rig")]
+    fn background_of(&self, mut command: Command, script: &str) -> Background {
+        let mut child = command
             .args(["--", "sh", "-c", script])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -44,6 +44,36 @@ pub enum Bounding {
     IfPermitted,
 }
 
+impl Bounding {
+    /// What a process with the caller's capabilities can do: with `CAP_SETPCAP` a refusal is an
+    /// error, without it the loss is let pass and told.
+    #[must_use]
+    pub fn of_this_process() -> Self {
+        if has(Capability::SETPCAP) { Self::Required } else { Self::IfPermitted }
+    }
+}
+
+/// A capability, for [`has`].
+pub use rustix::thread::CapabilitySet as Capability;
+
+/// Whether this thread has a capability in effect.
+#[must_use]
+pub fn has(capability: Capability) -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(capability))
+}
+
+/// A session keyring of this process's own: the one it has may be shared with everything that the
+/// runtime started. Most runtimes' filters refuse this; then the agent uses no keyring at all, as
+/// its own filter refuses the calls. Async-signal-safe.
+pub fn own_session_keyring() -> rustix::io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = unsafe {
+        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    check(result).map(drop)
+}
+
 /// What [`drop_to`] could do beyond what it must.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dropped {
@@ -128,16 +158,16 @@ fn empty_bounding_set() -> rustix::io::Result<()> {
 }
 
 /// Root's uid gives nothing, changing the uid changes nothing, nothing becomes ambient; for good.
+const SECUREBITS: CapabilitiesSecureBits = CapabilitiesSecureBits::NO_ROOT
+    .union(CapabilitiesSecureBits::NO_ROOT_LOCKED)
+    .union(CapabilitiesSecureBits::NO_SETUID_FIXUP)
+    .union(CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED)
+    .union(CapabilitiesSecureBits::KEEP_CAPS_LOCKED)
+    .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE)
+    .union(CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED);
+
 fn lock_securebits() -> rustix::io::Result<()> {
-    rustix::thread::set_capabilities_secure_bits(
-        CapabilitiesSecureBits::NO_ROOT
-            | CapabilitiesSecureBits::NO_ROOT_LOCKED
-            | CapabilitiesSecureBits::NO_SETUID_FIXUP
-            | CapabilitiesSecureBits::NO_SETUID_FIXUP_LOCKED
-            | CapabilitiesSecureBits::KEEP_CAPS_LOCKED
-            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE
-            | CapabilitiesSecureBits::NO_CAP_AMBIENT_RAISE_LOCKED,
-    )
+    rustix::thread::set_capabilities_secure_bits(SECUREBITS)
 }
 
 /// Always called, also for none: otherwise root's groups stay.
@@ -163,6 +193,10 @@ fn read_back(identity: &Identity, dropped: Dropped) -> rustix::io::Result<()> {
         if ambient != 0 || (dropped.bounding && bounding != 0) {
             return differs;
         }
+    }
+    // /proc does not show these, so only here can they be read.
+    if dropped.securebits && rustix::thread::capabilities_secure_bits()? != SECUREBITS {
+        return differs;
     }
     let (mut real, mut effective, mut saved) = (0, 0, 0);
     // SAFETY: three valid places for three ids; the call is a plain system call.

@@ -1,8 +1,8 @@
 //! The Landlock domain: which files may be used, and which processes and sockets are outside.
 //!
 //! Every file right that the running kernel knows is handled, so what no rule grants is refused.
-//! Signals and abstract unix sockets are scoped to the domain. TCP is not handled: captured
-//! connections go to any address, and the namespace decides what comes of them.
+//! Signals and abstract unix sockets are scoped to the domain. TCP is not handled: [`level`] says
+//! why, and what each ABI brings.
 //!
 //! Paths are opened as root, before the drop; symlinks are followed then and never again. The
 //! domain belongs to the thread that takes it on and to what it forks.
@@ -12,13 +12,17 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use landlock::{
-    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+    AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus,
 };
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 
+mod level;
 mod links;
+
+use level::{FULL_ABI, Handled, demand, grade, handled, missing, rights};
+pub use level::{HARD_REQUIREMENT_ABI, UNIX_SOCKETS_ABI, abi, errata};
 
 /// What a rule grants on a path and all below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +69,10 @@ pub struct Report {
     /// Rights that this program knows and the kernel does not, by name. Beyond [`Enforced::Full`]
     /// this is pathname unix sockets, which only their files' permissions guard before Linux 7.1.
     pub missing: Vec<&'static str>,
+    /// File rights that are handled, in number.
+    pub rights: u32,
+    /// Faults of the kernel's Landlock that touch this domain, see [`errata`].
+    pub errata: Vec<&'static str>,
 }
 
 /// Why a domain could not be made.
@@ -98,43 +106,6 @@ pub enum LandlockError {
     NotEnforced(RulesetStatus),
 }
 
-/// Truncation is a right of its own from ABI 3. Without it `read_only` does not hold.
-pub const HARD_REQUIREMENT_ABI: i32 = 3;
-/// Both scopes are there.
-const FULL_ABI: i32 = 6;
-
-/// The kernel's Landlock ABI, 0 when it has none or it is switched off.
-#[must_use]
-pub fn abi() -> i32 {
-    let version: libc::c_ulong = 1;
-    let nothing: libc::size_t = 0;
-    // SAFETY: with this flag the call takes no attributes and only returns a number.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<libc::c_void>(),
-            nothing,
-            version,
-        )
-    };
-    i32::try_from(result).unwrap_or(0).max(0)
-}
-
-/// Rights of later ABIs that a kernel lacks.
-fn missing(abi: i32) -> Vec<&'static str> {
-    [
-        (1, "files"),
-        (2, "moving between directories"),
-        (3, "truncation"),
-        (5, "device ioctls"),
-        (6, "signal and abstract unix socket scopes"),
-        (9, "pathname unix sockets"),
-    ]
-    .into_iter()
-    .filter_map(|(since, name)| (abi < since).then_some(name))
-    .collect()
-}
-
 /// Opened rules, ready to be enforced by a process forked later.
 #[derive(Debug)]
 pub struct Prepared {
@@ -151,9 +122,7 @@ pub struct Prepared {
 /// are left out and listed.
 pub fn prepare(rules: &[PathRule], hard: bool) -> Result<Prepared, LandlockError> {
     let have = abi();
-    if hard && have < HARD_REQUIREMENT_ABI {
-        return Err(LandlockError::Kernel { have });
-    }
+    demand(have, hard)?;
     if hard && rules.is_empty() {
         return Err(LandlockError::NoRules);
     }
@@ -184,16 +153,6 @@ fn open(path: &Path) -> io::Result<(OwnedFd, bool)> {
     Ok((fd, FileType::from_raw_mode(mode) == FileType::Directory))
 }
 
-/// The kernel refuses directory rights on anything but a directory.
-fn rights(access: Access, is_directory: bool, abi: i32) -> BitFlags<AccessFs> {
-    let abi = ABI::from(abi);
-    let rights = match access {
-        Access::ReadOnly => AccessFs::from_read(abi),
-        Access::ReadWrite => AccessFs::from_all(abi),
-    };
-    if is_directory { rights } else { rights & AccessFs::from_file(abi) }
-}
-
 impl Prepared {
     /// Paths left out, and why.
     #[must_use]
@@ -206,9 +165,7 @@ impl Prepared {
     /// process with threads.
     pub fn enforce(self) -> Result<Report, LandlockError> {
         let abi = abi();
-        if self.hard && abi < HARD_REQUIREMENT_ABI {
-            return Err(LandlockError::Kernel { have: abi });
-        }
+        demand(abi, self.hard)?;
         let applied = self.rules.len();
         let enforced = if abi == 0 {
             super::credentials::no_new_privs().map_err(no_new_privs_failed)?;
@@ -225,14 +182,8 @@ impl Prepared {
             restrict(self.rules, true, abi)?;
             grade(abi)
         };
-        Ok(Report {
-            abi,
-            applied,
-            skipped: self.skipped,
-            enforced,
-            scopes: abi >= FULL_ABI,
-            missing: missing(abi),
-        })
+        let files = applied > 0;
+        Ok(report(abi, applied, files, self.skipped, enforced))
     }
 }
 
@@ -256,21 +207,26 @@ pub fn proxy_domain<P: AsRef<Path>>(read: &[P]) -> Result<Report, LandlockError>
         restrict(rules, true, abi)?;
         grade(abi)
     };
-    Ok(Report {
+    Ok(report(abi, applied, true, Vec::new(), enforced))
+}
+
+fn report(
+    abi: i32,
+    applied: usize,
+    files: bool,
+    skipped: Vec<(PathBuf, String)>,
+    enforced: Enforced,
+) -> Report {
+    Report {
         abi,
         applied,
-        skipped: Vec::new(),
+        skipped,
         enforced,
         scopes: abi >= FULL_ABI,
         missing: missing(abi),
-    })
-}
-
-fn grade(abi: i32) -> Enforced {
-    if abi >= FULL_ABI {
-        return Enforced::Full;
+        rights: if files { handled(abi).files.bits().count_ones() } else { 0 },
+        errata: errata(abi),
     }
-    Enforced::Partial(format!("the kernel (Landlock ABI {abi}) lacks {}", missing(abi).join(", ")))
 }
 
 fn no_new_privs_failed(error: Errno) -> LandlockError {
@@ -283,16 +239,16 @@ fn restrict(
     files: bool,
     abi: i32,
 ) -> Result<(), LandlockError> {
-    let scopes = abi >= FULL_ABI;
-    if !files && !scopes {
+    let Handled { files: rights, scopes } = handled(abi);
+    if !files && scopes.is_empty() {
         return super::credentials::no_new_privs().map_err(no_new_privs_failed);
     }
     let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     if files {
-        ruleset = ruleset.handle_access(AccessFs::from_all(ABI::from(abi)))?;
+        ruleset = ruleset.handle_access(rights)?;
     }
-    if scopes {
-        ruleset = ruleset.scope(Scope::AbstractUnixSocket | Scope::Signal)?;
+    if !scopes.is_empty() {
+        ruleset = ruleset.scope(scopes)?;
     }
     let mut created = ruleset.create()?;
     for (fd, rights) in rules {
@@ -310,29 +266,6 @@ mod tests {
 
     fn rule(path: &str, access: Access) -> PathRule {
         PathRule { path: path.into(), access }
-    }
-
-    #[test]
-    fn files_get_no_directory_rights() {
-        for abi in 1..=10 {
-            let file = rights(Access::ReadWrite, false, abi);
-            assert!(!file.intersects(AccessFs::ReadDir | AccessFs::MakeReg | AccessFs::RemoveFile));
-            assert!(file.contains(AccessFs::ReadFile | AccessFs::WriteFile));
-            assert_eq!(file.contains(AccessFs::IoctlDev), abi >= 5);
-            assert_eq!(file.contains(AccessFs::Truncate), abi >= 3);
-            let read = rights(Access::ReadOnly, true, abi);
-            assert_eq!(read, AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute);
-            assert_eq!(rights(Access::ReadWrite, true, abi), AccessFs::from_all(ABI::from(abi)));
-        }
-    }
-
-    #[test]
-    fn what_a_kernel_lacks_is_named() {
-        assert_eq!(missing(10), Vec::<&str>::new());
-        assert_eq!(missing(7), ["pathname unix sockets"]);
-        assert_eq!(missing(0).len(), 6);
-        assert_eq!(grade(7), Enforced::Full);
-        assert!(matches!(grade(2), Enforced::Partial(text) if text.contains("truncation")));
     }
 
     #[test]

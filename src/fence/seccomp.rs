@@ -14,6 +14,8 @@ mod supervisor;
 
 #[cfg(test)]
 mod interpreter;
+#[cfg(all(test, target_arch = "x86_64"))]
+mod listed;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +27,8 @@ use rustix::io::Errno;
 use seccompiler::sock_filter;
 
 use assembler::{Rule, Table, Verdict};
+
+use crate::policy::Memfd;
 
 /// A compiled filter.
 #[derive(Clone, PartialEq, Eq)]
@@ -61,8 +65,8 @@ impl Program {
 /// Choices of the agent's filter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AgentOptions {
-    /// Allow `memfd_create` and `memfd_secret`, which CUDA and some WebAssembly runtimes need.
-    pub allow_memfd: bool,
+    /// Whether files without a path may be made, which CUDA and some WebAssembly runtimes need.
+    pub memfd: Memfd,
 }
 
 /// The agent's filter. One program holds it all, clone3 included.

@@ -6,7 +6,7 @@ mod endpoint;
 
 pub(super) use endpoint::{addresses, endpoints};
 
-use super::document::{Document, Filesystem, NetworkPolicy, Process};
+use super::document::{Binary, Document, Filesystem, NetworkPolicy, Process, Tainted};
 use super::fields::Located;
 use super::problem::Problems;
 
@@ -81,6 +81,9 @@ pub(super) fn process(document: &Document, problems: &mut Problems) -> Process {
     Process {
         run_as_user: identity(document.run_as_user.as_ref(), "process.run_as_user", problems),
         run_as_group: identity(document.run_as_group.as_ref(), "process.run_as_group", problems),
+        memfd: document.memfd,
+        limits: document.limits,
+        unix_sockets: document.unix_sockets,
     }
 }
 
@@ -138,6 +141,26 @@ pub(super) fn binaries(key: &str, policy: &NetworkPolicy, problems: &mut Problem
                 ),
                 "name the executables that connect, each by its own path",
             );
+        }
+        let guarded =
+            |binary: &Binary| binary.sha256.is_some() || binary.tainted == Some(Tainted::Refuse);
+        if guarded(binary) {
+            if let Some(at) = binary.ancestors {
+                problems.error(
+                    at,
+                    format!("binary {text:?}: `ancestors: true` with `sha256` or `tainted`"),
+                    "name the executables that connect, each by its own path: what is asked of \
+                     one says nothing of what it starts",
+                );
+            }
+            let again = |other: &&Binary| other.path.text == text && !guarded(other);
+            if policy.binaries.iter().find(again).is_some() {
+                problems.warn(
+                    binary.path.at,
+                    format!("binary {text:?} is listed a second time without `sha256` and `tainted: refuse`: they have no effect"),
+                    "keep one entry",
+                );
+            }
         }
         let wrong = if text.len() > MAX_PATH {
             "is longer than 4096 bytes"

@@ -4,13 +4,19 @@
 use ipnet::IpNet;
 
 /// Who asks: the process behind a connection, as the kernel named it when it called connect(2).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Caller {
     /// The executable's absolute path.
     pub exe: String,
     /// The executables of its parent, its parent's parent and so on. They count only for binaries
     /// with `ancestors: true`: any program can get any ancestor.
     pub ancestors: Vec<String>,
+    /// SHA-256 of the executable; `None` where nobody read it. Needed where
+    /// [`super::Policy::pins`] the executable: without it no pinned entry is the caller's.
+    pub sha256: Option<[u8; 32]>,
+    /// Why it runs other code than its executable's and the image's; `None` where it does not, or
+    /// where nobody looked. Needed where [`super::Policy::watches`] the executable.
+    pub tainted: Option<String>,
 }
 
 /// The answer to "may this process connect there?".

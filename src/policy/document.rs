@@ -2,11 +2,13 @@
 #![forbid(unsafe_code)]
 
 mod network;
+mod process;
 mod rules;
 
 use std::collections::BTreeMap;
 
-pub(super) use network::{Access, Endpoint, Enforcement, NetworkPolicy};
+pub(super) use network::{Access, Binary, Endpoint, Enforcement, NetworkPolicy, Tainted};
+pub use process::{Memfd, Process, ProcessLimits, UnixSockets};
 pub(super) use rules::Rule;
 
 use super::fields::{Fields, Located};
@@ -34,15 +36,6 @@ pub enum Compatibility {
     HardRequirement,
 }
 
-/// Who the agent runs as.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Process {
-    /// A name or a number; `None` when absent or empty.
-    pub run_as_user: Option<String>,
-    /// A name or a number; `None` when absent or empty.
-    pub run_as_group: Option<String>,
-}
-
 /// The whole file.
 #[derive(Debug, Default)]
 pub(super) struct Document {
@@ -52,6 +45,9 @@ pub(super) struct Document {
     pub compatibility: Compatibility,
     pub run_as_user: Option<Located>,
     pub run_as_group: Option<Located>,
+    pub memfd: Memfd,
+    pub limits: ProcessLimits,
+    pub unix_sockets: UnixSockets,
     /// By key; the order is the one in which policies name a verdict.
     pub policies: BTreeMap<String, NetworkPolicy>,
 }
@@ -72,7 +68,7 @@ pub(super) fn read(root: &Node, problems: &mut Problems) -> Document {
         landlock(node, &mut document, problems);
     }
     if let Some(node) = fields.take_filled("process") {
-        process(node, &mut document, problems);
+        process::read(node, &mut document, problems);
     }
     if let Some(node) = fields.take_filled("network_policies") {
         document.policies = network_policies(node, problems);
@@ -128,27 +124,6 @@ fn landlock(node: &Node, document: &mut Document, problems: &mut Problems) {
         }
     }
     fields.finish(None, problems);
-}
-
-fn process(node: &Node, document: &mut Document, problems: &mut Problems) {
-    let Some(mut fields) = Fields::of(node, "process", problems) else {
-        return;
-    };
-    if let Some(node) = fields.take_filled("run_as_user") {
-        document.run_as_user = identity(node, &fields.name("run_as_user"), problems);
-    }
-    if let Some(node) = fields.take_filled("run_as_group") {
-        document.run_as_group = identity(node, &fields.name("run_as_group"), problems);
-    }
-    fields.finish(None, problems);
-}
-
-/// A name, or a number in either spelling.
-fn identity(node: &Node, what: &str, problems: &mut Problems) -> Option<Located> {
-    if let Value::Int(number) = node.value {
-        return Some(Located { at: node.at, text: number.to_string() });
-    }
-    node.text(what, problems).filter(|name| !name.text.is_empty())
 }
 
 fn network_policies(node: &Node, problems: &mut Problems) -> BTreeMap<String, NetworkPolicy> {

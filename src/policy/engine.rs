@@ -143,6 +143,25 @@ impl Policy {
         self.policies.iter().any(|policy| !policy.anyone)
     }
 
+    /// Whether a verdict on this executable needs its SHA-256 ([`Caller::sha256`]).
+    #[must_use]
+    pub fn pins(&self, exe: &str) -> bool {
+        self.policies.iter().any(|policy| policy.pins(exe))
+    }
+
+    /// Whether a verdict on this executable needs a look at the code that it runs
+    /// ([`Caller::tainted`]).
+    #[must_use]
+    pub fn watches(&self, exe: &str) -> bool {
+        self.policies.iter().any(|policy| policy.watches(exe))
+    }
+
+    /// Whether [`Policy::watches`] says yes to any executable.
+    #[must_use]
+    pub fn watches_any(&self) -> bool {
+        self.policies.iter().any(Named::watches_any)
+    }
+
     /// Adds, for each binary named without a wildcard that is a symlink, what it points to.
     ///
     /// `resolve` follows all links and returns the final absolute path, or `None` where there is
@@ -322,6 +341,17 @@ impl Policy {
         port: u16,
         request: Option<&Request<'_>>,
     ) -> Denial {
+        let refused = self
+            .candidates(host, port)
+            .find_map(|endpoint| self.policies[endpoint.policy].refuses(caller));
+        if let Some(reason) = refused {
+            return Denial {
+                policy: "-".into(),
+                reason,
+                rule: request.map(rule_line).unwrap_or_default(),
+                suggestion: NO_LINE_FOR_IT.into(),
+            };
+        }
         let listed = |path: &&String| {
             self.candidates(host, port).any(|e| self.policies[e.policy].lists(path))
         };
@@ -349,6 +379,8 @@ const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
 const NO_COVER: &str = "no endpoint of the policy covers this path";
 const ENCODED_SLASH: &str = "the endpoint does not allow an encoded slash (%2F) in paths";
+const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and asks more of it \
+                              (`sha256`, `tainted`): run what it asks for, or change the entry";
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 

@@ -116,10 +116,10 @@ mod tests {
         assert!(yaml.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{yaml}");
         let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
         let loaded = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
-        let caller = Caller { exe: exe.into(), ancestors: Vec::new() };
+        let caller = Caller { exe: exe.into(), ..Caller::default() };
         let connect = loaded.policy.connect(&caller, &host, 8443);
         assert!(matches!(connect, Connect::Allow(_)), "{yaml}\n{connect:?}");
-        let other = Caller { exe: "/usr/bin/other".into(), ancestors: Vec::new() };
+        let other = Caller { exe: "/usr/bin/other".into(), ..Caller::default() };
         assert!(matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)), "{yaml}");
         if let Some((method, path)) = request {
             let request = Request { method, path, query: &[] };

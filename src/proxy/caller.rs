@@ -16,6 +16,8 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::TcpStream;
 use tokio::sync::{OnceCell, Semaphore};
 
+use super::Shared;
+use super::control::CallerRecord;
 use super::control_client::{Control, ControlError};
 use crate::policy::Caller;
 
@@ -30,7 +32,7 @@ const HASHING: usize = 2;
 const LARGEST: u64 = 2 << 30;
 
 /// SHA-256 of an executable.
-type Digest = [u8; 32];
+type Digest = crate::policy::digest::Sha256;
 
 /// The process behind a connection.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ enum Exe {
     /// To be hashed once a policy lets the caller pass, and closed then: every connection would
     /// hold one.
     Unchecked(OwnedFd),
+    /// Hashed already, because the policy pins it.
+    Hashed(Digest),
     Trusted,
     /// Also while it is checked.
     Refused,
@@ -75,25 +79,42 @@ pub(crate) enum CallerError {
     TooMany,
 }
 
+/// Asks the supervisor whose connection this is, and reads the executable where the policy pins
+/// it: such a policy judges by what is in the file.
+pub(crate) async fn identify(
+    shared: &Shared,
+    tcp: &TcpStream,
+    peer: SocketAddr,
+) -> Result<Identity, CallerError> {
+    let (record, exe) = look_up(&shared.control, tcp, peer).await?;
+    let CallerRecord { pid, exe: path, ancestors, tainted } = record;
+    let (exe, sha256) = if shared.policy.pins(&path) {
+        let digest = shared.executables.digest(exe).await?;
+        (Exe::Hashed(digest), Some(digest))
+    } else {
+        (Exe::Unchecked(exe), None)
+    };
+    let caller = Caller { exe: path, ancestors, sha256, tainted };
+    Ok(Identity { pid, caller, exe: Mutex::new(exe) })
+}
+
 /// Asks the supervisor whose connection this is. `peer` is what accept(2) said.
 ///
 /// The question names a pair of addresses, and those of a connection that was aborted (a reset
 /// frees them at once, while its bytes can still be read here) may be another program's by the
 /// time the supervisor looks. Two connections that live cannot share them: only of a connection
 /// that still lives after the answer is the answer true.
-pub(crate) async fn identify(
+pub(crate) async fn look_up(
     control: &Control,
     tcp: &TcpStream,
     peer: SocketAddr,
-) -> Result<Identity, CallerError> {
+) -> Result<(CallerRecord, OwnedFd), CallerError> {
     let server = tcp.local_addr().map_err(|_| CallerError::Gone)?;
     let answer = control.identify(v4(peer)?, v4(server)?).await;
     if !lives(tcp) {
         return Err(CallerError::Gone);
     }
-    let (record, exe) = answer?.ok_or(CallerError::Unknown)?;
-    let caller = Caller { exe: record.exe, ancestors: record.ancestors };
-    Ok(Identity { pid: record.pid, caller, exe: Mutex::new(Exe::Unchecked(exe)) })
+    answer?.ok_or(CallerError::Unknown)
 }
 
 /// Whether the kernel still has the connection: a reset one has no peer.
@@ -162,7 +183,11 @@ impl Executables {
             std::mem::replace(&mut *exe, state)
         };
         match set(Exe::Refused) {
-            Exe::Unchecked(exe) => self.check(&identity.caller.exe, exe).await?,
+            Exe::Unchecked(exe) => {
+                let digest = self.digest(exe).await?;
+                self.trust(&identity.caller.exe, digest)?;
+            }
+            Exe::Hashed(digest) => self.trust(&identity.caller.exe, digest)?,
             Exe::Trusted => {}
             Exe::Refused => return Err(CallerError::Changed),
         }
@@ -170,7 +195,8 @@ impl Executables {
         Ok(())
     }
 
-    async fn check(&self, path: &str, exe: OwnedFd) -> Result<(), CallerError> {
+    /// What the executable hashes to; read once for each state of a file.
+    async fn digest(&self, exe: OwnedFd) -> Result<Digest, CallerError> {
         // The supervisor may read by this descriptor too: its offset is never used.
         let file = File::from(exe);
         let fingerprint = Fingerprint::of(&file).map_err(CallerError::Unreadable)?;
@@ -200,6 +226,11 @@ impl Executables {
                 .map_err(|error| CallerError::Unreadable(io::Error::other(error)))?
             })
             .await?;
+        Ok(digest)
+    }
+
+    /// Checks against the content that this path had when it was first let through.
+    fn trust(&self, path: &str, digest: Digest) -> Result<(), CallerError> {
         let mut trusted = self.trusted.lock().unwrap_or_else(PoisonError::into_inner);
         match trusted.get(path) {
             Some(first) if *first == digest => Ok(()),
@@ -239,7 +270,7 @@ mod tests {
     fn identity(exe: &str, file: &std::path::Path) -> Identity {
         Identity {
             pid: 1,
-            caller: Caller { exe: exe.to_owned(), ancestors: Vec::new() },
+            caller: Caller { exe: exe.to_owned(), ..Caller::default() },
             exe: Mutex::new(Exe::Unchecked(File::open(file).expect("open").into())),
         }
     }
@@ -267,6 +298,32 @@ mod tests {
         for _ in 0..2 {
             executables.verify(&other).await.expect("another path");
         }
+    }
+
+    #[tokio::test]
+    async fn a_pinned_executable_is_read_once_and_trusted_like_the_others() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("tool");
+        std::fs::write(&file, "abc").expect("write");
+        let open = || File::open(&file).expect("open").into();
+        let executables = Executables::new();
+        let digest = executables.digest(open()).await.expect("digest");
+        // FIPS 180-2, B.1.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        assert_eq!(crate::policy::digest::to_hex(&digest), abc);
+        for _ in 0..3 {
+            executables.digest(open()).await.expect("digest");
+        }
+        assert_eq!(executables.hashed.lock().expect("lock").len(), 1);
+        let hashed = |digest| Identity {
+            pid: 1,
+            caller: Caller { exe: "/bin/tool".to_owned(), ..Caller::default() },
+            exe: Mutex::new(Exe::Hashed(digest)),
+        };
+        executables.verify(&hashed(digest)).await.expect("first content");
+        let other = hashed([7; 32]);
+        let error = executables.verify(&other).await.expect_err("other content");
+        assert!(matches!(error, CallerError::Changed), "{error}");
     }
 
     #[tokio::test]

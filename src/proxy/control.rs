@@ -93,4 +93,7 @@ pub struct CallerRecord {
     pub exe: String,
     /// Executables of its parent, its parent's parent and so on, up to the agent's first process.
     pub ancestors: Vec<String>,
+    /// Why it runs other code than its executable's and the image's; `None` where it does not, or
+    /// where no entry of the policy asks for that look.
+    pub tainted: Option<String>,
 }

@@ -87,7 +87,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
 async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     tune(&tcp);
     // The supervisor looks for the caller while the request is on its way.
-    let identity = caller::identify(&shared.control, &tcp, peer).await;
+    let identity = caller::identify(&shared, &tcp, peer).await;
     let mut client = Conn::new(Stream::Tcp(tcp));
     let head = match head::read_request(&mut client.rd, FIRST_REQUEST).await {
         Ok(Some(head)) => Ok(head),

@@ -67,6 +67,16 @@ pub(crate) fn caller_not_trusted(session: &Session, host: &Host, port: u16, erro
     emit(&event);
 }
 
+/// Let through, by an entry that does not refuse it.
+pub(crate) fn caller_tainted(session: &Session, host: &Host, port: u16, why: &str) {
+    let event = Event::new(Class::Finding, "OPEN", Severity::Medium)
+        .allowed()
+        .subject(flow(session, host, port))
+        .field("finding", "tainted-binary")
+        .reason(why);
+    emit(&event);
+}
+
 /// No connection although the policy allows one: forbidden is a denial, the rest is weather.
 pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError) {
     let event = match error {

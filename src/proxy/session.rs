@@ -37,7 +37,12 @@ impl Session {
             }
             // Only what would pass is worth reading an executable for.
             Connect::Allow(grant) => match self.shared.executables.verify(&self.identity).await {
-                Ok(()) => Ok(Origin { host, port, grant }),
+                Ok(()) => {
+                    if let Some(why) = &self.caller().tainted {
+                        report::caller_tainted(self, &host, port, why);
+                    }
+                    Ok(Origin { host, port, grant })
+                }
                 Err(error) => {
                     report::caller_not_trusted(self, &host, port, &error);
                     let detail = format!("{what} {host}:{port} not permitted by policy");

@@ -45,9 +45,9 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let _slot = slot;
-            let looked = caller::identify(&shared.control, &tcp, peer);
+            let looked = caller::look_up(&shared.control, &tcp, peer);
             let who = tokio::time::timeout(LOOK_UP, looked).await.ok().and_then(Result::ok);
-            let who = who.as_ref().map(|who| (who.caller.exe.as_str(), who.pid));
+            let who = who.as_ref().map(|(who, _)| (who.exe.as_str(), who.pid));
             report::captured(who, destination);
             reset(tcp);
         });

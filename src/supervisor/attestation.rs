@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::identity::User;
 use super::keeper::Confinement;
+use super::sockets::Sockets;
 use crate::fence::landlock::{Access, PathRule};
 
 /// One fence's record. Everything in it was read back from the kernel or is what the agent was
@@ -22,8 +23,13 @@ pub struct Attestation<'a> {
     pub network: NetworkRecord,
     /// What the policy opens, and the base that every fence has.
     pub paths: PathRecord,
-    /// Files.
+    /// Files, and what else holds for everything in the fence.
     pub landlock: &'a Confinement,
+    /// Unix sockets in volumes that the agent reaches; `None`: the kernel guards them.
+    pub unix_sockets: Option<Sockets>,
+    /// Variables of the container that make programs run other code, by name. They are the
+    /// author's, and stay.
+    pub environment: Vec<String>,
     /// System calls: filters on the agent.
     pub seccomp_filters: u32,
     /// Executables are bound to connections at connect(2).

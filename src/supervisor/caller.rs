@@ -2,9 +2,10 @@
 //!
 //! Each fenced process runs under a filter that stops it at connect and reports it here. While it
 //! stands still its executable, its ancestors and the socket's cookie are recorded; then the call
-//! goes on. Nothing is decided here and nothing of the process's memory is read: when the proxy
-//! asks later who owns a connection, the socket's cookie, which the kernel never gives twice,
-//! leads to the record. A connection without a record has no owner, and no access.
+//! goes on. Nothing is decided here, and nothing of the process's memory is read but where the
+//! policy asks what code it runs ([`super::taint`]): when the proxy asks later who owns a
+//! connection, the socket's cookie, which the kernel never gives twice, leads to the record. A
+//! connection without a record has no owner, and no access.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{self, File};
@@ -17,6 +18,7 @@ use std::thread;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::Pid;
 
+use super::taint::Watched;
 use crate::fence::notify::{self, Listener, Notification, Target};
 use crate::fence::sockdiag::SockDiag;
 use crate::fence::status::Status;
@@ -37,6 +39,7 @@ const MAX_PATHS: usize = 8 * 1024;
 pub struct Callers {
     /// Ancestors are followed up to this process: the keeper.
     root: Pid,
+    watch: Option<Watched>,
     state: Mutex<State>,
 }
 
@@ -64,10 +67,11 @@ struct ExecutableKey {
 }
 
 impl Callers {
-    /// `root` is the keeper, from which everything in the fence descends.
+    /// `root` is the keeper, from which everything in the fence descends; `watch` looks at what
+    /// code a caller runs.
     #[must_use]
-    pub fn new(root: Pid) -> Self {
-        Self { root, state: Mutex::default() }
+    pub fn new(root: Pid, watch: Option<Watched>) -> Self {
+        Self { root, watch, state: Mutex::default() }
     }
 
     /// Serves one process's connects on a thread of its own, until the last process under its
@@ -120,8 +124,9 @@ impl Callers {
         let executable = self.executable(pid)?;
         let exe = exe_path(pid)?;
         let ancestors = self.ancestors(status.ppid, MAX_PATHS.saturating_sub(exe.len()));
+        let tainted = self.watch.as_ref().and_then(|watch| watch.look(pid, &exe));
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
-        Ok(Record { caller: CallerRecord { pid, exe, ancestors }, executable })
+        Ok(Record { caller: CallerRecord { pid, exe, ancestors, tainted }, executable })
     }
 
     /// Executables from `parent` up to the keeper, as far as `room` bytes of paths reach.
@@ -217,9 +222,10 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let callers = Callers::new(Pid::INIT);
+        let callers = Callers::new(Pid::INIT, None);
         let this = rustix::process::getpid();
-        let caller = CallerRecord { pid: 1, exe: "/bin/a".into(), ancestors: vec![] };
+        let caller =
+            CallerRecord { pid: 1, exe: "/bin/a".into(), ancestors: vec![], tainted: None };
         let record = Record { caller, executable: callers.executable(this).unwrap() };
         let mut state = State::default();
         for cookie in 0..MAX_RECORDS as u64 + 10 {
@@ -231,7 +237,7 @@ mod tests {
 
     #[test]
     fn ancestors_end_where_the_room_does() {
-        let callers = Callers::new(Pid::INIT);
+        let callers = Callers::new(Pid::INIT, None);
         let parent = rustix::process::getppid().unwrap().as_raw_nonzero().get();
         assert!(callers.ancestors(parent, 0).is_empty());
         assert!(!callers.ancestors(parent, MAX_PATHS).is_empty());
@@ -239,7 +245,7 @@ mod tests {
 
     #[test]
     fn an_executable_is_opened_once() {
-        let callers = Callers::new(Pid::INIT);
+        let callers = Callers::new(Pid::INIT, None);
         let this = rustix::process::getpid();
         let (a, b) = (callers.executable(this).unwrap(), callers.executable(this).unwrap());
         assert!(Arc::ptr_eq(&a, &b));

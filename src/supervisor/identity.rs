@@ -141,8 +141,11 @@ impl Database {
                 gid = NOBODY;
             }
         }
-        if uid == PROXY {
-            bail!("uid {PROXY} is the proxy's own: run the agent as another user");
+        if uid == PROXY || gid == PROXY {
+            bail!("uid and gid {PROXY} are the proxy's own: run the agent as another user");
+        }
+        if [uid, gid].iter().chain(more_groups).any(|id| *id == u32::MAX) {
+            bail!("{} is no user or group: to the kernel it means none", u32::MAX);
         }
         let name = entry.map(|entry| entry.name.clone());
         let mut groups: Vec<u32> = self
@@ -228,8 +231,32 @@ mod tests {
     }
 
     #[test]
+    fn a_group_by_name_or_number_goes_with_any_user() {
+        let gid = |spec: &str| database().resolve(spec, &[]).unwrap().identity.gid;
+        assert_eq!(gid("agent:docker"), 998);
+        assert_eq!(gid("1234:docker"), 998);
+        assert_eq!(gid("sandbox:1000"), 1000);
+        // The pod's own groups stay beside the image's: what a volume with fsGroup is opened by.
+        let user = database().resolve("1000:0", &[3000, 2000, 998]).unwrap();
+        assert_eq!(user.identity, Identity { uid: 1000, gid: 0, groups: vec![4, 998, 2000, 3000] });
+        // OpenShift gives a number that no image has, and group 0.
+        let user = database().resolve("1000680000", &[1_000_680_000]).unwrap();
+        assert_eq!((user.identity.gid, user.identity.groups), (0, vec![1_000_680_000]));
+    }
+
+    #[test]
+    fn the_number_that_means_none_is_no_user() {
+        for (spec, groups) in
+            [("4294967295", &[][..]), ("1000:4294967295", &[]), ("1000", &[u32::MAX])]
+        {
+            assert!(database().resolve(spec, groups).is_err(), "{spec} {groups:?}");
+        }
+    }
+
+    #[test]
     fn the_proxys_uid_is_refused() {
         assert!(database().resolve("65530", &[]).is_err());
+        assert!(database().resolve("1000:65530", &[]).is_err());
         assert_eq!(database().resolve("agent", &[65530]).unwrap().identity.groups, [4, 998]);
     }
 }

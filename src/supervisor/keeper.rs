@@ -23,15 +23,14 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 use serde::{Deserialize, Serialize};
 
 use super::packet;
-use crate::fence::credentials::{self, Bounding, Identity};
+use crate::fence::credentials::{self, Bounding, Capability, Identity};
 use crate::fence::landlock::{self, Access, PathRule};
 use crate::fence::netlink::Route;
-use crate::fence::netns;
-use crate::fence::rlimits::Limits;
 use crate::fence::seccomp::{self, AgentOptions};
 use crate::fence::sockdiag::SockDiag;
 use crate::fence::spawn::{self, ExecImage, Forked, Template};
-use crate::fence::sysctl;
+use crate::fence::{netns, rlimits, sysctl};
+use crate::policy::{Memfd, Process, ProcessLimits};
 
 /// From the supervisor.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,6 +45,10 @@ pub enum ToKeeper {
         listener: bool,
         /// The pod's network settings.
         sysctls: Vec<sysctl::Setting>,
+        /// `process.memfd`.
+        memfd: Memfd,
+        /// `process.limits`.
+        limits: ProcessLimits,
     },
     /// Fork a child. Descriptors: stdin, stdout, stderr, the child's control socket, and a memfd
     /// with the words: the path, `argc` arguments and the environment, each ended by NUL.
@@ -81,11 +84,13 @@ impl ToKeeper {
         rules: Vec<PathRule>,
         hard: bool,
         listener: bool,
+        process: &Process,
         sysctls: Vec<sysctl::Setting>,
     ) -> Self {
         let writable = |rule: PathRule| (rule.path, matches!(rule.access, Access::ReadWrite));
         let rules = rules.into_iter().map(writable).collect();
-        Self::Prepare { rules, hard, listener, sysctls }
+        let (memfd, limits) = (process.memfd, process.limits);
+        Self::Prepare { rules, hard, listener, sysctls, memfd, limits }
     }
 }
 
@@ -127,7 +132,7 @@ pub struct Prepared {
     pub sysctls: Result<(), String>,
 }
 
-/// What Landlock enforces for everything in the fence.
+/// What holds for everything in the fence: Landlock, and what else the kernel was asked for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Confinement {
     /// The running kernel's Landlock ABI; 0: none.
@@ -142,6 +147,19 @@ pub struct Confinement {
     pub unconfined: bool,
     /// Signals and abstract unix sockets stay in the domain.
     pub scopes: bool,
+    /// File rights that are handled, in number.
+    pub rights: u32,
+    /// Faults of the kernel's Landlock that touch the domain.
+    pub errata: Vec<String>,
+    /// Each child's bounding set is emptied and its securebits are locked; `false` where
+    /// `CAP_SETPCAP` is not granted.
+    pub bounding: bool,
+    /// Why children have no session keyring of their own; `None`: they have.
+    pub keyring: Option<String>,
+    /// Which files without a path may be made.
+    pub memfd: Memfd,
+    /// Resource limits beside that of core dumps, which is always 0.
+    pub limits: ProcessLimits,
 }
 
 /// Forks the keeper; the calling process must have one thread.
@@ -192,6 +210,8 @@ struct Keeper {
 struct Shared {
     filter: seccomp::Program,
     listener: Option<seccomp::Program>,
+    bounding: Bounding,
+    limits: ProcessLimits,
 }
 
 struct Child {
@@ -259,11 +279,11 @@ impl Keeper {
 
     fn handle(&mut self, packet: packet::Packet) -> io::Result<()> {
         let answer = match packet.json()? {
-            ToKeeper::Prepare { rules, hard, listener, sysctls } => {
+            ToKeeper::Prepare { rules, hard, listener, sysctls, memfd, limits } => {
                 // Before the domain, which holds no way to them.
                 let sysctls = sysctl::apply(&sysctls);
                 let own_proc = self.own_proc.take();
-                self.prepare(rules, hard, listener).map(|confinement| {
+                self.prepare(rules, hard, listener, memfd, limits).map(|confinement| {
                     FromKeeper::Prepared(Prepared { confinement, own_proc, sysctls })
                 })
             }
@@ -287,7 +307,20 @@ impl Keeper {
         rules: Vec<(PathBuf, bool)>,
         hard: bool,
         listener: bool,
+        memfd: Memfd,
+        limits: ProcessLimits,
     ) -> Result<Confinement, String> {
+        if let Some(what) = rlimits::too_high(limits)
+            && !credentials::has(Capability::SYS_RESOURCE)
+        {
+            return Err(format!(
+                "{what}: give a lower one, or add SYS_RESOURCE to the container's \
+                                securityContext.capabilities"
+            ));
+        }
+        // Each child joins one of its own; that the kernel lets it is tried here, once.
+        let keyring = credentials::own_session_keyring().err().map(|errno| errno.to_string());
+        let bounding = Bounding::of_this_process();
         let access = |write| {
             if write { Access::ReadWrite } else { Access::ReadOnly }
         };
@@ -304,8 +337,10 @@ impl Keeper {
             landlock::Enforced::None(why) => (Some(why), true),
         };
         self.template = Some(Shared {
-            filter: seccomp::agent(AgentOptions::default()),
+            filter: seccomp::agent(AgentOptions { memfd }),
             listener: listener.then(seccomp::connect_listener),
+            bounding,
+            limits,
         });
         Ok(Confinement {
             abi: report.abi,
@@ -314,6 +349,12 @@ impl Keeper {
             missing,
             unconfined,
             scopes: report.scopes,
+            rights: report.rights,
+            errata: report.errata.into_iter().map(str::to_owned).collect(),
+            bounding: bounding == Bounding::Required,
+            keyring,
+            memfd,
+            limits,
         })
     }
 
@@ -335,8 +376,8 @@ impl Keeper {
             filters: vec![shared.filter.clone()],
             listener: shared.listener.clone(),
             identity,
-            limits: Limits::default(),
-            bounding: Bounding::Required,
+            limits: shared.limits,
+            bounding: shared.bounding,
             exec: ExecImage::new(path, argv, environment),
             workdir: c_path(workdir)?,
             umask: 0o022,

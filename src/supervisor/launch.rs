@@ -36,6 +36,8 @@ pub struct Keeper {
     ended: VecDeque<(u64, i32)>,
     next: u64,
     filters: u32,
+    /// Children's bounding sets are emptied.
+    bounding: bool,
 }
 
 /// A command to run in the fence.
@@ -76,7 +78,7 @@ pub struct Launched {
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
     /// The fence held, but the command could not be executed.
-    #[error("cannot execute {}: {}", command.escape_debug(), errno_text(*errno))]
+    #[error("cannot execute {}: {}{}", command.escape_debug(), errno_text(*errno), likely(*errno))]
     Exec {
         /// The executable's path.
         command: String,
@@ -108,6 +110,27 @@ fn errno_text(errno: Errno) -> io::Error {
     io::Error::from(errno)
 }
 
+/// The kernel counts a uid's processes when it changes, and refuses at exec.
+fn likely(errno: Errno) -> &'static str {
+    if errno == Errno::AGAIN {
+        ": process.limits.processes is used up: the kernel counts all of the uid's on the node"
+    } else {
+        ""
+    }
+}
+
+/// A step of the child that failed, with the cause where one is likely.
+fn refused(step: ChildStep, errno: Errno) -> anyhow::Error {
+    match step.needs() {
+        Some(capability) if errno == Errno::PERM => anyhow!(
+            "{step}: {}: CAP_{capability} is missing: add {capability} to the container's \
+             securityContext.capabilities",
+            errno_text(errno)
+        ),
+        _ => anyhow!("{step}: {}", errno_text(errno)),
+    }
+}
+
 impl Keeper {
     /// `callers` gets the connect listener of each child; `listener` says whether there is one.
     #[must_use]
@@ -118,13 +141,24 @@ impl Keeper {
         listener: bool,
     ) -> Self {
         let filters = 1 + u32::from(listener);
-        Self { socket, namespace, callers, ended: VecDeque::new(), next: 1, filters }
+        Self {
+            socket,
+            namespace,
+            callers,
+            ended: VecDeque::new(),
+            next: 1,
+            filters,
+            bounding: true,
+        }
     }
 
     /// Waits for the answer to [`ToKeeper::Prepare`].
     pub fn prepared(&mut self) -> Result<Prepared> {
         match receive(&self.socket)? {
-            (FromKeeper::Prepared(prepared), _) => Ok(prepared),
+            (FromKeeper::Prepared(prepared), _) => {
+                self.bounding = prepared.confinement.bounding;
+                Ok(prepared)
+            }
             (other, _) => bail!("the keeper answered {other:?}"),
         }
     }
@@ -170,8 +204,7 @@ impl Keeper {
                     return Err(LaunchError::Exec { command, errno });
                 }
                 ChildMessage::Failed(step, errno) => {
-                    let error = anyhow!("{step}: {}", errno_text(errno));
-                    return Err(LaunchError::Fence(error));
+                    return Err(LaunchError::Fence(refused(step, errno)));
                 }
                 ChildMessage::Ready => {
                     self.verify(launched.pid, &command.identity).map_err(LaunchError::Fence)?;
@@ -226,7 +259,12 @@ impl Keeper {
     /// What the kernel says of the child, read from outside while it waits.
     fn verify(&self, pid: Pid, identity: &Identity) -> Result<()> {
         let status = Status::read(pid, None).context("cannot read the child's status")?;
-        status.verify_fenced(identity, self.filters).context("the child is not fenced")?;
+        let verified = if self.bounding {
+            status.verify_fenced(identity, self.filters)
+        } else {
+            status.verify_fenced_but_bounding(identity, self.filters)
+        };
+        verified.context("the child is not fenced")?;
         let namespace =
             status::net_namespace(pid).context("cannot read the child's network namespace")?;
         if namespace != self.namespace {

@@ -22,19 +22,21 @@ use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
-use super::{filesystem, own_path, stdio};
+use super::taint::Watched;
+use super::{filesystem, losses, own_path, sockets, stdio, steering};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
 use crate::fence::netns::{self, Namespace};
 use crate::fence::nftables::Nftables;
 use crate::fence::sockdiag::SockDiag;
-use crate::fence::{agent_net, gateway, seccomp, sysctl};
+use crate::fence::{agent_net, credentials, gateway, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
 pub fn run(args: RunArgs) -> Result<i32> {
     // 1. Arguments, policy: read once. Nothing privileged yet.
+    credentials::undumpable().context("cannot make this process undumpable")?;
     let agents_stderr = stdio::separate_stderr().context("cannot set up stderr")?;
     let signals = Signals::block()?;
     let lookup = |name: &str| std::env::var(name).ok();
@@ -71,15 +73,17 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let paths = rules.as_slice().into();
     let hard = policy.landlock() == Compatibility::HardRequirement;
     let listener = policy.names_binaries();
-    keeper::prepare(&keeper, &ToKeeper::prepare(rules, hard, listener, sysctl::read()))?;
+    keeper::prepare(
+        &keeper,
+        &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), sysctl::read()),
+    )?;
     let network = Network::build(&keeper)?;
     let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
     proxy_process::hand_over(&proxy, network.listeners, &dir.make(&bundle, 0o644)?)?;
-    let callers = Arc::new(Callers::new(keeper_pid));
+    let callers = Arc::new(Callers::new(keeper_pid, Watched::new(&policy, std::env::vars_os())));
     let namespace = network.namespace.id()?;
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
-    report(&confinement, &user, &network.rules, &sysctls);
     let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
     let service = ProxyService { gateway, diag, callers, inbound }.start()?;
 
@@ -92,7 +96,11 @@ pub fn run(args: RunArgs) -> Result<i32> {
         Err(error) => return not_run(error),
     };
 
-    // 6. The proxy's certificate comes back, and the proxy is seen to be locked.
+    // 6. What is lost is told; the proxy's certificate comes back, and the proxy is seen to be
+    //    locked.
+    let sockets = sockets::check(&rules, policy.process().unix_sockets)?;
+    report(&confinement, &user, &network.rules, &sysctls);
+    losses::report(&confinement, sockets.as_ref());
     let certificate = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
     dir.write(&ca, 0o644, certificate.as_bytes())?;
@@ -111,6 +119,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
         network: NetworkRecord { namespace, nftables: network.rules },
         paths,
         landlock: &confinement,
+        unix_sockets: sockets,
+        environment: steering::names(std::env::vars_os()),
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
         pid_namespace: PidRecord::new(own_pids, own_proc),
@@ -199,7 +209,10 @@ fn resolve_user(args: &RunArgs, policy: &Policy) -> Result<User> {
             Some(group) => format!("{user}:{group}"),
             None => user.clone(),
         },
-        (None, None) => "sandbox".to_owned(),
+        (None, None) => match &process.run_as_group {
+            Some(group) => format!("sandbox:{group}"),
+            None => "sandbox".to_owned(),
+        },
     };
     Database::read()?
         .resolve(&spec, &args.groups)

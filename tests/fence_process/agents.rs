@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use ringfence::fence::credentials::Bounding;
 use ringfence::fence::landlock::{self, Access, PathRule};
 use ringfence::fence::notify;
+use ringfence::fence::rlimits::Limits;
 use ringfence::fence::spawn::ChildStep;
+use ringfence::policy::Memfd;
 use rustix::io::Errno;
 use rustix::process::{PidfdFlags, Signal, getpid, kill_process, pidfd_open};
 
@@ -64,6 +66,8 @@ pub fn agent_is_fenced(scratch: &Scratch) -> Outcomes {
             ("ulp", "ENOPROTOOPT"),
             ("kill_supervisor", "EPERM"),
             ("core_limit", "0"),
+            ("open_files", "Some(256) Some(256)"),
+            ("securebits", "ef"),
             ("umask", "27"),
             ("session_leader", "yes"),
             ("descriptors", "0,1,2"),
@@ -75,6 +79,50 @@ pub fn agent_is_fenced(scratch: &Scratch) -> Outcomes {
             ("environment", "NAME=value"),
         ],
     )
+}
+
+pub fn limits_are_set(scratch: &Scratch) -> Outcomes {
+    let limits = Limits { open_files: Some(64), processes: Some(500) };
+    let outcome = launch(scratch, Launch { probe: &["escapes"], limits, ..Launch::default() })?;
+    equal("verified from outside", outcome.verified.clone(), Some(Ok(())))?;
+    expect(
+        &outcome,
+        &[
+            ("core_limit", "0"),
+            ("open_files", "Some(64) Some(64)"),
+            ("processes", "Some(500) Some(500)"),
+            ("threads_work", "yes"),
+        ],
+    )?;
+    // A process of the same uid elsewhere counts too: then the agent cannot even execute.
+    let elsewhere = sleeper(AGENT)?;
+    let limits = Limits { open_files: None, processes: Some(0) };
+    let outcome = launch(scratch, Launch { probe: &["escapes"], limits, ..Launch::default() });
+    let _ = kill_process(elsewhere, Signal::KILL);
+    let _ = wait_for(elsewhere);
+    equal("failure", outcome?.failure, Some((ChildStep::Exec, Errno::AGAIN)))
+}
+
+pub fn memfd_is_a_choice(scratch: &Scratch) -> Outcomes {
+    let refused = [("memfd_plain", "EPERM"), ("memfd_exec", "EPERM"), ("memfd_both", "EPERM")];
+    let launch_with =
+        |memfd| launch(scratch, Launch { probe: &["memfd"], memfd, ..Launch::default() });
+    let outcome = launch_with(Memfd::Deny)?;
+    expect(&outcome, &refused)?;
+    expect(&outcome, &[("memfd_noexec", "EPERM")])?;
+    let outcome = launch_with(Memfd::Noexec)?;
+    expect(&outcome, &refused)?;
+    expect(
+        &outcome,
+        &[
+            ("memfd_noexec", "ok"),
+            ("fill_memfd", "ok"),
+            ("chmod_memfd", "EPERM"),
+            ("exec_memfd", "EACCES"),
+        ],
+    )?;
+    let outcome = launch_with(Memfd::Allow)?;
+    expect(&outcome, &[("memfd_plain", "ok"), ("memfd_noexec", "ok"), ("memfd_exec", "ok")])
 }
 
 pub fn landlock_holds_from_inside(scratch: &Scratch) -> Outcomes {
@@ -228,7 +276,7 @@ pub fn without_setpcap(scratch: &Scratch) -> Outcomes {
     )?;
     let field = outcome.verified.clone().and_then(Result::err).map(|mismatch| mismatch.field);
     equal("only the bounding set differs", field, Some("CapBnd"))?;
-    expect(&outcome, &[("setresuid", "EPERM"), ("unshare_net", "EPERM")])
+    expect(&outcome, &[("setresuid", "EPERM"), ("unshare_net", "EPERM"), ("securebits", "0")])
 }
 
 pub fn dies_with_its_parent(scratch: &Scratch) -> Outcomes {

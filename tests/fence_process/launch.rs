@@ -13,6 +13,7 @@ use ringfence::fence::rlimits::Limits;
 use ringfence::fence::seccomp::{self, AgentOptions};
 use ringfence::fence::spawn::{self, ChildMessage, ChildStep, ExecImage, Forked, Template};
 use ringfence::fence::status::{self, Mismatch, Status};
+use ringfence::policy::Memfd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -40,6 +41,8 @@ pub struct Launch<'a> {
     pub listen: bool,
     pub setpcap: bool,
     pub bounding: Bounding,
+    pub limits: Limits,
+    pub memfd: Memfd,
     pub ending: Ending,
     pub tty: bool,
 }
@@ -54,6 +57,8 @@ impl Default for Launch<'_> {
             listen: false,
             setpcap: true,
             bounding: Bounding::Required,
+            limits: Limits { open_files: Some(256), processes: None },
+            memfd: Memfd::Deny,
             ending: Ending::Release,
             tty: false,
         }
@@ -161,11 +166,11 @@ fn template(scratch: &Scratch, launch: &Launch<'_>) -> Template {
     argv.extend(launch.probe.iter().map(|word| c_string(word.as_bytes())));
     let path = c_string(program.as_os_str().as_bytes());
     Template {
-        filters: vec![seccomp::agent(AgentOptions::default())],
+        filters: vec![seccomp::agent(AgentOptions { memfd: launch.memfd })],
         listener: launch.listen.then(seccomp::connect_listener),
         identity: Identity { uid: AGENT, gid: AGENT, groups: vec![AGENT + 1] },
         bounding: launch.bounding,
-        limits: Limits { open_files: Some(256) },
+        limits: launch.limits,
         exec: ExecImage::new(path, argv, vec![c"NAME=value".to_owned()]),
         workdir: c_string(launch.workdir.as_bytes()),
         umask: 0o27,

@@ -21,6 +21,8 @@ type Test = (&'static str, fn(&Scratch) -> Outcomes);
 
 const TESTS: &[Test] = &[
     ("agent_is_fenced", agents::agent_is_fenced),
+    ("limits_are_set", agents::limits_are_set),
+    ("memfd_is_a_choice", agents::memfd_is_a_choice),
     ("landlock_holds_from_inside", agents::landlock_holds_from_inside),
     ("connect_is_reported_with_its_cookie", agents::connect_is_reported_with_its_cookie),
     ("exec_failures", agents::exec_failures),

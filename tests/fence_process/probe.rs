@@ -54,6 +54,7 @@ pub fn run(arguments: &[String]) {
         ["files", directory, bystander] => files(Path::new(directory), bystander),
         ["connect"] => connect(),
         ["terminal"] => terminal(),
+        ["memfd"] => memfd(),
         _ => {}
     }
 }
@@ -123,6 +124,15 @@ fn about_itself() {
     );
     let core = rustix::process::getrlimit(rustix::process::Resource::Core);
     println!("core_limit {}", core.maximum.unwrap_or(1));
+    for (what, resource) in [
+        ("open_files", rustix::process::Resource::Nofile),
+        ("processes", rustix::process::Resource::Nproc),
+    ] {
+        let limit = rustix::process::getrlimit(resource);
+        println!("{what} {:?} {:?}", limit.current, limit.maximum);
+    }
+    let securebits = rustix::thread::capabilities_secure_bits();
+    println!("securebits {:x}", securebits.map_or(0, |bits| bits.bits()));
     println!("umask {:o}", rustix::process::umask(rustix::fs::Mode::empty()).as_raw_mode());
     let leader = rustix::process::getsid(None) == Ok(rustix::process::getpid());
     println!("session_leader {}", if leader { "yes" } else { "no" });
@@ -221,4 +231,25 @@ fn terminal() {
     let byte = b'x';
     let address = std::ptr::from_ref(&byte) as u64;
     say("tiocsti", call(libc::SYS_ioctl, [fd, libc::TIOCSTI, address, 0, 0, 0]));
+}
+
+fn memfd() {
+    let name: *const libc::c_char = c"probe".as_ptr();
+    let mut sealed = None;
+    for (what, flags) in
+        [("memfd_plain", 0), ("memfd_noexec", 8), ("memfd_exec", 16), ("memfd_both", 24)]
+    {
+        let made = call(libc::SYS_memfd_create, [name as u64, flags | GARBAGE, 0, 0, 0, 0]);
+        if let ("memfd_noexec", Ok(fd)) = (what, made) {
+            sealed = Some(fd);
+        }
+        say(what, made);
+    }
+    // The seal holds: neither is it executed, nor can it be made executable.
+    let Some(sealed) = sealed else { return };
+    let path = format!("/proc/self/fd/{sealed}");
+    say("fill_memfd", errno(fs::read("/bin/true").and_then(|text| fs::write(&path, text))));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    say("chmod_memfd", errno(fs::set_permissions(&path, mode)));
+    say("exec_memfd", errno(std::process::Command::new(&path).status()));
 }

@@ -338,7 +338,8 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>) {
                 None => send(control, &ToProxy::Caller { id, caller: None }, &[]),
                 Some(Who { exe, file }) => {
                     let file = File::open(file).expect("executable");
-                    let caller = Some(CallerRecord { pid: 42, exe, ancestors: Vec::new() });
+                    let caller =
+                        Some(CallerRecord { pid: 42, exe, ancestors: Vec::new(), tainted: None });
                     send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
                 }
             },

@@ -7,9 +7,19 @@ use super::assembler::{Clause, Rule, Table, Test, Verdict, Word};
 use super::calls::{
     CLONE_NEW_FLAGS, KERNEL_INTERFACES, LAST_KNOWN, MOUNTS, OTHER_PROCESSES, PLATFORM, eperm,
 };
+use crate::policy::Memfd;
 
-/// Anonymous executable memory: a file that no path rule covers.
+/// Files without a path, which no file rule covers.
 const ANONYMOUS_FILES: &[libc::c_long] = &[libc::SYS_memfd_create, libc::SYS_memfd_secret];
+
+const MFD_NOEXEC_SEAL: u32 = 0x8;
+const MFD_EXEC: u32 = 0x10;
+/// A file that can be neither executed nor made executable later. The flag must be there: what a
+/// file is without it depends on a sysctl. Its pages can still be mapped executable, as any memory.
+const NOT_EXECUTABLE: &[Clause] = &[Clause {
+    tests: &[low(1, MFD_NOEXEC_SEAL | MFD_EXEC, &[MFD_NOEXEC_SEAL])],
+    verdict: Verdict::Allow,
+}];
 
 /// Session keyrings are shared by everything the same login started.
 const KEYRINGS: &[libc::c_long] = &[libc::SYS_add_key, libc::SYS_keyctl, libc::SYS_request_key];
@@ -132,8 +142,13 @@ pub(super) fn table(options: AgentOptions) -> Table {
         table.set(group, refuse);
     }
     table.set(&[libc::SYS_setns], refuse);
-    if !options.allow_memfd {
-        table.set(ANONYMOUS_FILES, refuse);
+    match options.memfd {
+        Memfd::Deny => table.set(ANONYMOUS_FILES, refuse),
+        Memfd::Noexec => {
+            table.set(&[libc::SYS_memfd_create], Rule::ByArgument(NOT_EXECUTABLE, eperm));
+            table.set(&[libc::SYS_memfd_secret], refuse);
+        }
+        Memfd::Allow => {}
     }
     // Its flags are in memory, where a filter cannot read them. The C library then uses clone.
     table.set(&[libc::SYS_clone3], Rule::Always(Verdict::Errno(libc::ENOSYS)));

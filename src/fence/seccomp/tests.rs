@@ -6,15 +6,15 @@ use super::assembler::{NATIVE_ARCH, X32_BIT};
 use super::interpreter::{Call, run};
 use super::*;
 
-const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+pub(super) const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
 const NOTIFY: u32 = libc::SECCOMP_RET_USER_NOTIF;
 /// i386 and the 64-bit ARM's or Intel's, whichever is not ours.
 const FOREIGN: [u32; 2] =
     [0x4000_0003, if NATIVE_ARCH == 0xC000_003E { 0xC000_00B7 } else { 0xC000_003E }];
 /// What a careless comparison of 64 bits would trip over.
-const GARBAGE: u64 = 0xDEAD_BEEF_0000_0000;
+pub(super) const GARBAGE: u64 = 0xDEAD_BEEF_0000_0000;
 
-fn refused(errno: i32) -> u32 {
+pub(super) fn refused(errno: i32) -> u32 {
     libc::SECCOMP_RET_ERRNO | errno.unsigned_abs()
 }
 
@@ -23,10 +23,11 @@ fn call(program: &Program, nr: libc::c_long, args: [u64; 6]) -> u32 {
     run(&program.code, &Call { nr, arch: NATIVE_ARCH, args }).0
 }
 
-fn programs() -> [Program; 6] {
+fn programs() -> [Program; 7] {
     [
         agent(AgentOptions::default()),
-        agent(AgentOptions { allow_memfd: true }),
+        agent(AgentOptions { memfd: Memfd::Noexec }),
+        agent(AgentOptions { memfd: Memfd::Allow }),
         connect_listener(),
         proxy(),
         supervisor(),
@@ -34,64 +35,45 @@ fn programs() -> [Program; 6] {
     ]
 }
 
-/// What the agent may not call with arguments of zero, by errno.
-fn refused_to_the_agent() -> Vec<(libc::c_long, i32)> {
-    let mut calls: Vec<_> = [
-        calls::OTHER_PROCESSES,
-        calls::MOUNTS,
-        calls::KERNEL_INTERFACES,
-        calls::PLATFORM,
-        &[
-            libc::SYS_add_key,
-            libc::SYS_keyctl,
-            libc::SYS_memfd_create,
-            libc::SYS_memfd_secret,
-            libc::SYS_request_key,
-            libc::SYS_setns,
-            // Family 0 is none.
-            libc::SYS_socket,
-            libc::SYS_socketpair,
-        ],
-    ]
-    .concat()
-    .into_iter()
-    .map(|nr| (nr, libc::EPERM))
-    .collect();
-    calls.push((libc::SYS_clone3, libc::ENOSYS));
-    calls
-}
-
-#[test]
-fn the_agent_over_every_number() {
-    let program = agent(AgentOptions::default());
-    let refused_calls = refused_to_the_agent();
-    assert!(refused_calls.len() > 55);
-    for nr in 0..1024 {
-        let expected = if nr > libc::c_long::from(calls::LAST_KNOWN) {
-            refused(libc::ENOSYS)
-        } else if let Some((_, errno)) = refused_calls.iter().find(|(call, _)| *call == nr) {
-            refused(*errno)
-        } else {
-            ALLOW
-        };
-        assert_eq!(call(&program, nr, [0; 6]), expected, "call {nr}");
-    }
-}
+/// Numbers at the edges of what a register holds.
+const EXTREMES: [u32; 12] = [
+    1024,
+    0xFFFF,
+    0x1_0000,
+    0x3FFF_FFFE,
+    X32_BIT - 1,
+    X32_BIT,
+    X32_BIT + 1,
+    0x7FFF_FFFF,
+    0x8000_0000,
+    0xBFFF_FFFF,
+    0xFFFF_FFFE,
+    u32::MAX,
+];
 
 #[test]
 fn other_architectures_and_x32_are_refused() {
+    // Those that exist, those that differ from ours in one bit, and none.
+    let foreign: Vec<u32> = FOREIGN
+        .into_iter()
+        .chain([0, u32::MAX, 0x4000_0028, 0xC000_0015, 0x8000_0016, 0xC000_00F3])
+        .chain((0..32).map(|bit| NATIVE_ARCH ^ (1 << bit)))
+        .collect();
     for program in programs() {
         let listener = program == connect_listener();
         let expected = if listener { ALLOW } else { refused(libc::EPERM) };
-        for nr in 0..1024 {
-            for arch in FOREIGN {
-                let (answer, _) = run(&program.code, &Call { nr, arch, args: [0; 6] });
-                assert_eq!(answer, expected, "{program:?} call {nr} of {arch:#x}");
+        for nr in (0..1024).chain(EXTREMES) {
+            for args in [[0; 6], [u64::MAX; 6]] {
+                for arch in &foreign {
+                    let (answer, _) = run(&program.code, &Call { nr, arch: *arch, args });
+                    assert_eq!(answer, expected, "{program:?} call {nr} of {arch:#x}");
+                }
+                let x32 = Call { nr: nr | X32_BIT, arch: NATIVE_ARCH, args };
+                assert_eq!(run(&program.code, &x32).0, expected, "{program:?} x32 call {nr}");
             }
-            let x32 = Call { nr: nr | X32_BIT, arch: NATIVE_ARCH, args: [0; 6] };
-            assert_eq!(run(&program.code, &x32).0, expected, "{program:?} x32 call {nr}");
         }
-        for nr in [X32_BIT - 1, X32_BIT, 0x7FFF_FFFF, 0x8000_0000, u32::MAX] {
+        // x32's own calls without their bit, and the edges: numbers of no call.
+        for nr in (512..548).chain(EXTREMES) {
             let (answer, _) = run(&program.code, &Call { nr, arch: NATIVE_ARCH, args: [0; 6] });
             assert_eq!(answer == ALLOW, listener, "{program:?} call {nr:#x}");
         }
@@ -228,9 +210,42 @@ fn socket_options() {
 
 #[test]
 fn memfd_is_a_choice() {
-    let program = agent(AgentOptions { allow_memfd: true });
-    assert_eq!(call(&program, libc::SYS_memfd_create, [0; 6]), ALLOW);
-    assert_eq!(call(&program, libc::SYS_ptrace, [0; 6]), refused(libc::EPERM));
+    let eperm = refused(libc::EPERM);
+    // (flags, answer under deny, noexec, allow); the name's address and what lies above are noise.
+    for (flags, noexec) in [
+        (0x0, eperm),
+        (0x1, eperm),
+        (0x2, eperm),
+        (0x8, ALLOW),
+        (0x9, ALLOW),
+        (0xB, ALLOW),
+        (0x4 | 0x8, ALLOW),
+        (0x10, eperm),
+        (0x18, eperm),
+        (0x1 | 0x2 | 0x8 | 0x10, eperm),
+    ] {
+        for high in [0, GARBAGE, 0x8_0000_0000] {
+            let args = [0x7FFF_0008, flags | high, 8, 8, 8, 8];
+            for (memfd, expected) in
+                [(Memfd::Deny, eperm), (Memfd::Noexec, noexec), (Memfd::Allow, ALLOW)]
+            {
+                let program = agent(AgentOptions { memfd });
+                let answer = call(&program, libc::SYS_memfd_create, args);
+                assert_eq!(answer, expected, "{memfd:?} {flags:#x} {high:#x}");
+            }
+        }
+    }
+    for (memfd, secret) in [(Memfd::Deny, eperm), (Memfd::Noexec, eperm), (Memfd::Allow, ALLOW)] {
+        let program = agent(AgentOptions { memfd });
+        assert_eq!(call(&program, libc::SYS_memfd_secret, [8; 6]), secret, "{memfd:?}");
+        // Nothing else changes with it.
+        for nr in 0..1024 {
+            if nr != libc::SYS_memfd_create && nr != libc::SYS_memfd_secret {
+                let default = call(&agent(AgentOptions::default()), nr, [0; 6]);
+                assert_eq!(call(&program, nr, [0; 6]), default, "{memfd:?} call {nr}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -90,6 +90,18 @@ impl ChildStep {
         self as u8
     }
 
+    /// The capability without which the step is refused with EPERM.
+    #[must_use]
+    pub fn needs(self) -> Option<&'static str> {
+        match self {
+            Self::Limits => Some("SYS_RESOURCE"),
+            Self::Bounding | Self::Securebits => Some("SETPCAP"),
+            Self::Groups | Self::Gid => Some("SETGID"),
+            Self::Uid => Some("SETUID"),
+            _ => None,
+        }
+    }
+
     /// The step with this number.
     #[must_use]
     pub fn from_number(number: u8) -> Option<Self> {

@@ -91,7 +91,7 @@ impl Template {
         rustix::process::umask(Mode::from_raw_mode(self.umask));
         let entered = rustix::process::chdir(self.workdir.as_c_str());
         at(ChildStep::Limits, rlimits::apply(self.limits))?;
-        if let Err(errno) = own_session_keyring() {
+        if let Err(errno) = credentials::own_session_keyring() {
             at(ChildStep::Report, reporter.warning(ChildStep::Keyring, errno))?;
         }
 
@@ -153,17 +153,6 @@ fn take_terminal() -> rustix::io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A keyring of its own: the one it has may be shared with everything the runtime started. Most
-/// runtimes' filters refuse this, and then the agent has no keyring at all.
-fn own_session_keyring() -> rustix::io::Result<()> {
-    const JOIN_SESSION_KEYRING: libc::c_ulong = 1;
-    // SAFETY: a null name asks for an anonymous keyring.
-    let result = unsafe {
-        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
-    };
-    check(result).map(drop)
 }
 
 /// A working directory outside the root (by a descriptor that leaked from another mount

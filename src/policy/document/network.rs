@@ -1,7 +1,9 @@
 //! One entry of `network_policies`: its endpoints, rules and binaries.
 #![forbid(unsafe_code)]
 
+use super::process::one_of;
 use super::rules::{Rule, allow_rules, deny_rules};
+use crate::policy::digest::{self, Sha256};
 use crate::policy::fields::{Fields, Located};
 use crate::policy::problem::{Place, Problems};
 use crate::policy::yaml::{Key, Node, Value};
@@ -21,6 +23,17 @@ pub(in crate::policy) struct Binary {
     pub path: Located,
     /// Where `ancestors: true` stands: descendants of the binary are meant too.
     pub ancestors: Option<Place>,
+    /// What the file must hash to.
+    pub sha256: Option<Sha256>,
+    /// What is done with a caller that runs other code than its own.
+    pub tainted: Option<Tainted>,
+}
+
+/// What is done with a caller that runs other code than its executable's and the image's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::policy) enum Tainted {
+    Report,
+    Refuse,
 }
 
 #[derive(Debug)]
@@ -105,12 +118,33 @@ fn binary(what: String, node: &Node, problems: &mut Problems) -> Option<Binary> 
     let ancestors = fields
         .take("ancestors")
         .and_then(|node| node.boolean(&fields.name("ancestors"), problems)?.then_some(node.at));
+    let sha256 = fields.take("sha256").map(|node| digest(node, &fields.name("sha256"), problems));
+    let words = [("report", Tainted::Report), ("refuse", Tainted::Refuse)];
+    let tainted = fields
+        .take("tainted")
+        .and_then(|node| one_of(node, &fields.name("tainted"), &words, problems));
     if fields.take("harness").is_some() {
         problems.warn(node.at, "`harness` has no effect", "remove it");
     }
     fields.take("advisor_proposed");
     fields.finish(None, problems);
-    Some(Binary { path: path?, ancestors })
+    // A digest that is not one is an error already; the entry must not stand without it.
+    Some(Binary { path: path?, ancestors, sha256: sha256.flatten(), tainted })
+}
+
+/// 64 hexadecimal digits, with or without `sha256:` before them.
+fn digest(node: &Node, what: &str, problems: &mut Problems) -> Option<Sha256> {
+    let word = node.text(what, problems)?;
+    let digits = word.text.strip_prefix("sha256:").unwrap_or(&word.text);
+    let digest = digest::from_hex(digits);
+    if digest.is_none() {
+        problems.error(
+            word.at,
+            format!("{what} {:?} is not a SHA-256", word.text),
+            "write the 64 digits that `sha256sum` prints for the file",
+        );
+    }
+    digest
 }
 
 fn endpoint(name: String, node: &Node, problems: &mut Problems) -> Option<Endpoint> {

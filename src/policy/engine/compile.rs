@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::binaries::Asks;
 use super::{Endpoint, Inspected, Method, Named, Policy, Port, Rule};
 use crate::policy::document::{self, Document, Enforcement, NetworkPolicy};
 use crate::policy::fields::Located;
@@ -58,7 +59,9 @@ impl Compiler<'_> {
             if let Some(glob) =
                 self.good(binary.path.at, key, PathGlob::of_binary(&binary.path.text))
             {
-                named.add(glob, binary.ancestors.is_some());
+                let ancestors = binary.ancestors.is_some();
+                let (sha256, tainted) = (binary.sha256, binary.tainted);
+                named.add(glob, Asks { ancestors, sha256, tainted });
             }
         }
         named

@@ -13,7 +13,8 @@ fn policy(yaml: &str) -> Policy {
 }
 
 fn caller(exe: &str) -> Caller {
-    Caller { exe: exe.into(), ancestors: vec!["/bin/sh".into(), "/usr/bin/agent".into()] }
+    let ancestors = vec!["/bin/sh".into(), "/usr/bin/agent".into()];
+    Caller { exe: exe.into(), ancestors, ..Caller::default() }
 }
 
 fn host(text: &str) -> Host {
@@ -77,6 +78,37 @@ network_policies:
     }
 }
 
+/// Links of pinned and watched entries are followed like the others'.
+#[test]
+fn symlinks_of_guarded_entries_are_resolved_with_what_they_ask() {
+    let digits = "ab".repeat(32);
+    let mut policy = policy(&format!(
+        "
+network_policies:
+  a:
+    endpoints: [{{ host: api.example.com, port: 443 }}]
+    binaries:
+      - {{ path: /usr/bin/link, sha256: {digits} }}
+      - {{ path: /usr/bin/watched, tainted: report }}
+"
+    ));
+    assert!(policy.names_binaries() && policy.watches_any());
+    assert!(policy.pins("/usr/bin/link") && !policy.pins("/usr/bin/real"));
+    policy.resolve_binaries(|path| Some(format!("{path}-real")));
+    let judge = |exe: &str, sha256| {
+        let caller = Caller { exe: exe.into(), sha256, ..Caller::default() };
+        matches!(policy.connect(&caller, &host("api.example.com"), 443), Connect::Allow(_))
+    };
+    for exe in ["/usr/bin/link", "/usr/bin/link-real"] {
+        assert!(policy.pins(exe) && !policy.watches(exe));
+        assert!(judge(exe, Some([0xAB; 32])));
+        assert!(!judge(exe, Some([0xAC; 32])) && !judge(exe, None));
+    }
+    for exe in ["/usr/bin/watched", "/usr/bin/watched-real"] {
+        assert!(policy.watches(exe) && !policy.pins(exe) && judge(exe, None));
+    }
+}
+
 /// A denied child gets the lines for itself, not for its ancestor.
 #[test]
 fn a_child_of_a_listed_binary_is_told_to_list_itself() {
@@ -84,6 +116,7 @@ fn a_child_of_a_listed_binary_is_told_to_list_itself() {
     let caller = Caller {
         exe: "/usr/lib/git-core/git-remote-http".into(),
         ancestors: vec!["/bin/sh".into(), "/usr/bin/python3".into()],
+        ..Caller::default()
     };
     let Connect::Deny(denial) = policy.connect(&caller, &host("api.example.com"), 443) else {
         panic!("allowed");
@@ -199,8 +232,8 @@ proptest! {
     ) {
         let policy = &*PARSED;
         let request = Request { method: "GET", path: "/", query: &[] };
-        let alone = Caller { exe: exe.clone(), ancestors: Vec::new() };
-        let below = Caller { exe, ancestors };
+        let alone = Caller { exe: exe.clone(), ..Caller::default() };
+        let below = Caller { exe, ancestors, ..Caller::default() };
         for name in ["api.example.com", "a.wild.example.com", "open.example.com"] {
             for port in [80, 443] {
                 let name = host(name);

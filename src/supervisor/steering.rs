@@ -1,0 +1,133 @@
+//! Variables that make a program run code which it does not name itself: the loader's, and the
+//! runtimes' own.
+//!
+//! They are not taken from the agent's environment. The container's come from the image and the
+//! pod's author, who also write the agent's command, and images set them with reason (an allocator
+//! preloaded, a library path for a GPU, heap sizes for node or Java); without them an unmodified
+//! image would fail. And taking them away would guard against nobody: the agent can set each anew
+//! for what it starts. The supervisor is static, the proxy starts with an empty environment. So
+//! they are named in the attestation, and a binary that must run no other code than its own is one
+//! for the policy's `tainted: refuse`.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+
+/// Whole names. All of the loader's begin with `LD_`.
+const NAMES: [&str; 51] = [
+    "BASH_ENV",
+    "BUN_OPTIONS",
+    "CLASSPATH",
+    "DENO_V8_FLAGS",
+    "DOTNET_STARTUP_HOOKS",
+    "ENV",
+    "GCONV_PATH",
+    "GIT_ASKPASS",
+    "GIT_CONFIG",
+    "GIT_CONFIG_COUNT",
+    "GIT_CONFIG_GLOBAL",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_SYSTEM",
+    "GIT_EDITOR",
+    "GIT_EXEC_PATH",
+    "GIT_EXTERNAL_DIFF",
+    "GIT_PAGER",
+    "GIT_PROXY_COMMAND",
+    "GIT_SSH",
+    "GIT_SSH_COMMAND",
+    "GIT_TEMPLATE_DIR",
+    "GLIBC_TUNABLES",
+    "JAVA_TOOL_OPTIONS",
+    "JDK_JAVA_OPTIONS",
+    "NODE_OPTIONS",
+    "NODE_PATH",
+    "OPENSSL_CONF",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
+    "PERL5DB",
+    "PERL5LIB",
+    "PERL5OPT",
+    "PERLLIB",
+    "PHPRC",
+    "PHP_INI_SCAN_DIR",
+    "PYTHONBREAKPOINT",
+    "PYTHONEXECUTABLE",
+    "PYTHONHOME",
+    "PYTHONINSPECT",
+    "PYTHONPATH",
+    "PYTHONPLATLIBDIR",
+    "PYTHONPYCACHEPREFIX",
+    "PYTHONSTARTUP",
+    "PYTHONUSERBASE",
+    "PYTHONWARNINGS",
+    "RUBYLIB",
+    "RUBYOPT",
+    "SSH_ASKPASS",
+    "ZDOTDIR",
+    "_JAVA_OPTIONS",
+    "npm_config_node_options",
+];
+
+/// Whether a variable of this name makes programs run other code.
+#[must_use]
+pub fn steers(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    bytes.starts_with(b"LD_") || NAMES.iter().any(|known| known.as_bytes() == bytes)
+}
+
+/// The names among an environment's, sorted; what is not printable is shown with marks.
+#[must_use]
+pub fn names(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<String> {
+    let mut names: Vec<_> = environment
+        .into_iter()
+        .filter(|(name, _)| steers(name))
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_runs_other_code_is_told_from_what_does_not() {
+        for name in [
+            "LD_PRELOAD",
+            "LD_AUDIT",
+            "LD_LIBRARY_PATH",
+            "GLIBC_TUNABLES",
+            "NODE_OPTIONS",
+            "BUN_OPTIONS",
+            "PYTHONPATH",
+            "PYTHONSTARTUP",
+            "PYTHONHOME",
+            "JAVA_TOOL_OPTIONS",
+            "BASH_ENV",
+            "GIT_SSH_COMMAND",
+            "GIT_PROXY_COMMAND",
+            "PERL5OPT",
+        ] {
+            assert!(steers(OsStr::new(name)), "{name}");
+        }
+        for name in [
+            "PATH",
+            "HOME",
+            "PYTHONUNBUFFERED",
+            "PYTHON_VERSION",
+            "GIT_SSL_CAINFO",
+            "GIT_AUTHOR_NAME",
+            "LDAP",
+            "",
+        ] {
+            assert!(!steers(OsStr::new(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn names_are_sorted_and_without_values() {
+        let environment = [("PATH", "/bin"), ("NODE_OPTIONS", "-r x"), ("LD_PRELOAD", "/secret")];
+        let environment = environment.map(|(name, value)| (name.into(), value.into()));
+        assert_eq!(names(environment), ["LD_PRELOAD", "NODE_OPTIONS"]);
+    }
+}
