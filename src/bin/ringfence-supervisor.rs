@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use ringfence::supervisor::args::{Args, Verb};
-use ringfence::supervisor::{enter, failure, install, proxy_process, run, status};
+use ringfence::supervisor::{enter, failure, install, openshell, proxy_process, run, status};
 
 fn main() -> ExitCode {
+    if openshell::is_called(std::env::args_os().next().as_deref()) {
+        return ExitCode::from(openshell::main(std::env::args_os().collect()));
+    }
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
         Some(Verb::Install { dir }) => {
             tell(install::install(&dir).map(|path| println!("installed {}", path.display())))
         }
+        Some(Verb::CopySelf { dest }) => tell(install::copy_self(&dest).map(drop)),
         Some(Verb::Enter(args)) => tell(enter::client(&args)),
         Some(Verb::Status { run_dir }) => {
             tell(status::status(&run_dir).map(|text| println!("{text}")))

@@ -64,6 +64,25 @@ pub struct Launched {
     pub pid: Pid,
 }
 
+/// A process between its fork and its exec.
+#[derive(Debug)]
+pub struct Starting {
+    /// It, as it will be called.
+    pub launched: Launched,
+    /// When to give it up.
+    pub until: Instant,
+    /// What it executes.
+    pub path: CString,
+    control: OwnedFd,
+    identity: Identity,
+}
+
+impl AsFd for Starting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
+}
+
 /// Why a command does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum LaunchError {
@@ -126,60 +145,85 @@ impl Keeper {
         }
     }
 
-    /// Runs a command in the fence, verified before it starts.
+    /// Runs a command in the fence, verified before it starts; waits until it has executed.
     pub fn launch(
         &mut self,
         command: &Command,
         stdio: [BorrowedFd<'_>; 3],
     ) -> Result<Launched, LaunchError> {
+        let starting = self.begin(command, stdio)?;
+        loop {
+            if let Err(error) = wait_for(&starting.control, starting.until) {
+                self.give_up(&starting);
+                return Err(LaunchError::Fence(anyhow!(error).context("cannot hear the child")));
+            }
+            if self.advance(&starting)? {
+                return Ok(starting.launched);
+            }
+        }
+    }
+
+    /// Has a command's process forked; it executes after [`Self::advance`] has said so.
+    pub fn begin(
+        &mut self,
+        command: &Command,
+        stdio: [BorrowedFd<'_>; 3],
+    ) -> Result<Starting, LaunchError> {
         let (control, theirs) = packet::pair().map_err(|error| LaunchError::Fence(error.into()))?;
         let launched = self.fork(command, stdio, theirs).map_err(LaunchError::Fence)?;
-        let outcome = self.see_through(command, launched, &control);
+        Ok(Starting {
+            launched,
+            control,
+            until: Instant::now() + PATIENCE,
+            path: command.path.clone(),
+            identity: command.identity.clone(),
+        })
+    }
+
+    /// Hears one message of a child that starts, which is there ([`Starting::as_fd`] is readable),
+    /// and verifies the child on the way; `true`: it has executed. After an error it is killed.
+    pub fn advance(&mut self, starting: &Starting) -> Result<bool, LaunchError> {
+        let outcome = self.hear(starting);
         if outcome.is_err() {
-            // It may wait for a word that will not come, or stand stopped.
-            let _ = self.signal(launched.id, Signal::KILL.as_raw());
+            self.give_up(starting);
         }
         outcome
     }
 
-    /// Hears a forked child until it has executed, verifies it on the way.
-    fn see_through(
-        &mut self,
-        command: &Command,
-        launched: Launched,
-        control: &OwnedFd,
-    ) -> Result<Launched, LaunchError> {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            let message = wait_for(control, until)
-                .and_then(|()| spawn::receive(control))
-                .context("cannot hear the child")
-                .map_err(LaunchError::Fence)?;
-            match message {
-                ChildMessage::Listener(listener) => self.callers.serve(Listener::new(listener)),
-                ChildMessage::Warning(step, errno) => event::emit(
-                    &Event::new(Class::Config, "DEGRADED", Severity::Info)
-                        .subject(format!("{step}: {}", errno_text(errno)))
-                        .field("pid", launched.pid.as_raw_nonzero()),
-                ),
-                ChildMessage::Failed(ChildStep::Exec, errno) => {
-                    let command = command.path.to_string_lossy().into_owned();
-                    return Err(LaunchError::Exec { command, errno });
-                }
-                ChildMessage::Failed(step, errno) => {
-                    let error = anyhow!("{step}: {}", errno_text(errno));
-                    return Err(LaunchError::Fence(error));
-                }
-                ChildMessage::Ready => {
-                    self.verify(launched.pid, &command.identity).map_err(LaunchError::Fence)?;
-                    spawn::release(control)
-                        .context("cannot release the child")
-                        .map_err(LaunchError::Fence)?;
-                }
-                // The socket is close-on-exec: its end is the exec's success.
-                ChildMessage::Closed => return Ok(launched),
+    /// Kills a child that starts: it may wait for a word that will not come, or stand stopped.
+    pub fn give_up(&self, starting: &Starting) {
+        let _ = self.signal(starting.launched.id, Signal::KILL.as_raw());
+    }
+
+    fn hear(&self, starting: &Starting) -> Result<bool, LaunchError> {
+        let Starting { launched, control, .. } = starting;
+        let message =
+            spawn::receive(control).context("cannot hear the child").map_err(LaunchError::Fence)?;
+        match message {
+            ChildMessage::Listener(listener) => self.callers.serve(Listener::new(listener)),
+            ChildMessage::Warning(step, errno) => event::inform(|| {
+                Event::new(Class::Config, "DEGRADED", Severity::Info)
+                    .subject(format!("{step}: {}", errno_text(errno)))
+                    .field("pid", launched.pid.as_raw_nonzero())
+            }),
+            ChildMessage::Failed(ChildStep::Exec, errno) => {
+                let command = starting.path.to_string_lossy().into_owned();
+                return Err(LaunchError::Exec { command, errno });
             }
+            ChildMessage::Failed(step, errno) => {
+                let error = anyhow!("{step}: {}", errno_text(errno));
+                return Err(LaunchError::Fence(error));
+            }
+            ChildMessage::Ready => {
+                self.verify(launched.pid, &starting.identity).map_err(LaunchError::Fence)?;
+                spawn::release(control)
+                    .context("cannot release the child")
+                    .map_err(LaunchError::Fence)?;
+            }
+            // The socket is close-on-exec: its end is the exec's success.
+            ChildMessage::Closed => return Ok(true),
         }
+        Ok(false)
     }
 
     fn fork(

@@ -103,7 +103,7 @@ impl ProxyService {
 
     /// Answers one question. An answer that cannot be sent is told as a failure of that question;
     /// only when that cannot be sent either is the proxy gone.
-    fn answer(&mut self, packet: &packet::Packet) -> std::io::Result<()> {
+    pub(super) fn answer(&mut self, packet: &packet::Packet) -> std::io::Result<()> {
         let (id, answered) = match packet.json()? {
             ToSupervisor::Identify { id, client, server } => {
                 (id, self.identify(id, client, server))

@@ -22,7 +22,7 @@ use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
-use super::{filesystem, own_path, stdio};
+use super::{filesystem, own_path, process_limit, progress, stdio};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
@@ -43,8 +43,11 @@ pub fn run(args: RunArgs) -> Result<i32> {
     event::set_level(level);
     own_path::check()?;
     check(&args)?;
+    process_limit::check(args.require_pid_limit)?;
+    progress::loading(&args);
     let files = PolicyFiles::read(&args)?;
     let policy = load(&files)?;
+    progress::validated(&files, &policy);
 
     // 2. The proxy, and the keeper with the fence's network namespace, in parallel with us. Both
     //    are forked while this process has one thread.
@@ -63,15 +66,19 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let dir = RunDir::create(&args.run_dir)?;
 
     // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back.
+    progress::creating();
     let network = Network::build(&keeper)?;
     let namespace = network.namespace.id()?;
+    progress::created(namespace);
 
     // 5. The listeners go to the proxy, its certificate comes back, and it is seen to be locked.
     proxy_process::hand_over(&proxy, network.listeners)?;
+    progress::listening();
     let (ca, bundle) = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
     let ca = dir.write("tls/ca.pem", 0o644, ca.as_bytes())?;
     let bundle = dir.write("tls/ca-bundle.pem", 0o644, bundle.as_bytes())?;
+    progress::tls_enabled(&ca);
 
     // 6. The keeper takes on the Landlock domain that all it forks inherit.
     let callers = Arc::new(Callers::new(keeper_pid));
@@ -81,6 +88,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let hard = policy.landlock() == Compatibility::HardRequirement;
     keeper.prepare(&ToKeeper::prepare(rules, hard, listener))?;
     let confinement = keeper.confinement()?;
+    progress::confined(&confinement, hard);
     report(&confinement, &user, &network.rules);
     let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
     ProxyService { control: proxy, gateway, diag, callers, inbound }.start()?;
@@ -115,9 +123,12 @@ pub fn run(args: RunArgs) -> Result<i32> {
     };
     let entered = Entered::listen(&dir, setting)?;
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
-    let watch = Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline };
+    let watch =
+        Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline, more: false };
     let outcome = watch.run();
     end(keeper_pid);
+    drop(dir);
+    progress::cleaned_up();
     outcome
 }
 
@@ -147,12 +158,12 @@ fn start_agent(
     let command = setting.command(words, setting.env.clone(), setting.workdir.clone(), tty)?;
     let (stdin, stdout) = (io::stdin(), io::stdout());
     let agent = keeper.launch(&command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])?;
-    event::emit(
-        &Event::new(Class::Proc, "LAUNCH", Severity::Info)
+    event::inform(|| {
+        Event::new(Class::Proc, "LAUNCH", Severity::Info)
             .subject(words.join(" "))
             .field("pid", agent.pid.as_raw_nonzero())
-            .field("uid", setting.identity.uid),
-    );
+            .field("uid", setting.identity.uid)
+    });
     Ok(agent)
 }
 
@@ -229,7 +240,7 @@ impl Network {
     }
 }
 
-/// Says what is not enforced; what is enforced at the level of information.
+/// Says what is not enforced.
 fn report(confinement: &Confinement, user: &User, rules: &Result<(), String>) {
     for note in &user.notes {
         event::emit(&Event::new(Class::Config, "DEGRADED", Severity::Low).subject(note.clone()));
@@ -241,12 +252,6 @@ fn report(confinement: &Confinement, user: &User, rules: &Result<(), String>) {
             )),
         );
     }
-    let built = Event::new(Class::Config, "BUILT", Severity::Info)
-        .subject("landlock domain")
-        .field("abi", confinement.abi)
-        .field("rules", confinement.applied)
-        .field("skipped", confinement.skipped.len());
-    event::emit(&built);
     if let Some(missing) = &confinement.missing {
         let severity = if confinement.unconfined { Severity::High } else { Severity::Low };
         event::emit(
