@@ -47,10 +47,14 @@ pub fn soak(rig: &Rig) {
         let mut command = rig.with_policy();
         command.args(["--", "sh", "-c", "(setsid sleep 7654340 &); sleep 7654340"]);
         let mut fence = command.stderr(Stdio::null()).spawn().unwrap();
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        std::thread::sleep(Duration::from_micros(random % span));
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        // More often early than late: that is where most is made.
+        std::thread::sleep(Duration::from_micros(next() % span * (next() % 1_000) / 1_000));
         unfinished += u32::from(children_of(fence.id().cast_signed()).len() < 2);
         fence.kill().unwrap();
         fence.wait().unwrap();
