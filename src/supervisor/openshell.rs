@@ -27,7 +27,7 @@ const DEFAULT_COMMAND: &str = "/bin/bash";
 #[command(name = NAME, version, about = "Runs a command inside the fence that a policy describes.")]
 struct Args {
     /// The command and its arguments; also without `--` before it. Default:
-    /// OPENSHELL_SANDBOX_COMMAND split at blanks, else /bin/bash.
+    /// `OPENSHELL_SANDBOX_COMMAND` split at blanks, else /bin/bash.
     #[arg(trailing_var_arg = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// The agent's working directory (default: this process's).
@@ -42,7 +42,7 @@ struct Args {
     /// The policy's data, YAML.
     #[arg(long, value_name = "FILE")]
     policy_data: Option<PathBuf>,
-    /// What is written to stderr; RUST_LOG outranks it. Denials always are.
+    /// What is written to stderr; `RUST_LOG` outranks it. Denials always are.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
     #[command(flatten)]

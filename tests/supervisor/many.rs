@@ -36,12 +36,13 @@ pub fn soak(rig: &Rig) {
     }
     watch.none();
 
-    let mut random = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let mut random = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
     println!("soak: {starts} starts; {kills} kills with seed {random}");
     // As long as a start takes on this machine, and a little more.
     let start = std::time::Instant::now();
     rig.fenced(&["true"]);
-    let span = start.elapsed().as_micros() as u64 * 5 / 4;
+    let span = u64::try_from(start.elapsed().as_micros()).unwrap() * 5 / 4;
     let mut unfinished = 0;
     for _ in 0..kills {
         let mut command = rig.with_policy();
@@ -60,7 +61,7 @@ pub fn soak(rig: &Rig) {
         fence.wait().unwrap();
     }
     println!("soak: {unfinished} of {kills} died before they had both children");
-    watch.processes();
+    Leftovers::processes();
     // A supervisor that was killed cannot remove its directory; the next one does.
     assert_eq!(rig.fenced(&["true"]).status.code(), Some(0));
     watch.none();
@@ -83,7 +84,7 @@ impl<'a> Leftovers<'a> {
     }
 
     fn none(&self) {
-        self.processes();
+        Self::processes();
         assert_eq!(mounts(), self.mounts, "mounts");
         assert_eq!(fs::read_dir(self.rig.path("run")).unwrap().count(), 0, "run directory");
         let new: Vec<_> = files().difference(&self.files).cloned().collect();
@@ -94,7 +95,7 @@ impl<'a> Leftovers<'a> {
         assert_eq!(text(&links.stdout).lines().count(), 1, "{}", text(&links.stdout));
     }
 
-    fn processes(&self) {
+    fn processes() {
         eventually("that all processes of the fences have ended", || {
             descendants().iter().all(|pid| ended(*pid))
         });

@@ -103,7 +103,7 @@ pub fn environment(rig: &Rig) {
     }
     for name in ["NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"] {
         let line = seen.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
-        assert!(line.is_some_and(|path| path.ends_with(".pem")), "{name}: {seen}");
+        assert!(line.is_some_and(|path| path.starts_with("/run/ringfence/")), "{name}: {seen}");
     }
     let output = with_files(rig)
         .args(["sh", "-c", "grep -c BEGIN $NODE_EXTRA_CA_CERTS; test -r $SSL_CERT_FILE"])

@@ -252,14 +252,17 @@ pub fn children_of(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-fn is_proxy(pid: &i32) -> bool {
+fn is_proxy(pid: i32) -> bool {
     fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| text(&line).ends_with("\0proxy\0"))
 }
 
 pub fn proxy_of(supervisor: i32) -> i32 {
-    children_of(supervisor).into_iter().find(is_proxy).expect("the supervisor has a proxy")
+    children_of(supervisor)
+        .into_iter()
+        .find(|pid| is_proxy(*pid))
+        .expect("the supervisor has a proxy")
 }
 
 pub fn keeper_of(supervisor: i32) -> i32 {
-    children_of(supervisor).into_iter().find(|pid| !is_proxy(pid)).expect("it has a keeper")
+    children_of(supervisor).into_iter().find(|pid| !is_proxy(*pid)).expect("it has a keeper")
 }
