@@ -207,17 +207,19 @@ mod tests {
         assert!(looker.is_some() && living(base.path()).is_empty());
 
         let stop = std::sync::atomic::AtomicBool::new(false);
+        // Alone in the base, so that each is looked at as soon as it is there.
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    let _ = living(base.path());
-                }
-            });
-            let made: Vec<_> = (0..200).map(|_| RunDir::create(base.path())).collect();
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            for dir in made {
-                dir.unwrap();
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let _ = living(base.path());
+                    }
+                });
             }
+            let made = (0..1_000).map(|_| RunDir::create(base.path()).map(drop));
+            let outcome = made.collect::<Result<Vec<_>>>();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            outcome.unwrap();
         });
     }
 
