@@ -13,7 +13,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 pub use escape::escape;
-pub use sink::{Level, UnknownLevel, emit, set_level};
+pub use sink::{Level, UnknownLevel, emit, inform, informs, set_level};
 
 /// OCSF's classes, as far as a fence has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

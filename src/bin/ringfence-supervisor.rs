@@ -6,13 +6,18 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use ringfence::supervisor::args::{Args, Verb};
-use ringfence::supervisor::{doctor, enter, failure, install, proxy_process, run, status};
+use ringfence::supervisor::{
+    doctor, enter, failure, install, openshell, proxy_process, run, status,
+};
 
 fn main() -> ExitCode {
     // Our own start of the proxy, at each start of a fence: no command line to be read.
     if std::env::args_os().skip(1).eq(["proxy"]) {
         let outcome = proxy_process::main().inspect_err(failure::tell);
         return ExitCode::from(if outcome.is_ok() { 0 } else { failure::NO_FENCE });
+    }
+    if openshell::is_called(std::env::args_os().next().as_deref()) {
+        return ExitCode::from(openshell::main(std::env::args_os().collect()));
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -28,6 +33,7 @@ fn main() -> ExitCode {
         Some(Verb::Install { dir }) => {
             tell(install::install(&dir).map(|path| println!("installed {}", path.display())))
         }
+        Some(Verb::CopySelf { dest }) => tell(install::copy_self(&dest).map(drop)),
         Some(Verb::Enter(args)) => tell(enter::client(&args)),
         Some(Verb::Doctor(args)) => tell(doctor::client(&args)),
         Some(Verb::Attempts { facts }) => tell(doctor::attempts(&facts)),

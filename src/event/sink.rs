@@ -64,6 +64,26 @@ pub fn set_level(level: Level) {
     LEVEL.store(level as u8, Ordering::Relaxed);
 }
 
+fn level() -> Level {
+    let level = LEVEL.load(Ordering::Relaxed);
+    let level = LEVELS.iter().map(|(_, known)| *known).find(|known| *known as u8 == level);
+    level.unwrap_or_default()
+}
+
+/// Whether what goes as it should is written.
+#[must_use]
+pub fn informs() -> bool {
+    level() >= Level::Info
+}
+
+/// Writes an event of [`Severity::Info`] that is no denial, which is put together only when the
+/// level lets it pass.
+pub fn inform(event: impl FnOnce() -> Event) {
+    if informs() {
+        emit(&event());
+    }
+}
+
 /// Events that could not be written since the last one that could.
 static LOST: AtomicU64 = AtomicU64::new(0);
 /// How long a full stderr is waited for.
@@ -74,9 +94,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A stderr that stays full for a second, or is closed, loses the line: the fence does not depend
 /// on who reads its log. How many were lost is said before the next that is written.
 pub fn emit(event: &Event) {
-    let level = LEVEL.load(Ordering::Relaxed);
-    let level = LEVELS.iter().map(|(_, known)| *known).find(|known| *known as u8 == level);
-    if event.passes(level.unwrap_or_default()) {
+    if event.passes(level()) {
         let lost = LOST.swap(0, Ordering::Relaxed);
         let mut lines = String::new();
         if lost > 0 {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::openshell::Inert;
 use crate::event::Level;
 
 /// Runs a command inside the fence that a policy describes.
@@ -31,6 +32,11 @@ pub enum Verb {
         /// A directory that exists and is writable.
         dir: PathBuf,
     },
+    /// Copies this program to DEST, mode 0755; missing directories are made.
+    CopySelf {
+        /// The file, or a directory that exists.
+        dest: PathBuf,
+    },
     /// Runs a command inside the fence of the supervisor that runs in this container.
     Enter(EnterArgs),
     /// Prints what is enforced for the agent of this container, as JSON.
@@ -52,7 +58,7 @@ pub enum Verb {
 /// `enter`'s own arguments.
 #[derive(Debug, Parser)]
 pub struct EnterArgs {
-    /// Where the supervisor keeps its files.
+    /// Where the supervisor keeps its files; of several supervisors, the subdirectory of one.
     #[arg(long, default_value = super::run_dir::DEFAULT)]
     pub run_dir: PathBuf,
     /// Seconds to wait for the fence to be up.
@@ -120,9 +126,15 @@ pub struct RunArgs {
     /// Where the supervisor keeps its files.
     #[arg(long, default_value = super::run_dir::DEFAULT, value_name = "DIR")]
     pub run_dir: PathBuf,
+    /// Do not start where the container's cgroup sets no limit of processes.
+    #[arg(long)]
+    pub require_pid_limit: bool,
     /// Take nothing from the environment: an image's ENV can forge names, argv cannot.
     #[arg(long)]
     pub no_env: bool,
+    /// What OpenShell's command line has and what changes nothing.
+    #[command(flatten)]
+    pub inert: Inert,
     /// The command and its arguments.
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
@@ -186,6 +198,7 @@ impl RunArgs {
         {
             self.command = command.split_whitespace().map(str::to_owned).collect();
         }
+        self.require_pid_limit |= lookup("OPENSHELL_REQUIRE_RUNTIME_PID_LIMIT").is_some();
         Ok(self)
     }
 }
@@ -235,6 +248,16 @@ mod tests {
         assert_eq!(args.clone().complete(lookup).unwrap().policy_data, Some("/forged".into()));
         let args = RunArgs { no_env: true, ..args };
         assert_eq!(args.complete(lookup).unwrap().policy_data, None);
+    }
+
+    #[test]
+    fn a_limit_of_processes_is_required_by_flag_or_variable() {
+        let lookup = |name: &str| (name == "OPENSHELL_REQUIRE_RUNTIME_PID_LIMIT").then(String::new);
+        let args = parse(&["--", "true"]).unwrap().run;
+        assert!(args.clone().complete(lookup).unwrap().require_pid_limit);
+        assert!(!args.clone().complete(|_| None).unwrap().require_pid_limit);
+        assert!(!RunArgs { no_env: true, ..args }.complete(lookup).unwrap().require_pid_limit);
+        assert!(parse(&["--require-pid-limit", "--", "true"]).unwrap().run.require_pid_limit);
     }
 
     #[test]

@@ -61,14 +61,17 @@ pub enum ToClient {
     },
 }
 
-/// Signals that a client passes on.
-const RELAYED: [Signal; 6] = [
+/// Signals that a client passes on. Those of job control are its own: a client that is stopped
+/// passes nothing on, and the command lives.
+const RELAYED: [Signal; 8] = [
     Signal::SIGTERM,
     Signal::SIGINT,
     Signal::SIGHUP,
     Signal::SIGQUIT,
     Signal::SIGUSR1,
     Signal::SIGUSR2,
+    Signal::SIGALRM,
+    Signal::SIGABRT,
 ];
 
 /// Runs a command in the fence; returns its exit code.
@@ -118,15 +121,20 @@ pub fn client(args: &EnterArgs) -> Result<i32> {
 /// its subdirectory beside the socket.
 pub(super) fn connect(base: &Path, patience: Duration) -> Result<(OwnedFd, PathBuf)> {
     let until = Instant::now() + patience;
+    let mut several = false;
     loop {
         let living = run_dir::living(base);
-        if living.len() > 1 {
+        // Seen twice: a supervisor that begins holds what it is about to remove for a moment.
+        if std::mem::replace(&mut several, living.len() > 1) && several {
+            let names: Vec<_> = living.iter().map(|dir| dir.display().to_string()).collect();
             bail!(
-                "{} supervisors run in this container; `enter` serves containers with one",
-                living.len()
+                "{} supervisors run in this container: name one by --run-dir (each begins with \
+                 its supervisor's process number): {}",
+                living.len(),
+                names.join(" ")
             );
         }
-        if let Some(dir) = living.first() {
+        if let [dir] = &living[..] {
             let path = dir.join(run_dir::ENTER_SOCKET);
             let socket = rustix::net::socket_with(
                 AddressFamily::UNIX,

@@ -7,20 +7,50 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use super::identity::User;
+use crate::event::{self, Class, Event, Severity};
 
-/// Names that never reach the agent (OpenShell's `SUPERVISOR_ONLY_ENV_VARS` among them).
-const NOT_THE_AGENTS: [&str; 11] = [
+/// Names that never reach the agent: the supervisor's own settings, and what OpenShell's images and
+/// drivers keep for their supervisor (its `SUPERVISOR_ONLY_ENV_VARS` among them), secrets foremost.
+const NOT_THE_AGENTS: [&str; 22] = [
+    "OPENSHELL_ENDPOINT",
+    "OPENSHELL_INFERENCE_ROUTES",
+    "OPENSHELL_K8S_SA_TOKEN_FILE",
+    "OPENSHELL_MAIN_PROCESS_SPEC",
+    "OPENSHELL_NETWORK_RUNTIME_CAPABILITIES",
+    "OPENSHELL_OCI_IMAGE_USER",
+    "OPENSHELL_POLICY_DATA",
+    "OPENSHELL_POLICY_RULES",
+    "OPENSHELL_PROVIDER_SPIFFE_WORKLOAD_API_SOCKET",
+    "OPENSHELL_REQUIRE_RUNTIME_PID_LIMIT",
+    "OPENSHELL_SANDBOX_COMMAND",
+    "OPENSHELL_SANDBOX_GID",
+    "OPENSHELL_SANDBOX_ID",
     "OPENSHELL_SANDBOX_TOKEN",
     "OPENSHELL_SANDBOX_TOKEN_FILE",
-    "OPENSHELL_K8S_SA_TOKEN_FILE",
+    "OPENSHELL_SANDBOX_UID",
+    "OPENSHELL_SSH_HANDSHAKE_SECRET",
+    "OPENSHELL_SSH_SOCKET_PATH",
     "OPENSHELL_TLS_CA",
     "OPENSHELL_TLS_CERT",
     "OPENSHELL_TLS_KEY",
-    "OPENSHELL_POLICY_RULES",
-    "OPENSHELL_POLICY_DATA",
-    "OPENSHELL_ENDPOINT",
-    "OPENSHELL_SANDBOX_ID",
-    "OPENSHELL_SANDBOX_COMMAND",
+    "OPENSHELL_USER_ENVIRONMENT",
+];
+/// Names that make programs load or run code that is not theirs, and that no image needs to work.
+/// An agent can set them for what it starts; none is to come from outside unseen. The like that
+/// images do need (`LD_LIBRARY_PATH`, `NODE_OPTIONS`, `PYTHONPATH`) stay.
+const FOREIGN_CODE: [&str; 12] = [
+    "BASH_ENV",
+    "BUN_OPTIONS",
+    "GLIBC_TUNABLES",
+    "LD_AUDIT",
+    "LD_DEBUG",
+    "LD_DEBUG_OUTPUT",
+    "LD_DYNAMIC_WEAK",
+    "LD_ORIGIN_PATH",
+    "LD_PRELOAD",
+    "LD_PROFILE",
+    "LD_SHOW_AUXV",
+    "PYTHONSTARTUP",
 ];
 /// All the spellings that clients read.
 const PROXY: [&str; 7] = [
@@ -64,12 +94,20 @@ pub fn agent(
     user: &User,
     ways: &Ways<'_>,
 ) -> BTreeMap<OsString, OsString> {
-    let mut env: BTreeMap<OsString, OsString> = container
-        .into_iter()
-        .filter(|(name, _)| !NOT_THE_AGENTS.iter().any(|hidden| name == OsStr::new(hidden)))
-        // A name that execve(2) could not carry whole.
-        .filter(|(name, _)| !name.is_empty() && !name.as_bytes().contains(&b'='))
-        .collect();
+    let (foreign, mut env): (BTreeMap<OsString, OsString>, BTreeMap<OsString, OsString>) =
+        container
+            .into_iter()
+            .filter(|(name, _)| !is_one_of(name, &NOT_THE_AGENTS))
+            // A name that execve(2) could not carry whole.
+            .filter(|(name, _)| !name.is_empty() && !name.as_bytes().contains(&b'='))
+            .partition(|(name, _)| is_one_of(name, &FOREIGN_CODE));
+    if !foreign.is_empty() {
+        let names: Vec<_> = foreign.keys().map(|name| name.to_string_lossy()).collect();
+        event::emit(
+            &Event::new(Class::Config, "DEGRADED", Severity::Low)
+                .subject(format!("left out of the agent's environment: {}", names.join(" "))),
+        );
+    }
     let mut set = |name: &str, value: &OsStr| env.insert(name.into(), value.into());
     set("OPENSHELL_SANDBOX", OsStr::new("1"));
     for name in PROXY {
@@ -98,6 +136,10 @@ pub fn agent(
         }
     }
     env
+}
+
+fn is_one_of(name: &OsStr, names: &[&str]) -> bool {
+    names.iter().any(|known| name == OsStr::new(known))
 }
 
 #[cfg(test)]
@@ -137,6 +179,33 @@ mod tests {
         let env = build(&[("OPENSHELL_SANDBOX_TOKEN", "s"), ("OPENSHELL_POLICY_DATA", "/p")]);
         assert_eq!(get(&env, "OPENSHELL_SANDBOX_TOKEN"), None);
         assert_eq!(get(&env, "OPENSHELL_POLICY_DATA"), None);
+    }
+
+    #[test]
+    fn the_agent_gets_what_openshells_would() {
+        let env = build(&[]);
+        for (value, names) in [
+            (
+                "http://10.200.0.1:3128",
+                "HTTP_PROXY HTTPS_PROXY ALL_PROXY http_proxy https_proxy all_proxy grpc_proxy",
+            ),
+            ("127.0.0.1,localhost,::1", "NO_PROXY no_proxy"),
+            ("1", "OPENSHELL_SANDBOX NODE_USE_ENV_PROXY"),
+            ("/r/ca.pem", "NODE_EXTRA_CA_CERTS DENO_CERT"),
+            ("/r/b.pem", "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO"),
+            ("/r/b.pem", "CARGO_HTTP_CAINFO AWS_CA_BUNDLE PIP_CERT"),
+        ] {
+            for name in names.split(' ') {
+                assert_eq!(get(&env, name), Some(value), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn foreign_code_does_not_come_along() {
+        let env = build(&[("LD_PRELOAD", "/x.so"), ("BASH_ENV", "/x"), ("PYTHONPATH", "/app")]);
+        assert_eq!((get(&env, "LD_PRELOAD"), get(&env, "BASH_ENV")), (None, None));
+        assert_eq!(get(&env, "PYTHONPATH"), Some("/app"));
     }
 
     #[test]

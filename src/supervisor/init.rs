@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, WaitOptions};
 
 use super::entered::Entered;
-use super::keeper::exit_code;
+use super::keeper::{REAPED_AT_ONCE, exit_code};
 use super::launch::{Keeper, Launched};
 
 /// The exit code after `--timeout`, as timeout(1) has it.
@@ -18,33 +18,19 @@ pub const TIMED_OUT: i32 = 124;
 /// How long an agent has between SIGTERM and SIGKILL after `--timeout`.
 const GRACE: Duration = Duration::from_millis(100);
 
-/// What is passed on to the agent. SIGKILL and SIGSTOP cannot be; faults are the supervisor's own.
-const FORWARDED: [Signal; 11] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGHUP,
-    Signal::SIGQUIT,
-    Signal::SIGUSR1,
-    Signal::SIGUSR2,
-    Signal::SIGWINCH,
-    Signal::SIGCONT,
-    Signal::SIGALRM,
-    Signal::SIGTSTP,
-    Signal::SIGURG,
-];
-
 /// The signals that come to this process, as a descriptor.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
 impl Signals {
-    /// Blocks them; called first of all, so that every later thread and process starts with them
-    /// blocked and none is lost.
+    /// Blocks all of them; called first of all, so that every later thread and process starts with
+    /// them blocked and none is lost.
+    ///
+    /// Real-time signals are among them, and those that stand for a fault: a pod's stop signal may
+    /// be any. A real fault of this process ends it all the same, since the kernel holds back no
+    /// signal that an instruction has caused (signal(7)).
     pub fn block() -> Result<Self> {
-        let mut mask = SigSet::from(Signal::SIGCHLD);
-        for signal in FORWARDED {
-            mask.add(signal);
-        }
+        let mask = SigSet::all();
         mask.thread_block().context("cannot block signals")?;
         SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map(Self)
@@ -69,6 +55,8 @@ pub struct Watch {
     pub entered: Entered,
     /// When the agent's time is over.
     pub deadline: Option<Instant>,
+    /// There may be more to reap than was.
+    pub more: bool,
 }
 
 impl Watch {
@@ -80,8 +68,7 @@ impl Watch {
             if let Some(code) = self.children()? {
                 return Ok(if timed_out { TIMED_OUT } else { code });
             }
-            let timeout = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let ready = self.wait(timeout)?;
+            let ready = self.wait()?;
             if self.deadline.is_some_and(|at| Instant::now() >= at) {
                 let signal = if timed_out { Signal::SIGKILL } else { Signal::SIGTERM };
                 self.keeper.signal(self.agent.id, signal as i32)?;
@@ -91,11 +78,17 @@ impl Watch {
             if ready[0] {
                 self.signals()?;
             }
+            if self.more {
+                self.reap()?;
+            }
             self.entered.serve(&ready[2..], &mut self.keeper);
         }
     }
 
-    fn wait(&self, timeout: Option<Duration>) -> Result<Vec<bool>> {
+    fn wait(&self) -> Result<Vec<bool>> {
+        let next = self.deadline.into_iter().chain(self.entered.deadline()).min();
+        let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
+        let timeout = if self.more { Some(Duration::ZERO) } else { timeout };
         let mut fds = vec![
             PollFd::new(&self.signals.0, PollFlags::IN),
             PollFd::new(&self.keeper, PollFlags::IN),
@@ -129,21 +122,23 @@ impl Watch {
     }
 
     fn signals(&mut self) -> Result<()> {
-        let mut children = false;
+        let this = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
         while let Some(info) = self.signals.0.read_signal().context("cannot read a signal")? {
             let signal = info.ssi_signo.cast_signed();
             if signal == Signal::SIGCHLD as i32 {
-                children = true;
-            } else {
+                self.more = true;
+            } else if info.ssi_pid != this {
+                // What comes from ourselves is a SIGPIPE of a stderr that nobody reads.
                 self.keeper.signal(self.agent.id, signal).context("cannot signal the agent")?;
             }
         }
-        if children { self.reap() } else { Ok(()) }
+        Ok(())
     }
 
-    /// Reaps our own two and, as PID 1, everything that lost its parent.
-    fn reap(&self) -> Result<()> {
-        loop {
+    /// Reaps our own two and, as PID 1, everything that lost its parent; in portions, so that who
+    /// forks fast does not keep us from the rest.
+    fn reap(&mut self) -> Result<()> {
+        for _ in 0..REAPED_AT_ONCE {
             match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
                     let code = exit_code(status).unwrap_or_default();
@@ -154,10 +149,14 @@ impl Watch {
                         bail!("the keeper has ended with code {code}");
                     }
                 }
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => {
+                    self.more = false;
+                    break;
+                }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("cannot reap"),
             }
         }
+        Ok(())
     }
 }

@@ -197,6 +197,10 @@ pub fn prepare(keeper: impl AsFd, prepare: &ToKeeper) -> anyhow::Result<()> {
     packet::send(keeper, prepare, &[]).context("the keeper does not listen")
 }
 
+/// How many that have ended are reaped before other things are looked at.
+pub const REAPED_AT_ONCE: usize = 256;
+const NOW: rustix::event::Timespec = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+
 struct Keeper {
     supervisor: OwnedFd,
     signals: SignalFd,
@@ -253,12 +257,13 @@ impl Keeper {
     /// Serves until the supervisor's end closes; then everything in the fence is to end, and does,
     /// since each child's parent-death signal is set on this process.
     fn serve(mut self) -> io::Result<()> {
+        let mut more = false;
         loop {
             let mut ready = [
                 PollFd::new(&self.supervisor, PollFlags::IN),
                 PollFd::new(&self.signals, PollFlags::IN),
             ];
-            match poll(&mut ready, None) {
+            match poll(&mut ready, more.then_some(&NOW)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -266,7 +271,9 @@ impl Keeper {
                 (!ready[0].revents().is_empty(), !ready[1].revents().is_empty());
             if signal {
                 while self.signals.read_signal()?.is_some() {}
-                self.reap()?;
+            }
+            if signal || more {
+                more = self.reap()?;
             }
             if message {
                 let Some(packet) = packet::receive(&self.supervisor)? else {
@@ -404,25 +411,22 @@ impl Keeper {
         let Some(child) = self.children.get(&id) else {
             return;
         };
-        let Some(signal) = rustix::process::Signal::from_named_raw(signal) else {
-            return;
-        };
         // Before the child has changed its user the signal of another uid is refused; root's own
         // is not.
-        let as_user =
-            credentials::as_uid(child.uid, || rustix::process::kill_process(child.pid, signal));
+        let as_user = credentials::as_uid(child.uid, || spawn::kill(child.pid, signal));
         if !matches!(as_user, Ok(Ok(()))) {
             // It may have ended.
-            let _ = rustix::process::kill_process(child.pid, signal);
+            let _ = spawn::kill(child.pid, signal);
         }
     }
 
-    /// Reaps all that has ended: our children, and, as init of a PID namespace, orphans.
-    fn reap(&mut self) -> io::Result<()> {
-        loop {
+    /// Reaps what has ended: our children, and, as init of a PID namespace, orphans. Returns
+    /// whether there may be more: who forks fast must not keep us from hearing the supervisor.
+    fn reap(&mut self) -> io::Result<bool> {
+        for _ in 0..REAPED_AT_ONCE {
             let (pid, status) = match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some(ended)) => ended,
-                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(()),
+                Ok(None) | Err(rustix::io::Errno::CHILD) => return Ok(false),
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => return Err(error.into()),
             };
@@ -435,6 +439,7 @@ impl Keeper {
                 self.tell(&FromKeeper::Exited { id, code })?;
             }
         }
+        Ok(true)
     }
 
     fn tell(&self, message: &FromKeeper) -> io::Result<()> {
@@ -449,7 +454,7 @@ pub fn exit_code(status: WaitStatus) -> Option<i32> {
 }
 
 /// Splits what lies in the memfd into the path, the arguments and the environment.
-fn read_words(
+pub(super) fn read_words(
     words: OwnedFd,
     argc: usize,
 ) -> Result<(CString, Vec<CString>, Vec<CString>), String> {

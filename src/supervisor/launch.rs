@@ -57,14 +57,6 @@ pub struct Command {
     pub tty: bool,
 }
 
-/// A child that waits for its release.
-#[derive(Debug)]
-pub struct ForkedChild {
-    command: Command,
-    launched: Launched,
-    control: OwnedFd,
-}
-
 /// A process that runs in the fence.
 #[derive(Debug, Clone, Copy)]
 pub struct Launched {
@@ -72,6 +64,25 @@ pub struct Launched {
     pub id: u64,
     /// Its pid in this PID namespace.
     pub pid: Pid,
+}
+
+/// A process between its fork and its exec.
+#[derive(Debug)]
+pub struct Starting {
+    /// It, as it will be called.
+    pub launched: Launched,
+    /// When to give it up.
+    pub until: Instant,
+    /// What it executes.
+    pub path: CString,
+    control: OwnedFd,
+    identity: Identity,
+}
+
+impl AsFd for Starting {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.as_fd()
+    }
 }
 
 /// Why a command does not run.
@@ -163,71 +174,88 @@ impl Keeper {
         }
     }
 
-    /// Runs a command in the fence, verified before it starts.
-    pub fn launch(
+    /// Has a command's process forked. It strips itself meanwhile, and executes only after
+    /// [`Self::finish`] or [`Self::advance`] has verified and released it.
+    pub fn begin(
         &mut self,
         command: Command,
         stdio: [BorrowedFd<'_>; 3],
-    ) -> Result<Launched, LaunchError> {
-        let forked = self.fork(command, stdio).map_err(LaunchError::Fence)?;
-        self.release(&forked)
+    ) -> Result<Starting, LaunchError> {
+        let (control, theirs) = packet::pair().map_err(|error| LaunchError::Fence(error.into()))?;
+        let launched = self.fork(&command, stdio, theirs).map_err(LaunchError::Fence)?;
+        let until = Instant::now() + PATIENCE;
+        Ok(Starting { launched, control, until, path: command.path, identity: command.identity })
     }
 
-    /// Verifies a forked child and lets it execute.
-    pub fn release(&mut self, forked: &ForkedChild) -> Result<Launched, LaunchError> {
-        let outcome = self.see_through(forked);
-        if outcome.is_err() {
-            // It may wait for a word that will not come, or stand stopped.
-            let _ = self.signal(forked.launched.id, Signal::KILL.as_raw());
-        }
-        outcome
-    }
-
-    /// Hears a forked child until it has executed, verifies it on the way.
-    fn see_through(&mut self, forked: &ForkedChild) -> Result<Launched, LaunchError> {
-        let ForkedChild { command, launched, control } = forked;
+    /// Waits until a child that was begun has executed.
+    pub fn finish(&mut self, starting: &Starting) -> Result<Launched, LaunchError> {
+        // What it waited for us does not count.
         let until = Instant::now() + PATIENCE;
         loop {
-            let message = wait_for(control, until)
-                .and_then(|()| spawn::receive(control))
-                .context("cannot hear the child")
-                .map_err(LaunchError::Fence)?;
-            match message {
-                ChildMessage::Listener(listener) => self.callers.serve(Listener::new(listener)),
-                ChildMessage::Warning(step, errno) => event::emit(
-                    &Event::new(Class::Config, "DEGRADED", Severity::Info)
-                        .subject(format!("{step}: {}", errno_text(errno)))
-                        .field("pid", launched.pid.as_raw_nonzero()),
-                ),
-                ChildMessage::Failed(ChildStep::Exec, errno) => {
-                    let command = command.path.to_string_lossy().into_owned();
-                    return Err(LaunchError::Exec { command, errno });
-                }
-                ChildMessage::Failed(step, errno) => {
-                    return Err(LaunchError::Fence(refused(step, errno)));
-                }
-                ChildMessage::Ready => {
-                    self.verify(launched.pid, &command.identity).map_err(LaunchError::Fence)?;
-                    spawn::release(control)
-                        .context("cannot release the child")
-                        .map_err(LaunchError::Fence)?;
-                }
-                // The socket is close-on-exec: its end is the exec's success.
-                ChildMessage::Closed => return Ok(*launched),
+            if let Err(error) = wait_for(&starting.control, until) {
+                self.give_up(starting);
+                return Err(LaunchError::Fence(anyhow!(error).context("cannot hear the child")));
+            }
+            if self.advance(starting)? {
+                return Ok(starting.launched);
             }
         }
     }
 
-    /// Has a child forked. It strips itself meanwhile, and waits for [`Self::release`].
-    pub fn fork(
+    /// Hears one message of a child that starts, which is there ([`Starting::as_fd`] is readable),
+    /// and verifies the child on the way; `true`: it has executed. After an error it is killed.
+    pub fn advance(&mut self, starting: &Starting) -> Result<bool, LaunchError> {
+        let outcome = self.hear(starting);
+        if outcome.is_err() {
+            self.give_up(starting);
+        }
+        outcome
+    }
+
+    /// Kills a child that starts: it may wait for a word that will not come, or stand stopped.
+    pub fn give_up(&self, starting: &Starting) {
+        let _ = self.signal(starting.launched.id, Signal::KILL.as_raw());
+    }
+
+    fn hear(&self, starting: &Starting) -> Result<bool, LaunchError> {
+        let Starting { launched, control, .. } = starting;
+        let message =
+            spawn::receive(control).context("cannot hear the child").map_err(LaunchError::Fence)?;
+        match message {
+            ChildMessage::Listener(listener) => self.callers.serve(Listener::new(listener)),
+            ChildMessage::Warning(step, errno) => event::inform(|| {
+                Event::new(Class::Config, "DEGRADED", Severity::Info)
+                    .subject(format!("{step}: {}", errno_text(errno)))
+                    .field("pid", launched.pid.as_raw_nonzero())
+            }),
+            ChildMessage::Failed(ChildStep::Exec, errno) => {
+                let command = starting.path.to_string_lossy().into_owned();
+                return Err(LaunchError::Exec { command, errno });
+            }
+            ChildMessage::Failed(step, errno) => {
+                return Err(LaunchError::Fence(refused(step, errno)));
+            }
+            ChildMessage::Ready => {
+                self.verify(launched.pid, &starting.identity).map_err(LaunchError::Fence)?;
+                spawn::release(control)
+                    .context("cannot release the child")
+                    .map_err(LaunchError::Fence)?;
+            }
+            // The socket is close-on-exec: its end is the exec's success.
+            ChildMessage::Closed => return Ok(true),
+        }
+        Ok(false)
+    }
+
+    fn fork(
         &mut self,
-        command: Command,
+        command: &Command,
         [stdin, stdout, stderr]: [BorrowedFd<'_>; 3],
-    ) -> Result<ForkedChild> {
-        let (ours, control) = packet::pair().context("cannot make the child's socket")?;
+        control: OwnedFd,
+    ) -> Result<Launched> {
         let id = self.next;
         self.next += 1;
-        let words = words(&command).context("cannot write the command's words")?;
+        let words = words(command).context("cannot write the command's words")?;
         let Identity { uid, gid, ref groups } = command.identity;
         let spawn = ToKeeper::Spawn {
             id,
@@ -246,8 +274,7 @@ impl Keeper {
             match receive(&self.socket)? {
                 (FromKeeper::Spawned { .. }, mut descriptors) if descriptors.len() == 1 => {
                     let pid = pid_of(&descriptors.remove(0))?;
-                    let launched = Launched { id, pid };
-                    return Ok(ForkedChild { command, launched, control: ours });
+                    return Ok(Launched { id, pid });
                 }
                 (FromKeeper::Exited { id, code }, _) => self.ended.push_back((id, code)),
                 (FromKeeper::Failed { what }, _) => bail!("{what}"),

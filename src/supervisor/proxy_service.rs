@@ -79,9 +79,12 @@ impl Waiting {
     }
 }
 
-struct Service {
-    control: OwnedFd,
-    of: ProxyService,
+/// The thread, while it serves.
+pub(super) struct Service {
+    /// Our end of the control socket.
+    pub(super) control: OwnedFd,
+    /// What it works with.
+    pub(super) of: ProxyService,
 }
 
 impl Service {
@@ -128,7 +131,7 @@ impl Service {
 
     /// Answers one question. An answer that cannot be sent is told as a failure of that question;
     /// only when that cannot be sent either is the proxy gone.
-    fn answer(&mut self, packet: &packet::Packet) -> std::io::Result<()> {
+    pub(super) fn answer(&mut self, packet: &packet::Packet) -> std::io::Result<()> {
         let (id, answered) = match packet.json()? {
             ToSupervisor::Identify { id, client, server } => {
                 (id, self.identify(id, client, server))

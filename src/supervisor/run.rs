@@ -17,13 +17,13 @@ use super::environment::{self, Ways};
 use super::identity::{Database, User};
 use super::init::{Signals, Watch};
 use super::keeper::{self, Confinement, FromKeeper, Prepared, ToKeeper};
-use super::launch::{self, ForkedChild, Keeper, LaunchError};
+use super::launch::{self, Keeper, LaunchError, Starting};
 use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::taint::Watched;
-use super::{filesystem, losses, own_path, sockets, stdio, steering};
+use super::{filesystem, losses, own_path, process_limit, progress, sockets, stdio, steering};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
@@ -45,6 +45,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
     event::set_level(level);
     own_path::check()?;
     check(&args)?;
+    process_limit::check(args.require_pid_limit)?;
+    progress::loading(&args);
     let files = PolicyFiles::read(&args)?;
 
     // 2. The keeper with the fence's network namespace, and the proxy, in parallel with us. The
@@ -56,6 +58,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;
+    progress::validated(&files, &policy);
 
     // 3. User, working directory, the directories that the policy promises.
     let user = resolve_user(&args, &policy)?;
@@ -77,13 +80,17 @@ pub fn run(args: RunArgs) -> Result<i32> {
         &keeper,
         &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), sysctl::read()),
     )?;
+    progress::creating();
     let network = Network::build(&keeper)?;
+    let namespace = network.namespace.id()?;
+    progress::created(namespace);
     let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
     proxy_process::hand_over(&proxy, network.listeners, &dir.make(&bundle, 0o644)?)?;
+    progress::listening();
     let callers = Arc::new(Callers::new(keeper_pid, Watched::new(&policy, std::env::vars_os())));
-    let namespace = network.namespace.id()?;
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
+    progress::confined(&confinement, hard);
     let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
     let service = ProxyService { gateway, diag, callers, inbound }.start()?;
 
@@ -104,6 +111,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let certificate = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
     dir.write(&ca, 0o644, certificate.as_bytes())?;
+    progress::tls_enabled(&ca);
     service.entered()?;
     // From here on this process neither mounts nor makes or enters namespaces.
     seccomp::install_everywhere(&seccomp::supervisor_sealed())
@@ -120,7 +128,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         paths,
         landlock: &confinement,
         unix_sockets: sockets,
-        environment: steering::names(std::env::vars_os()),
+        environment: steering::names(&setting.env),
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
         pid_namespace: PidRecord::new(own_pids, own_proc),
@@ -129,21 +137,24 @@ pub fn run(args: RunArgs) -> Result<i32> {
     };
     let record = dir.path().join(ATTESTATION);
     dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attestation)?)?;
-    let agent = match keeper.release(&forked) {
+    let agent = match keeper.finish(&forked) {
         Ok(agent) => agent,
         Err(error) => return not_run(error),
     };
-    event::emit(
-        &Event::new(Class::Proc, "LAUNCH", Severity::Info)
+    event::inform(|| {
+        Event::new(Class::Proc, "LAUNCH", Severity::Info)
             .subject(args.command.join(" "))
             .field("pid", agent.pid.as_raw_nonzero())
-            .field("uid", user.identity.uid),
-    );
+            .field("uid", user.identity.uid)
+    });
     let entered = Entered::listen(&dir, setting)?;
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
-    let watch = Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline };
+    let watch =
+        Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline, more: false };
     let outcome = watch.run();
     end(keeper_pid);
+    drop(dir);
+    progress::cleaned_up();
     outcome
 }
 
@@ -168,13 +179,11 @@ fn fork_agent(
     setting: &Setting,
     words: &[String],
     stderr: &OwnedFd,
-) -> Result<ForkedChild, LaunchError> {
+) -> Result<Starting, LaunchError> {
     let tty = rustix::termios::isatty(io::stdin());
     let command = setting.command(words, setting.env.clone(), setting.workdir.clone(), tty)?;
     let (stdin, stdout) = (io::stdin(), io::stdout());
-    keeper
-        .fork(command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
-        .map_err(LaunchError::Fence)
+    keeper.begin(command, [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()])
 }
 
 /// The agent was not executed. Where the fence held, what was to run in it is at fault, and the
@@ -259,7 +268,7 @@ impl Network {
     }
 }
 
-/// Says what is not enforced; what is enforced at the level of information.
+/// Says what is not enforced.
 fn report(
     confinement: &Confinement,
     user: &User,
@@ -279,12 +288,6 @@ fn report(
             )),
         );
     }
-    let built = Event::new(Class::Config, "BUILT", Severity::Info)
-        .subject("landlock domain")
-        .field("abi", confinement.abi)
-        .field("rules", confinement.applied)
-        .field("skipped", confinement.skipped.len());
-    event::emit(&built);
     if let Some(missing) = &confinement.missing {
         let severity = if confinement.unconfined { Severity::High } else { Severity::Low };
         event::emit(

@@ -21,6 +21,8 @@ pub const DEFAULT: &str = "/run/ringfence";
 pub const ENTER_SOCKET: &str = "root/enter.sock";
 /// What is enforced, below [`RunDir::path`].
 pub const ATTESTATION: &str = "root/attestation.json";
+/// What only root may enter, below [`RunDir::path`].
+const ROOT: &str = "root";
 /// What the agent may read, below [`RunDir::path`].
 const TLS: &str = "tls";
 
@@ -55,7 +57,7 @@ impl RunDir {
             .with_context(|| format!("cannot make {name} 0755"))?;
         // Held until our own place is made and locked: another supervisor that sweeps meanwhile
         // would take it for a dead one's.
-        let _alone = alone(base).with_context(|| format!("cannot lock {name}"))?;
+        let _alone = wait_for_lock(base).with_context(|| format!("cannot lock {name}"))?;
         sweep(base);
 
         let path = base.join(random_name()?);
@@ -63,10 +65,8 @@ impl RunDir {
             .mode(0o755)
             .create(&path)
             .with_context(|| format!("cannot make {}", path.display()))?;
-        let lock = lock(&path)
-            .and_then(|lock| lock.ok_or_else(|| io::Error::other("held by another process")))
-            .with_context(|| format!("cannot lock {}", path.display()))?;
-        for (sub, mode) in [("root", 0o700), (TLS, 0o755)] {
+        let lock = wait_for_lock(&path).with_context(|| format!("cannot lock {name}"))?;
+        for (sub, mode) in [(ROOT, 0o700), (TLS, 0o755)] {
             let sub = path.join(sub);
             fs::DirBuilder::new()
                 .mode(mode)
@@ -120,17 +120,23 @@ impl Drop for RunDir {
     }
 }
 
-/// The subdirectories of supervisors that live now.
+/// The subdirectories of supervisors that live now; `base` itself where it is one of them.
 #[must_use]
 pub fn living(base: &Path) -> Vec<PathBuf> {
-    entries(base).filter(|path| matches!(lock(path), Ok(None))).collect()
+    // A shared lock: two that look at the same time must not take each other for a supervisor.
+    let lives =
+        |path: &PathBuf| matches!(lock(path, FlockOperation::NonBlockingLockShared), Ok(None));
+    if base.join(ROOT).is_dir() {
+        return Some(base.to_owned()).into_iter().filter(lives).collect();
+    }
+    entries(base).filter(lives).collect()
 }
 
 /// Removes the subdirectories that no process holds. A failure is no harm: they are read by
 /// nobody, since [`living`] passes them over.
 fn sweep(base: &Path) {
     for path in entries(base) {
-        if let Ok(Some(_held)) = lock(&path) {
+        if let Ok(Some(_held)) = lock(&path, FlockOperation::NonBlockingLockExclusive) {
             drop(fs::remove_dir_all(&path));
         }
     }
@@ -140,10 +146,11 @@ fn entries(base: &Path) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path())
 }
 
-/// Waits for the lock of the base directory. The agent cannot hold it: its Landlock domain does
-/// not let it open the directory.
-fn alone(base: &Path) -> io::Result<OwnedFd> {
-    let dir = open(base)?;
+/// Waits for the lock of a directory: another supervisor holds the base while it begins, and
+/// whoever looks for the living holds each for a moment. The agent cannot: its Landlock domain
+/// does not let it open them.
+fn wait_for_lock(path: &Path) -> io::Result<OwnedFd> {
+    let dir = open(path)?;
     rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
     Ok(dir)
 }
@@ -153,22 +160,24 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, flags, Mode::empty())?)
 }
 
-/// Takes the lock of a subdirectory; `None` while another process holds it.
-fn lock(path: &Path) -> io::Result<Option<OwnedFd>> {
+/// Takes a lock of a subdirectory; `None` while another process holds one against it.
+fn lock(path: &Path, how: FlockOperation) -> io::Result<Option<OwnedFd>> {
     let dir = open(path)?;
-    match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+    match rustix::fs::flock(&dir, how) {
         Ok(()) => Ok(Some(dir)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
 
+/// The process's number, by which a person tells several supervisors apart, and what nobody can
+/// guess.
 fn random_name() -> Result<String> {
     let mut bytes = [0; 8];
     fs::File::open("/dev/urandom")
         .and_then(|mut random| random.read_exact(&mut bytes))
         .context("cannot get random bytes from /dev/urandom")?;
-    Ok(format!("{:016x}", u64::from_ne_bytes(bytes)))
+    Ok(format!("{}-{:016x}", std::process::id(), u64::from_ne_bytes(bytes)))
 }
 
 #[cfg(test)]
@@ -181,14 +190,42 @@ mod tests {
         fs::create_dir(base.path().join("0123456789abcdef")).unwrap();
         let first = RunDir::create(base.path()).unwrap();
         let second = RunDir::create(base.path()).unwrap();
-        let mut living = living(base.path());
+        let mut living = super::living(base.path());
         living.sort();
         let mut expected = [first.path().to_owned(), second.path().to_owned()];
         expected.sort();
         assert_eq!(living, expected);
+        let own = super::living(first.path());
+        assert_eq!(own, [first.path()]);
         let gone = first.path().to_owned();
         drop(first);
         assert!(!gone.exists());
+        assert!(super::living(&gone).is_empty());
+    }
+
+    #[test]
+    fn who_looks_for_the_living_stops_nobody_and_is_taken_for_nobody() {
+        let base = tempfile::tempdir().unwrap();
+        let dead = base.path().join("1-0");
+        fs::create_dir(&dead).unwrap();
+        let looker = lock(&dead, FlockOperation::NonBlockingLockShared).unwrap();
+        assert!(looker.is_some() && living(base.path()).is_empty());
+
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        // Alone in the base, so that each is looked at as soon as it is there.
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        let _ = living(base.path());
+                    }
+                });
+            }
+            let made = (0..1_000).map(|_| RunDir::create(base.path()).map(drop));
+            let outcome = made.collect::<Result<Vec<_>>>();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            outcome.unwrap();
+        });
     }
 
     #[test]

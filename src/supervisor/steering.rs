@@ -1,14 +1,14 @@
 //! Variables that make a program run code which it does not name itself: the loader's, and the
 //! runtimes' own.
 //!
-//! They are not taken from the agent's environment. The container's come from the image and the
-//! pod's author, who also write the agent's command, and images set them with reason (an allocator
-//! preloaded, a library path for a GPU, heap sizes for node or Java); without them an unmodified
-//! image would fail. And taking them away would guard against nobody: the agent can set each anew
-//! for what it starts. The supervisor is static, the proxy starts with an empty environment. So
-//! they are named in the attestation, and a binary that must run no other code than its own is one
-//! for the policy's `tainted: refuse`.
+//! What no image needs to work ([`environment`](super::environment) lists it) is taken from the
+//! agent's environment. The rest stays: it comes from the image and the pod's author, who also
+//! write the agent's command, and images set it with reason (a library path for a GPU, heap sizes
+//! for node or Java). Taking it away would guard against nobody: the agent can set each anew for
+//! what it starts. So those are named in the attestation, and a binary that must run no other code
+//! than its own is one for the policy's `tainted: refuse`.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -76,14 +76,9 @@ pub fn steers(name: &OsStr) -> bool {
 
 /// The names among an environment's, sorted; what is not printable is shown with marks.
 #[must_use]
-pub fn names(environment: impl IntoIterator<Item = (OsString, OsString)>) -> Vec<String> {
-    let mut names: Vec<_> = environment
-        .into_iter()
-        .filter(|(name, _)| steers(name))
-        .map(|(name, _)| name.to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
+pub fn names(environment: &BTreeMap<OsString, OsString>) -> Vec<String> {
+    let names = environment.keys().filter(|name| steers(name));
+    names.map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
 #[cfg(test)]
@@ -128,6 +123,6 @@ mod tests {
     fn names_are_sorted_and_without_values() {
         let environment = [("PATH", "/bin"), ("NODE_OPTIONS", "-r x"), ("LD_PRELOAD", "/secret")];
         let environment = environment.map(|(name, value)| (name.into(), value.into()));
-        assert_eq!(names(environment), ["LD_PRELOAD", "NODE_OPTIONS"]);
+        assert_eq!(names(&environment.into()), ["LD_PRELOAD", "NODE_OPTIONS"]);
     }
 }

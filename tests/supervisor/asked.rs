@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use sha2::Digest as _;
 
-use super::{POLICY, Rig, run, text};
+use crate::rig::{Background, POLICY, Rig, SUPERVISOR, run, text};
 
 /// The policy with more keys at its end.
 fn policy(rig: &Rig, name: &str, more: &str) -> std::path::PathBuf {
@@ -91,7 +91,9 @@ pub fn sockets(rig: &Rig) {
     let log = text(&output.stderr);
     assert_eq!(output.status.code(), Some(5), "{log}");
     assert!(log.contains("runtime.sock is a unix socket in a volume"), "{log}");
-    let _fence = rig.background_with(&more(""), "echo up; sleep 60");
+    let mut command = rig.supervisor();
+    command.arg("--policy-data").arg(more("")).args(["--", "sh", "-c", "echo up; sleep 60"]);
+    let _fence = Background::start(&mut command);
     assert!(status(rig).contains("deep/runtime.sock"), "{}", status(rig));
     drop(listener);
     run("umount", &[volume.to_str().unwrap()]);
@@ -100,7 +102,7 @@ pub fn sockets(rig: &Rig) {
 fn status(rig: &Rig) -> String {
     let run_dir = rig.path("run");
     let words = ["status", "--run-dir", run_dir.to_str().unwrap()];
-    text(&Command::new(super::SUPERVISOR).args(words).output().unwrap().stdout)
+    text(&Command::new(SUPERVISOR).args(words).output().unwrap().stdout)
 }
 
 pub fn without_setpcap(rig: &Rig) {
@@ -198,7 +200,8 @@ pub fn authors_variables(rig: &Rig) {
     assert!(seen.contains("LD_LIBRARY_PATH=/usr/lib\n"), "{seen}");
     let mut command = rig.with_policy();
     command.env("NODE_OPTIONS", "--secret");
-    let _fence = rig.background_of(command, "echo up; sleep 60");
+    command.args(["--", "sh", "-c", "echo up; sleep 60"]);
+    let _fence = Background::start(&mut command);
     let attested = status(rig);
     assert!(attested.contains("\"NODE_OPTIONS\"") && !attested.contains("--secret"), "{attested}");
 }

@@ -67,7 +67,9 @@ pub fn receive(control: impl AsFd) -> io::Result<ChildMessage> {
     let step = || match bytes {
         [_, step, a, b, c, d, ..] => {
             let errno = i32::from_le_bytes([a, b, c, d]);
-            Some((ChildStep::from_number(step)?, Errno::from_raw_os_error(errno)))
+            // Out of the kernel's range there is no such number, and the type panics.
+            let errno = (1..4096).contains(&errno).then(|| Errno::from_raw_os_error(errno))?;
+            Some((ChildStep::from_number(step)?, errno))
         }
     };
     let message = match (bytes[0], length, listener) {
@@ -183,7 +185,17 @@ mod tests {
 
     #[test]
     fn other_forms_are_refused() {
-        for bytes in [&b"X"[..], b"L", b"E\x01", b"E\xFF\0\0\0\0", b"RR", b"W\x01\0\0\0\0\0"] {
+        for bytes in [
+            &b"X"[..],
+            b"L",
+            b"E\x01",
+            b"E\xFF\x01\0\0\0",
+            b"E\x01\0\0\0\0",
+            b"E\x01\0\x10\0\0",
+            b"W\x01\0\0\0\x80",
+            b"RR",
+            b"W\x01\x01\0\0\0\0",
+        ] {
             let (parent, child) = pair();
             send(child.as_fd(), bytes, &[]).unwrap();
             assert!(receive(&parent).is_err(), "{bytes:?}");

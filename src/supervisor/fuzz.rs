@@ -1,0 +1,191 @@
+//! Throws broken input at whatever of the supervisor reads something: the command lines, policy
+//! files, and the packets of keeper, child, proxy and `enter` clients. Nothing may panic.
+//!
+//! Inputs are what is valid, bent at random. `RINGFENCE_FUZZ_CASES` says how many a test tries,
+//! `RINGFENCE_FUZZ_SEED` which; a failure names the seed and the case, and a case that is named
+//! by `RINGFENCE_FUZZ_CASE` runs alone.
+
+mod packets;
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+
+use clap::Parser;
+
+use super::args::{Args, Inbound};
+use super::identity::Database;
+use super::{filesystem, openshell};
+use crate::policy::{self, Source};
+
+/// xorshift64*: small, and the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() >> 33).unwrap_or(0) % limit.max(1)
+    }
+
+    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
+        from[self.below(from.len())]
+    }
+
+    /// Bends what is valid: bytes are flipped, lost, doubled, and replaced by what hurts.
+    fn bend(&mut self, valid: &[u8], words: &[&str]) -> Vec<u8> {
+        let mut bytes = valid.to_vec();
+        for _ in 0..self.below(6) {
+            let at = self.below(bytes.len() + 1);
+            let end = (at + self.below(24)).min(bytes.len());
+            match self.below(6) {
+                0 => drop(bytes.splice(at..end, [])),
+                1 => {
+                    let piece = bytes[at..end].to_vec();
+                    bytes.splice(at..at, piece);
+                }
+                2 => {
+                    let byte = u8::try_from(self.below(256)).unwrap_or(0);
+                    bytes.insert(at, byte);
+                }
+                3 => {
+                    if let Some(byte) = bytes.get_mut(at) {
+                        *byte ^= 1 << self.below(8);
+                    }
+                }
+                4 => bytes.truncate(at),
+                _ => drop(bytes.splice(at..end, self.pick(words).bytes())),
+            }
+        }
+        bytes
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Names the case that panics.
+struct Named(&'static str, u64, u64);
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let Self(name, seed, case) = self;
+            eprintln!("{name}: RINGFENCE_FUZZ_SEED={seed} RINGFENCE_FUZZ_CASE={case}");
+        }
+    }
+}
+
+fn fuzz(name: &'static str, mut case: impl FnMut(&mut Random)) {
+    let seed = number("RINGFENCE_FUZZ_SEED").unwrap_or(0x5eed);
+    let cases = match number("RINGFENCE_FUZZ_CASE") {
+        Some(one) => one..one + 1,
+        None => 0..number("RINGFENCE_FUZZ_CASES").unwrap_or(500),
+    };
+    for number in cases {
+        let _named = Named(name, seed, number);
+        let mixed = (seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+        let mut random = Random(mixed);
+        random.next();
+        case(&mut random);
+    }
+}
+
+/// Separated by bars.
+const WORDS: &str = "--|-||-w|-t|-i|-iwt|--workdir|--timeout=|--timeout|18446744073709551616|-1|0|\
+                     65536|--policy-data|--policy-rules=/dev/null|--no-env|--inbound|80,,|mirror|\
+                     --groups|1,2,x|--run-as|0:0|--log-level|warn,a=b=c|--help|enter|install|\
+                     copy-self|--health-port|/|\u{202e}\u{0}|--sandbox-id";
+
+#[test]
+fn command_lines() {
+    let known: Vec<_> = WORDS.split('|').collect();
+    fuzz("command_lines", |random| {
+        let words: Vec<OsString> = (0..random.below(9))
+            .map(|_| {
+                let word = random.pick(&known);
+                if random.below(4) == 0 {
+                    OsString::from_vec(random.bend(word.as_bytes(), &known))
+                } else {
+                    word.into()
+                }
+            })
+            .collect();
+        let with = |name: &str| {
+            let mut argv = vec![OsString::from(name)];
+            argv.extend(words.iter().cloned());
+            argv
+        };
+        let value = random.pick(&known).to_owned();
+        let lookup = |name: &str| (!name.len().is_multiple_of(3)).then(|| value.clone());
+        if let Ok(args) = Args::try_parse_from(with("ringfence-supervisor")) {
+            drop(args.run.complete(lookup));
+        }
+        drop(openshell::parse(with("openshell-sandbox"), lookup));
+        drop(value.parse::<Inbound>());
+        let _ = openshell::is_called(words.first().map(OsString::as_os_str));
+        drop(super::args::pod_ips(|_| Some(value.clone())));
+    });
+}
+
+const POLICIES: [&str; 3] = [
+    include_str!("../../examples/policy.yaml"),
+    include_str!("../../tests/supervisor/policy.yaml"),
+    "version: 1\nfilesystem_policy: {read_write: [/tmp]}\nlandlock: {compatibility: hard_requirement}\n\
+     network_policies:\n  a:\n    endpoints:\n      - {host: '*.x.test', ports: [80, 443], protocol: \
+     rest, rules: [{allow: {method: GET, path: '/v1/**', query: {a: 'b*'}}}], deny_rules: [{method: \
+     '*', path: /secret}], allowed_ips: [10.0.0.0/8], tls: skip}\n    binaries: [{path: '/usr/bin/*'}]\n",
+];
+/// Separated by bars.
+const YAML: &str = "\n|  |- |: |{|}|[|]|[[[[[[[[[[[[[[[[[[[[[[|&a [*a, *a]|*a|!!binary x|? |>-\n|\
+                    \"\\u0000\"|'|#|null|~|true|1e999|0x7fffffffffffffffff|-1|\
+                    99999999999999999999|**|*.*.|{a,b}[!|\u{feff}|\u{202e}";
+
+#[test]
+fn policy_files() {
+    let user = Database::parse("agent:x:7:8::/home/agent:/bin/sh\n", "agent:x:8:\n");
+    let words: Vec<_> = YAML.split('|').collect();
+    fuzz("policy_files", |random| {
+        let valid = random.pick(&POLICIES);
+        let text = random.bend(valid.as_bytes(), &words);
+        let rules = random.bend(b"package openshell.sandbox\n", &words);
+        let source = Source { name: "policy.yaml", bytes: &text };
+        let rego = Source { name: "policy.rego", bytes: &rules };
+        let rego = (random.below(8) == 0).then_some(&rego);
+        match policy::load(&source, rego) {
+            Ok(mut loaded) => {
+                loaded.policy.resolve_binaries(|path| Some(path.to_owned()));
+                let files = loaded.policy.filesystem();
+                drop(filesystem::rules(files, Some(Path::new("/w")), Path::new("/tls")));
+                if let Some(name) = &loaded.policy.process().run_as_user {
+                    drop(user.resolve(name, &[1]));
+                }
+                assert!(loaded.warnings.iter().all(|warning| !warning.to_string().is_empty()));
+            }
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    });
+}
+
+#[test]
+fn user_databases() {
+    let passwd = "root:x:0:0:root:/root:/bin/sh\nagent:x:1000:1000::/home/agent:/bin/sh\n";
+    let group = "root:x:0:root\nagent:x:1000:\ndocker:x:998:agent,other\n";
+    let words = [":", "\n", "agent", "root", "4294967296", "-1", "65530", ",", "\u{0}"];
+    fuzz("user_databases", |random| {
+        let mut text = |valid: &str| {
+            String::from_utf8_lossy(&random.bend(valid.as_bytes(), &words)).into_owned()
+        };
+        let database = Database::parse(&text(passwd), &text(group));
+        let spec = text("agent:docker");
+        if let Ok(user) = database.resolve(&spec, &[3]) {
+            assert!(user.identity.uid != 0 && user.identity.uid != 65_530, "{spec}");
+        }
+    });
+}

@@ -1,0 +1,164 @@
+//! What a fence lets through and what it does not, and what is said when there is none.
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use crate::rig::{POLICY, Rig, SUPERVISOR, text};
+
+pub fn exit_codes(rig: &Rig) {
+    for (words, code) in [
+        (&["true"][..], 0),
+        (&["false"], 1),
+        (&["sh", "-c", "exit 7"], 7),
+        (&["sh", "-c", "kill -TERM $$"], 143),
+        (&["sh", "-c", "kill -KILL $$"], 137),
+        (&["no-such-program"], 127),
+        (&["/no/such/program"], 127),
+        (&["/etc/passwd"], 126),
+    ] {
+        let output = rig.fenced(words);
+        assert_eq!(output.status.code(), Some(code), "{words:?}: {}", text(&output.stderr));
+    }
+    let output = rig.with_policy().args(["--timeout", "1", "--", "sleep", "60"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(124));
+}
+
+pub fn identity(rig: &Rig) {
+    let output = rig.shell("id; cat /proc/self/status; ls -l /proc/self/fd | wc -l; umask");
+    let seen = text(&output.stdout);
+    assert!(seen.starts_with("uid=1000"), "{seen}{}", text(&output.stderr));
+    assert!(!seen.lines().next().unwrap().contains("(root)"), "{seen}");
+    for line in
+        ["CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1", "Seccomp:\t2"]
+    {
+        assert!(seen.contains(line), "{line} is not in {seen}");
+    }
+}
+
+pub fn curl(rig: &Rig, words: &str) -> Output {
+    rig.shell(&format!("curl -sS --max-time 5 {words}"))
+}
+
+pub fn allowed(rig: &Rig) {
+    let output = curl(rig, "https://upstream.test/hello");
+    assert_eq!(text(&output.stdout), "saw GET /hello HTTP/1.1\n", "{}", text(&output.stderr));
+    assert!(output.status.success());
+}
+
+pub fn refused(rig: &Rig) {
+    for (words, reason) in [
+        ("-X POST -d x https://upstream.test/hello", "POST"),
+        ("-X DELETE https://upstream.test/hello", "DELETE"),
+        ("https://other.test/", "other.test"),
+        ("https://upstream.test:8443/", "8443"),
+        ("http://upstream.test/", "upstream.test"),
+        ("https://10.77.0.1/", "10.77.0.1"),
+    ] {
+        let output = curl(rig, &format!("-f {words}"));
+        assert!(!output.status.success(), "{words} passed: {}", text(&output.stdout));
+        let log = text(&output.stderr);
+        assert!(log.contains("DENIED") && log.contains(reason), "{words}: {log}");
+    }
+    // A copy of the allowed program is another program.
+    let output = rig.shell("cp /usr/bin/curl /tmp/other-curl && /tmp/other-curl -sS --max-time 5 https://upstream.test/; code=$?; rm -f /tmp/other-curl; exit $code");
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("/tmp/other-curl"), "{}", text(&output.stderr));
+}
+
+pub fn direct(rig: &Rig) {
+    let started = Instant::now();
+    let output = curl(rig, "--noproxy '*' https://10.77.0.1/");
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("10.77.0.1"), "{}", text(&output.stderr));
+    let output = rig.shell("curl -sS --noproxy '*' --max-time 5 https://upstream.test/");
+    assert!(!output.status.success());
+    // Far under the clients' own patience: refused, not lost.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
+}
+
+pub fn escapes(rig: &Rig) {
+    for script in [
+        "touch /usr/escaped",
+        "touch /etc/escaped",
+        "cat /etc/shadow",
+        "ls /root",
+        "ls /home",
+        "unshare -U true",
+        "unshare -n true",
+        "mount -t tmpfs none /tmp",
+        "cat /proc/1/environ",
+        "kill -0 1 || false",
+        "perl -e 'use POSIX; POSIX::setuid(0) and exit 0; exit 1'",
+        "perl -e 'exit(syscall(101, 16, $$, 0, 0) == 0 ? 0 : 1)'",
+        "perl -e 'use Socket; socket(my $s, AF_INET, SOCK_RAW, 1) and exit 0; exit 1'",
+        "perl -e 'exit(syscall(319, my $n = \"x\", 0) >= 0 ? 0 : 1)'",
+    ] {
+        let output = rig.shell(script);
+        assert!(!output.status.success(), "{script} worked: {}", text(&output.stdout));
+        assert_ne!(output.status.code(), Some(125), "{script}: {}", text(&output.stderr));
+    }
+}
+
+pub fn planted_link(rig: &Rig) {
+    let policy = POLICY.replace("/tmp, ", "/tmp, /tmp/ringfence-test-link, ");
+    let path = rig.path("link.yaml");
+    fs::write(&path, policy).unwrap();
+    std::os::unix::fs::symlink("/root", "/tmp/ringfence-test-link").unwrap();
+    std::os::unix::fs::lchown("/tmp/ringfence-test-link", Some(1000), Some(1000)).unwrap();
+    let output = rig
+        .supervisor()
+        .arg("--policy-data")
+        .arg(path)
+        .args(["--", "ls", "/root"])
+        .output()
+        .unwrap();
+    fs::remove_file("/tmp/ringfence-test-link").unwrap();
+    let log = text(&output.stderr);
+    assert!(!output.status.success(), "{}", text(&output.stdout));
+    assert!(log.contains("symbolic link"), "{log}");
+}
+
+pub fn inbound(rig: &Rig) {
+    let script = "echo up; exec perl -MIO::Socket::INET -e '$s = IO::Socket::INET->new(LocalPort => 8001, Listen => 5, ReuseAddr => 1) or die; while ($c = $s->accept) { print $c \"hello from the fence\\n\"; close $c }'";
+    let _fence = rig.background(script);
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        if let Ok(mut stream) = std::net::TcpStream::connect("10.77.0.1:8001") {
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            if answer == "hello from the fence\n" {
+                return;
+            }
+        }
+        assert!(Instant::now() < until, "the agent's port is not reachable");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+pub fn broken_input(rig: &Rig) {
+    let bad = rig.path("bad.yaml");
+    fs::write(&bad, "network_policies: [what]\n").unwrap();
+    let attempt = |words: &[&str]| {
+        let output = Command::new(SUPERVISOR)
+            .args(words)
+            .arg("--run-dir")
+            .arg(rig.path("run"))
+            .args(["--", "touch", "/tmp/ran-unfenced"])
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(125), "{words:?}");
+        assert!(!Path::new("/tmp/ran-unfenced").exists());
+        text(&output.stderr)
+    };
+    let good = rig.path("policy.yaml");
+    let good = good.to_str().unwrap();
+    assert!(attempt(&["--policy-data", bad.to_str().unwrap()]).contains("bad.yaml:1"));
+    assert!(attempt(&["--policy-data", "/no/such"]).contains("/no/such"));
+    assert!(attempt(&[]).contains("--policy-data"));
+    assert!(attempt(&["--policy-data", good, "--run-as", "ghost"]).contains("ghost"));
+    let digest = attempt(&["--policy-data", good, "--policy-digest", "sha256:0"]);
+    assert!(digest.contains("admitted with"), "{digest}");
+}

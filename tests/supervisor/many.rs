@@ -1,0 +1,148 @@
+//! Many supervisors, at once and one after another, and what they leave.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::rig::{Rig, children_of, ended, eventually, text};
+
+pub fn at_once(rig: &Rig) {
+    let watch = Leftovers::watch(rig);
+    let fences: Vec<_> = (0..20)
+        .map(|number| {
+            let mut command = rig.with_policy();
+            command.args(["--", "sh", "-c", &format!("sleep 0.2; exit {number}")]);
+            command.stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for (number, fence) in (0..).zip(fences) {
+        let output = fence.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(number), "{}", text(&output.stderr));
+    }
+    watch.none();
+}
+
+/// So many starts in a row, so many kills at a random moment of the start.
+pub fn soak(rig: &Rig) {
+    let asked = std::env::var("RINGFENCE_SOAK").unwrap_or_else(|_| "15,25".to_owned());
+    let (starts, kills) = asked.split_once(',').expect("RINGFENCE_SOAK is STARTS,KILLS");
+    let (starts, kills): (u32, u32) = (starts.parse().unwrap(), kills.parse().unwrap());
+    let watch = Leftovers::watch(rig);
+    for _ in 0..starts {
+        let output = rig.fenced(&["true"]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    }
+    watch.none();
+
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let mut random = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
+    println!("soak: {starts} starts; {kills} kills with seed {random}");
+    // As long as a start takes on this machine, and a little more.
+    let start = std::time::Instant::now();
+    rig.fenced(&["true"]);
+    let span = u64::try_from(start.elapsed().as_micros()).unwrap() * 5 / 4;
+    let mut unfinished = 0;
+    for _ in 0..kills {
+        let mut command = rig.with_policy();
+        command.args(["--", "sh", "-c", "(setsid sleep 7654340 &); sleep 7654340"]);
+        let mut fence = command.stderr(Stdio::null()).spawn().unwrap();
+        let mut next = || {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random
+        };
+        // More often early than late: that is where most is made.
+        std::thread::sleep(Duration::from_micros(next() % span * (next() % 1_000) / 1_000));
+        unfinished += u32::from(children_of(fence.id().cast_signed()).len() < 2);
+        fence.kill().unwrap();
+        fence.wait().unwrap();
+    }
+    println!("soak: {unfinished} of {kills} died before they had both children");
+    Leftovers::processes();
+    // A supervisor that was killed cannot remove its directory; the next one does.
+    assert_eq!(rig.fenced(&["true"]).status.code(), Some(0));
+    watch.none();
+}
+
+/// What there was before, to compare with what there is after. All that a supervisor leaves
+/// becomes this process's child: it is a subreaper (prctl(2)).
+struct Leftovers<'a> {
+    rig: &'a Rig,
+    mounts: usize,
+    files: BTreeSet<String>,
+    namespaces: BTreeSet<u64>,
+}
+
+impl<'a> Leftovers<'a> {
+    fn watch(rig: &'a Rig) -> Self {
+        let this = rustix::process::getpid();
+        rustix::process::set_child_subreaper(Some(this)).unwrap();
+        Self { rig, mounts: mounts(), files: files(), namespaces: held() }
+    }
+
+    fn none(&self) {
+        Self::processes();
+        assert_eq!(mounts(), self.mounts, "mounts");
+        assert_eq!(fs::read_dir(self.rig.path("run")).unwrap().count(), 0, "run directory");
+        let new: Vec<_> = files().difference(&self.files).cloned().collect();
+        assert!(new.is_empty(), "files: {new:?}");
+        // Of this process and its children; whatever else runs on the machine is none of ours.
+        assert_eq!(held(), self.namespaces, "network namespaces");
+        let links = Command::new("ip").args(["-o", "link"]).output().unwrap();
+        assert_eq!(text(&links.stdout).lines().count(), 1, "{}", text(&links.stdout));
+    }
+
+    fn processes() {
+        eventually("that all processes of the fences have ended", || {
+            descendants().iter().all(|pid| ended(*pid))
+        });
+        // They are ours to reap; every child that the test knows has been waited for.
+        while let Ok(Some(_)) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {}
+    }
+}
+
+fn descendants() -> Vec<i32> {
+    let mut all = children_of(std::process::id().cast_signed());
+    let mut at = 0;
+    while let Some(pid) = all.get(at) {
+        all.extend(children_of(*pid));
+        at += 1;
+    }
+    all
+}
+
+fn mounts() -> usize {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
+}
+
+/// Where a program might leave a file.
+fn files() -> BTreeSet<String> {
+    let ours = |name: &String| name.contains("ringfence") || name.contains("openshell");
+    ["/tmp", "/run", "/dev/shm", "/var/run/netns", "/etc"]
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).into_iter().flatten().flatten())
+        .map(|entry| entry.path().display().to_string())
+        .filter(ours)
+        .collect()
+}
+
+/// The network namespaces that this process and its descendants are in or hold open.
+fn held() -> BTreeSet<u64> {
+    let pids = descendants().into_iter().chain([std::process::id().cast_signed()]);
+    pids.flat_map(|pid| {
+        let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let own = format!("/proc/{pid}/ns/net");
+        descriptors
+            .map(|entry| entry.path())
+            .filter(|path| {
+                fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("net:"))
+            })
+            .chain([own.into()])
+            .filter_map(|path| Some(fs::metadata(path).ok()?.ino()))
+            .collect::<Vec<_>>()
+    })
+    .collect()
+}
