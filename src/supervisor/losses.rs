@@ -1,22 +1,81 @@
 //! What a fence lacks for want of a capability or of a newer kernel, said once at start: each loss
 //! by its name, and what to do about it.
 
+use super::identity::User;
 use super::keeper::Confinement;
 use super::sockets::Sockets;
 use crate::event::{self, Class, Event, Severity};
 
-/// Emits an event for each loss.
-pub fn report(confinement: &Confinement, sockets: Option<&Sockets>) {
-    for event in losses(confinement, sockets) {
-        event::emit(&event);
+/// What the losses are read from.
+#[derive(Debug)]
+pub struct Losses<'a> {
+    /// The agent's user: what was not as asked.
+    pub user: &'a User,
+    /// The packet rules; else why they are missing.
+    pub rules: &'a Result<(), String>,
+    /// The pod's network settings; else why the fence does not have them.
+    pub sysctls: &'a Result<(), String>,
+    /// What the keeper could have.
+    pub confinement: &'a Confinement,
+    /// Unix sockets in volumes, where they were looked for.
+    pub sockets: Option<&'a Sockets>,
+}
+
+impl Losses<'_> {
+    /// Emits an event for each loss.
+    pub fn report(&self) {
+        for event in self.events() {
+            event::emit(&event);
+        }
+    }
+
+    fn events(&self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut lost = |severity, what: String| {
+            events.push(Event::new(Class::Config, "DEGRADED", severity).subject(what));
+        };
+        for note in &self.user.notes {
+            lost(Severity::Low, note.clone());
+        }
+        if let Err(why) = self.rules {
+            lost(
+                Severity::High,
+                format!(
+                    "packet rules are missing: nothing leaves the fence, but what is refused may hang: {why}"
+                ),
+            );
+        }
+        if let Err(why) = self.sysctls {
+            lost(
+                Severity::Low,
+                format!(
+                    "the fence does not have the pod's network settings (low ports among them): {why}"
+                ),
+            );
+        }
+        landlock(self.confinement, &mut lost);
+        kernel(self.confinement, &mut lost);
+        if let Some(sockets) = self.sockets {
+            volumes(sockets, &mut lost);
+        }
+        events
     }
 }
 
-fn losses(confinement: &Confinement, sockets: Option<&Sockets>) -> Vec<Event> {
-    let mut events = Vec::new();
-    let mut lost = |severity, what: String| {
-        events.push(Event::new(Class::Config, "DEGRADED", severity).subject(what));
-    };
+fn landlock(confinement: &Confinement, lost: &mut impl FnMut(Severity, String)) {
+    if let Some(missing) = &confinement.missing {
+        let severity = if confinement.unconfined { Severity::High } else { Severity::Low };
+        lost(severity, format!("landlock: {missing}"));
+    }
+    for (path, why) in &confinement.skipped {
+        lost(Severity::Low, format!("landlock: left out {}: {why}", path.display()));
+    }
+    for erratum in &confinement.errata {
+        lost(Severity::Info, format!("landlock: fault of this kernel: {erratum}"));
+    }
+}
+
+fn kernel(confinement: &Confinement, lost: &mut impl FnMut(Severity, String)) {
     if !confinement.bounding {
         lost(
             Severity::Medium,
@@ -34,28 +93,22 @@ fn losses(confinement: &Confinement, sockets: Option<&Sockets>) -> Vec<Event> {
             ),
         );
     }
-    for erratum in &confinement.errata {
-        lost(Severity::Info, format!("landlock: fault of this kernel: {erratum}"));
+}
+
+fn volumes(sockets: &Sockets, lost: &mut impl FnMut(Severity, String)) {
+    for socket in &sockets.found {
+        lost(
+            Severity::Medium,
+            format!(
+                "{} is a unix socket in a volume: this kernel cannot keep the agent from it, only \
+                 its mode can",
+                socket.display()
+            ),
+        );
     }
-    if let Some(sockets) = sockets {
-        for socket in &sockets.found {
-            lost(
-                Severity::Medium,
-                format!(
-                    "{} is a unix socket in a volume: this kernel cannot keep the agent from it, \
-                     only its mode can",
-                    socket.display()
-                ),
-            );
-        }
-        if let Some(unseen) = &sockets.unseen {
-            lost(
-                Severity::Info,
-                format!("not all volumes were searched for unix sockets: {unseen}"),
-            );
-        }
+    if let Some(unseen) = &sockets.unseen {
+        lost(Severity::Info, format!("not all volumes were searched for unix sockets: {unseen}"));
     }
-    events
 }
 
 #[cfg(test)]
@@ -80,16 +133,31 @@ mod tests {
             memfd: Memfd::Deny,
             limits: ProcessLimits::default(),
         };
-        assert!(losses(&confinement, None).is_empty());
-        assert!(losses(&confinement, Some(&Sockets::default())).is_empty());
+        let identity = crate::fence::credentials::Identity { uid: 1, gid: 1, groups: vec![] };
+        let mut user = User { identity, name: None, home: "/".into(), notes: vec![] };
+        let fine = Ok(());
+        let none = |confinement, user, sockets| {
+            Losses { user, rules: &fine, sysctls: &fine, confinement, sockets }.events()
+        };
+        assert!(none(&confinement, &user, None).is_empty());
+        assert!(none(&confinement, &user, Some(&Sockets::default())).is_empty());
         confinement.bounding = false;
         confinement.keyring = Some("EPERM".into());
         confinement.errata = vec!["3: x".into()];
+        user.notes.push("another user".into());
         let sockets =
             Sockets { found: vec!["/a".into(), "/b".into()], unseen: Some("/c: too deep".into()) };
-        let events = losses(&confinement, Some(&sockets));
-        assert_eq!(events.len(), 6);
+        let lost = Err("EPERM".to_owned());
+        let losses = Losses {
+            user: &user,
+            rules: &lost,
+            sysctls: &lost,
+            confinement: &confinement,
+            sockets: Some(&sockets),
+        };
+        let events = losses.events();
+        assert_eq!(events.len(), 9);
         // What weakens the fence is said at every level.
-        assert_eq!(events.iter().filter(|event| event.passes(Level::Error)).count(), 3);
+        assert_eq!(events.iter().filter(|event| event.passes(Level::Error)).count(), 4);
     }
 }

@@ -16,14 +16,15 @@ use super::entered::{Entered, Setting};
 use super::environment::{self, Ways};
 use super::identity::{Database, User};
 use super::init::{Signals, Watch};
-use super::keeper::{self, Confinement, FromKeeper, Prepared, ToKeeper};
+use super::keeper::{self, FromKeeper, Prepared, ToKeeper};
 use super::launch::{self, Keeper, LaunchError, Starting};
+use super::losses::Losses;
 use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::taint::Watched;
-use super::{filesystem, losses, own_path, process_limit, progress, sockets, stdio, steering};
+use super::{filesystem, own_path, process_limit, progress, sockets, stdio, steering};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::listeners::{Listeners, listeners};
 use crate::fence::netlink::Route;
@@ -106,8 +107,14 @@ pub fn run(args: RunArgs) -> Result<i32> {
     // 6. What is lost is told; the proxy's certificate comes back, and the proxy is seen to be
     //    locked.
     let sockets = sockets::check(&rules, policy.process().unix_sockets)?;
-    report(&confinement, &user, &network.rules, &sysctls);
-    losses::report(&confinement, sockets.as_ref());
+    Losses {
+        user: &user,
+        rules: &network.rules,
+        sysctls: &sysctls,
+        confinement: &confinement,
+        sockets: sockets.as_ref(),
+    }
+    .report();
     let certificate = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
     dir.write(&ca, 0o644, certificate.as_bytes())?;
@@ -265,41 +272,6 @@ impl Network {
                 Nftables::Missing(why) => Err(why),
             },
         })
-    }
-}
-
-/// Says what is not enforced.
-fn report(
-    confinement: &Confinement,
-    user: &User,
-    rules: &Result<(), String>,
-    sysctls: &Result<(), String>,
-) {
-    let lost = sysctls.as_ref().err().map(|why| {
-        format!("the fence does not have the pod's network settings (low ports among them): {why}")
-    });
-    for note in user.notes.iter().cloned().chain(lost) {
-        event::emit(&Event::new(Class::Config, "DEGRADED", Severity::Low).subject(note));
-    }
-    if let Err(why) = rules {
-        event::emit(
-            &Event::new(Class::Config, "DEGRADED", Severity::High).subject(format!(
-                "packet rules are missing: nothing leaves the fence, but what is refused may hang: {why}"
-            )),
-        );
-    }
-    if let Some(missing) = &confinement.missing {
-        let severity = if confinement.unconfined { Severity::High } else { Severity::Low };
-        event::emit(
-            &Event::new(Class::Config, "DEGRADED", severity)
-                .subject(format!("landlock: {missing}")),
-        );
-    }
-    for (path, why) in &confinement.skipped {
-        event::emit(
-            &Event::new(Class::Config, "DEGRADED", Severity::Low)
-                .subject(format!("landlock: left out {}: {why}", path.display())),
-        );
     }
 }
 
