@@ -145,9 +145,9 @@ impl Control {
     /// The next message that answers no question; answers on the way go to those who wait.
     /// `None`: the socket was closed. Only one task may call this.
     pub(crate) async fn next(&self) -> Result<Option<Answer>, ControlError> {
-        let mut buffer = vec![0; MAX_MESSAGE + 1];
+        let mut buffer = Vec::new();
         loop {
-            let receive = || receive(&self.socket, &mut buffer);
+            let receive = || receive_whole(&self.socket, &mut buffer);
             let received = self.socket.async_io(Interest::READABLE, receive).await?;
             let Some((length, fds)) = received else {
                 return Ok(None);
@@ -193,6 +193,20 @@ fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
     let mut no_fds = SendAncillaryBuffer::default();
     sendmsg(socket, &[IoSlice::new(bytes)], &mut no_fds, SendFlags::NOSIGNAL)?;
     Ok(())
+}
+
+/// The same with a buffer that grows to what comes: most messages are short, the longest few.
+fn receive_whole(
+    socket: impl AsFd,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+    let mut none = RecvAncillaryBuffer::default();
+    let flags = RecvFlags::PEEK | RecvFlags::TRUNC;
+    let next = recvmsg(&socket, &mut [IoSliceMut::new(&mut [])], &mut none, flags)?;
+    if next.bytes > buffer.len() {
+        buffer.resize(next.bytes.min(MAX_MESSAGE + 1), 0);
+    }
+    receive(socket, buffer)
 }
 
 /// One packet and its descriptors; `None` at the end. Descriptors that were cut short (we have too
