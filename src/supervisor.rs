@@ -16,6 +16,7 @@ pub mod failure;
 mod filesystem;
 #[cfg(test)]
 mod fuzz;
+mod gateway;
 mod identity;
 mod init;
 pub mod install;

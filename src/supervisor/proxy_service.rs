@@ -1,23 +1,16 @@
 //! Answers the proxy: who owns this connection, give me a socket into the fence; and tells it
-//! what listens in the fence.
-//!
-//! One thread, which lives in the gateway's network namespace: a socket stays in the namespace
-//! that it was made in.
+//! what listens in the fence. Runs on the gateway's thread.
 
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
-use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::args::Inbound;
 use super::caller::Callers;
 use super::packet;
 use crate::fence::listeners;
-use crate::fence::netns::{self, Namespace};
 use crate::fence::sockdiag::SockDiag;
 use crate::proxy::control::{ToProxy, ToSupervisor};
 
@@ -25,11 +18,11 @@ use crate::proxy::control::{ToProxy, ToSupervisor};
 /// of the listening sockets of one small namespace costs some 50 µs.
 const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
-/// What the thread works with.
+/// What the gateway's thread works with.
 #[derive(Debug)]
 pub struct ProxyService {
-    /// The gateway's namespace.
-    pub gateway: Namespace,
+    /// Our end of the control socket.
+    pub control: OwnedFd,
     /// A `sock_diag` socket of the fence's namespace.
     pub diag: SockDiag,
     /// The records of connects.
@@ -38,59 +31,12 @@ pub struct ProxyService {
     pub inbound: Inbound,
 }
 
-/// The thread, before it serves.
-#[derive(Debug)]
-pub struct Waiting {
-    entered: Receiver<Result<()>>,
-    control: SyncSender<OwnedFd>,
-}
-
 impl ProxyService {
-    /// Starts the thread, which goes to the gateway's namespace and waits for [`Waiting::serve`].
-    pub fn start(self) -> Result<Waiting> {
-        let (tell, entered) = sync_channel(1);
-        let (control, told) = sync_channel(1);
-        thread::Builder::new()
-            .name("gateway".into())
-            .spawn(move || {
-                drop(tell.send(netns::enter(&self.gateway).map_err(anyhow::Error::from)));
-                if let Ok(control) = told.recv() {
-                    Service { control, of: self }.serve();
-                }
-            })
-            .context("cannot start the gateway's thread")?;
-        Ok(Waiting { entered, control })
-    }
-}
-
-impl Waiting {
-    /// Waits until the thread is where it has to be.
-    pub fn entered(&self) -> Result<()> {
-        self.entered
-            .recv()
-            .context("the gateway's thread ended")?
-            .context("cannot enter the gateway")
-    }
-
-    /// Has it serve on our end of the control socket, until the proxy's end closes; that the proxy
-    /// has ended the main thread learns as its parent.
-    pub fn serve(self, control: OwnedFd) -> Result<()> {
-        self.control.send(control).ok().context("the gateway's thread ended")
-    }
-}
-
-/// The thread, while it serves.
-pub(super) struct Service {
-    /// Our end of the control socket.
-    pub(super) control: OwnedFd,
-    /// What it works with.
-    pub(super) of: ProxyService,
-}
-
-impl Service {
-    fn serve(mut self) {
+    /// Serves until the proxy's end of the socket closes; that the proxy has ended the main thread
+    /// learns as its parent. The calling thread is in the gateway's namespace.
+    pub fn serve(mut self) {
         let mut told = Vec::new();
-        let looks = self.of.inbound != Inbound::None;
+        let looks = self.inbound != Inbound::None;
         loop {
             let mut ready = [PollFd::new(&self.control, PollFlags::IN)];
             match poll(&mut ready, looks.then_some(&LOOK)) {
@@ -122,8 +68,8 @@ impl Service {
     }
 
     fn ports(&mut self) -> Vec<u16> {
-        let mut ports = self.of.diag.listening().unwrap_or_default();
-        if let Inbound::Ports(declared) = &self.of.inbound {
+        let mut ports = self.diag.listening().unwrap_or_default();
+        if let Inbound::Ports(declared) = &self.inbound {
             ports.retain(|port| declared.contains(port));
         }
         ports
@@ -152,7 +98,7 @@ impl Service {
         client: SocketAddrV4,
         server: SocketAddrV4,
     ) -> std::io::Result<()> {
-        let (caller, executable) = self.of.callers.find(&mut self.of.diag, client, server)?.unzip();
+        let (caller, executable) = self.callers.find(&mut self.diag, client, server)?.unzip();
         let descriptors: Vec<_> = executable.iter().map(|file| file.as_fd()).collect();
         packet::send(&self.control, &ToProxy::Caller { id, caller }, &descriptors)
     }

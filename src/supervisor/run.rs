@@ -16,22 +16,17 @@ use super::entered::{Entered, Setting};
 use super::environment::{self, Ways};
 use super::identity::{Database, User};
 use super::init::{Signals, Watch};
-use super::keeper::{self, FromKeeper, Prepared, ToKeeper};
-use super::launch::{self, Keeper, LaunchError, Starting};
+use super::keeper::{self, Prepared, ToKeeper};
+use super::launch::{Keeper, LaunchError, Starting};
 use super::losses::Losses;
 use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::taint::Watched;
-use super::{filesystem, own_path, process_limit, progress, sockets, stdio, steering};
+use super::{filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering};
 use crate::event::{self, Class, Event, Severity};
-use crate::fence::listeners::{Listeners, listeners};
-use crate::fence::netlink::Route;
-use crate::fence::netns::{self, Namespace};
-use crate::fence::nftables::Nftables;
-use crate::fence::sockdiag::SockDiag;
-use crate::fence::{agent_net, credentials, gateway, seccomp, sysctl};
+use crate::fence::{credentials, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
@@ -50,11 +45,13 @@ pub fn run(args: RunArgs) -> Result<i32> {
     progress::loading(&args);
     let files = PolicyFiles::read(&args)?;
 
-    // 2. The keeper with the fence's network namespace, and the proxy, in parallel with us. The
-    //    keeper is forked while this process has one thread. The policy is compiled here and in
-    //    the proxy at the same time; if it cannot be, all three end.
+    // 2. In parallel with us: the keeper makes the fence's network namespace, a thread makes the
+    //    gateway's and builds the network between them, and the proxy gets ready. The keeper is
+    //    forked while this process has one thread. The policy is compiled here and in the proxy at
+    //    the same time; if it cannot be, all of them end.
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
+    let gateway = gateway::start(keeper.try_clone()?)?;
     let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
@@ -82,7 +79,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), sysctl::read()),
     )?;
     progress::creating();
-    let network = Network::build(&keeper)?;
+    let network = gateway.built()?;
     let namespace = network.namespace.id()?;
     progress::created(namespace);
     let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
@@ -92,8 +89,6 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
     progress::confined(&confinement, hard);
-    let (gateway, diag, inbound) = (network.gateway, network.diag, args.inbound.clone());
-    let service = ProxyService { gateway, diag, callers, inbound }.start()?;
 
     // 5. The agent is forked; it gives up everything and waits for our word before it executes.
     let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
@@ -119,12 +114,12 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let proxy_threads = proxy_process::verify(proxy_pid)?;
     dir.write(&ca, 0o644, certificate.as_bytes())?;
     progress::tls_enabled(&ca);
-    service.entered()?;
-    // From here on this process neither mounts nor makes or enters namespaces.
+    // From here on this process neither mounts nor makes namespaces.
     seccomp::install_everywhere(&seccomp::supervisor_sealed())
         .context("cannot install our own filter")?;
     proxy_process::bundled(&proxy)?;
-    service.serve(proxy)?;
+    let (diag, inbound) = (network.diag, args.inbound.clone());
+    gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
 
     // 7. Attested, verified from outside, released.
     let attestation = Attestation {
@@ -233,46 +228,6 @@ fn resolve_user(args: &RunArgs, policy: &Policy) -> Result<User> {
     Database::read()?
         .resolve(&spec, &args.groups)
         .with_context(|| format!("user '{}'", spec.escape_debug()))
-}
-
-/// The two namespaces, the gateway's sockets, and what was read back.
-struct Network {
-    gateway: Namespace,
-    namespace: Namespace,
-    listeners: Listeners,
-    diag: SockDiag,
-    rules: Result<(), String>,
-}
-
-impl Network {
-    /// The keeper has made the fence's namespace meanwhile; this thread makes the gateway's,
-    /// builds both ends and the listeners, and returns to the pod's.
-    fn build(keeper: impl AsFd) -> Result<Self> {
-        let pod = netns::current()?;
-        let gateway = netns::unshare()?;
-        let route = Route::open()?;
-        let (message, descriptors) = launch::receive(keeper).context("the keeper")?;
-        let (FromKeeper::Namespace, Ok([namespace, fence_route, diag])) =
-            (message, <[_; 3]>::try_from(descriptors))
-        else {
-            bail!("the keeper did not hand over the fence's namespace");
-        };
-        let namespace = Namespace::from_fd(namespace);
-        let report = gateway::build(&route, &namespace).context("the gateway")?;
-        agent_net::build(&Route::from_fd(fence_route), &route).context("the fence's network")?;
-        let listeners = listeners().context("the gateway's listeners")?;
-        netns::enter(&pod).context("cannot return to the pod's network namespace")?;
-        Ok(Self {
-            gateway,
-            namespace,
-            listeners,
-            diag: SockDiag::from_fd(diag),
-            rules: match report.nftables {
-                Nftables::Applied { .. } => Ok(()),
-                Nftables::Missing(why) => Err(why),
-            },
-        })
-    }
 }
 
 /// Ends what is left in the fence. As PID 1 our own end does it; elsewhere the keeper is the init

@@ -10,7 +10,6 @@ use rustix::process::Pid;
 
 use super::{Random, fuzz};
 use crate::fence::credentials::Identity;
-use crate::fence::netns;
 use crate::fence::sockdiag::SockDiag;
 use crate::fence::spawn;
 use crate::proxy::control;
@@ -20,7 +19,7 @@ use crate::supervisor::entered::{Entered, Setting};
 use crate::supervisor::keeper::{self, FromKeeper, ToKeeper};
 use crate::supervisor::launch::{Command, Keeper};
 use crate::supervisor::proxy_process::ProxyConfig;
-use crate::supervisor::proxy_service::{ProxyService, Service};
+use crate::supervisor::proxy_service::ProxyService;
 use crate::supervisor::run_dir::{ENTER_SOCKET, RunDir};
 use crate::supervisor::{enter, filesystem, packet};
 
@@ -199,13 +198,12 @@ fn words_of_a_command() {
 #[test]
 fn questions_of_the_proxy() {
     let (control, theirs) = packet::pair().unwrap();
-    let of = ProxyService {
-        gateway: netns::current().unwrap(),
+    let mut service = ProxyService {
+        control,
         diag: SockDiag::open().unwrap(),
         callers: Arc::new(Callers::new(Pid::INIT, None)),
         inbound: Inbound::None,
     };
-    let mut service = Service { control, of };
     fuzz("questions_of_the_proxy", |random| {
         let packet = packet::Packet { bytes: bent_packet(random), descriptors: Vec::new() };
         let answered = service.answer(&packet).is_ok();
