@@ -13,7 +13,7 @@ use ringfence::supervisor::{
 fn main() -> ExitCode {
     // Our own start of the proxy, at each start of a fence: no command line to be read.
     if std::env::args_os().skip(1).eq(["proxy"]) {
-        let outcome = proxy_process::main().inspect_err(failure::tell);
+        let outcome = proxy_process::main().inspect_err(failure::tell_of_proxy);
         return ExitCode::from(if outcome.is_ok() { 0 } else { failure::NO_FENCE });
     }
     if openshell::is_called(std::env::args_os().next().as_deref()) {

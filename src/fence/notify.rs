@@ -180,7 +180,7 @@ pub fn thread_group(tid: Pid) -> io::Result<Pid> {
     let text = fs::read_to_string(format!("/proc/{}/status", tid.as_raw_nonzero()))?;
     text.lines()
         .find_map(|line| line.strip_prefix("Tgid:"))
-        .and_then(|value| Pid::from_raw(value.trim().parse().ok()?))
+        .and_then(|value| Pid::from_raw(value.trim().parse().ok().filter(|pid| *pid > 0)?))
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "status without Tgid"))
 }
 

@@ -98,17 +98,11 @@ pub fn proxy() -> Program {
     Program::compile("proxy", &proxy::table())
 }
 
-/// What a supervisor never needs, from its first moment. Mounts, namespaces, keyrings' joining and
-/// further filters stay possible: the fence is built with them.
+/// What a supervisor never needs once the fence stands. The keeper has none of its own: what it
+/// forks would inherit it, and that gets the [`agent`]'s.
 #[must_use]
 pub fn supervisor() -> Program {
-    Program::compile("supervisor", &supervisor::table(false))
-}
-
-/// [`supervisor`] and mounts: for the time after the keeper was forked.
-#[must_use]
-pub fn supervisor_sealed() -> Program {
-    Program::compile("supervisor-sealed", &supervisor::table(true))
+    Program::compile("supervisor", &supervisor::table())
 }
 
 /// Installs a filter on the calling thread and sets `no_new_privs`. Async-signal-safe.

@@ -31,6 +31,9 @@ const HASHING: usize = 2;
 /// for too long.
 const LARGEST: u64 = 2 << 30;
 
+/// Write permission of the group and of others.
+const OTHERS_WRITE: u32 = 0o022;
+
 /// SHA-256 of an executable.
 type Digest = crate::policy::digest::Sha256;
 
@@ -137,6 +140,10 @@ struct Fingerprint {
     size: i64,
     /// Seconds and nanoseconds of the last change of content and of inode.
     times: [i64; 4],
+    /// Only root can change it. The times of other files do not tell all changes: on tmpfs a store
+    /// through a shared mapping moves none of them, elsewhere two changes may fall into one tick.
+    /// Those are read at each connection.
+    settled: bool,
 }
 
 impl Fingerprint {
@@ -148,6 +155,7 @@ impl Fingerprint {
             device: stat.st_dev,
             inode: stat.st_ino,
             size: stat.st_size,
+            settled: stat.st_uid == 0 && stat.st_mode & OTHERS_WRITE == 0,
             times: [
                 stat.st_mtime,
                 wide(stat.st_mtime_nsec),
@@ -203,6 +211,22 @@ impl Executables {
         if u64::try_from(fingerprint.size).map_or(true, |size| size > LARGEST) {
             return Err(CallerError::TooLarge);
         }
+        let read = async {
+            let permit = Arc::clone(&self.hashing).acquire_owned().await;
+            tokio::task::spawn_blocking(move || {
+                let _permit = permit;
+                let digest = hash(&file).map_err(CallerError::Unreadable)?;
+                match Fingerprint::of(&file) {
+                    Ok(now) if now == fingerprint => Ok(digest),
+                    _ => Err(CallerError::Moving),
+                }
+            })
+            .await
+            .map_err(|error| CallerError::Unreadable(io::Error::other(error)))?
+        };
+        if !fingerprint.settled {
+            return read.await;
+        }
         let cell = {
             let mut hashed = self.hashed.lock().unwrap_or_else(PoisonError::into_inner);
             if hashed.len() >= REMEMBERED && !hashed.contains_key(&fingerprint) {
@@ -211,22 +235,7 @@ impl Executables {
             }
             Arc::clone(hashed.entry(fingerprint).or_default())
         };
-        let digest = *cell
-            .get_or_try_init(|| async {
-                let permit = Arc::clone(&self.hashing).acquire_owned().await;
-                tokio::task::spawn_blocking(move || {
-                    let _permit = permit;
-                    let digest = hash(&file).map_err(CallerError::Unreadable)?;
-                    match Fingerprint::of(&file) {
-                        Ok(now) if now == fingerprint => Ok(digest),
-                        _ => Err(CallerError::Moving),
-                    }
-                })
-                .await
-                .map_err(|error| CallerError::Unreadable(io::Error::other(error)))?
-            })
-            .await?;
-        Ok(digest)
+        Ok(*cell.get_or_try_init(|| read).await?)
     }
 
     /// Checks against the content that this path had when it was first let through.
@@ -314,6 +323,11 @@ mod tests {
         for _ in 0..3 {
             executables.digest(open()).await.expect("digest");
         }
+        assert_eq!(executables.hashed.lock().expect("lock").len(), 1);
+        // One that others may write is read each time: its times do not tell all changes.
+        let everybodys = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+        std::fs::set_permissions(&file, everybodys).expect("mode");
+        executables.digest(open()).await.expect("digest");
         assert_eq!(executables.hashed.lock().expect("lock").len(), 1);
         let hashed = |digest| Identity {
             pid: 1,

@@ -48,7 +48,11 @@ pub fn client(args: &DoctorArgs) -> Result<i32> {
     let attestation = read_attestation(&dir)?;
     let mut facts = facts(&attestation, &dir)?;
     let bait = Bait::lay(&args.run_dir, &mut facts)?;
-    if attestation["pid_namespace"]["own"] == Value::Bool(false) {
+    // A process of the agent's user outside of the fence is the agent's to take over where no
+    // Landlock domain stands between the two.
+    if attestation["pid_namespace"]["own"] == Value::Bool(false)
+        && attestation["landlock"]["unconfined"] == Value::Bool(false)
+    {
         start_neighbour(&mut facts)?;
     }
     let lines = ask(&socket, &facts)?;

@@ -24,6 +24,16 @@ pub fn tell(error: &anyhow::Error) {
             .reason(text.clone()),
     );
     eprintln!("ringfence-supervisor: {text}");
+    termination_message(&text);
+}
+
+/// Tells of a failure of the proxy. The termination message is the supervisor's to write, and
+/// stays its own.
+pub fn tell_of_proxy(error: &anyhow::Error) {
+    eprintln!("ringfence-supervisor proxy: {}", one_line(&format!("{error:#}")));
+}
+
+fn termination_message(text: &str) {
     // An existing file only: outside a pod there is none, and none is wanted.
     let log = OpenOptions::new()
         .write(true)

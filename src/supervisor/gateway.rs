@@ -56,9 +56,9 @@ pub fn start(keeper: OwnedFd) -> Result<Gateway> {
 }
 
 impl Gateway {
-    /// Waits for the network.
-    pub fn built(&self) -> Result<Network> {
-        self.built.recv().context("the gateway's thread ended")?
+    /// Where the network comes.
+    pub fn built(&self) -> &Receiver<Result<Network>> {
+        &self.built
     }
 
     /// Has the thread answer the proxy from now on.

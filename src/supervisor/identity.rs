@@ -4,10 +4,9 @@
 //! image are read as passwd(5) and group(5) say. The supervisor's own groups never count: as uid
 //! 0 it has root's.
 
-use std::fs;
-
 use anyhow::{Context, Result, bail};
 
+use super::image_file;
 use crate::fence::credentials::Identity;
 
 /// Stands for "nobody in particular" where the agent would have been root.
@@ -53,7 +52,7 @@ struct GroupEntry {
 impl Database {
     /// Reads `/etc/passwd` and `/etc/group`; a missing file is an empty one.
     pub fn read() -> Result<Self> {
-        let text = |path: &str| match fs::read(path) {
+        let text = |path: &str| match image_file::read(path) {
             Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
             Err(error) => Err(error).with_context(|| format!("cannot read {path}")),

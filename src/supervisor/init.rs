@@ -4,39 +4,19 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use nix::sys::signal::Signal;
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, WaitOptions};
 
 use super::entered::Entered;
 use super::keeper::{REAPED_AT_ONCE, exit_code};
 use super::launch::{Keeper, Launched};
+use super::signals::{Signals, timespec};
 
 /// The exit code after `--timeout`, as timeout(1) has it.
 pub const TIMED_OUT: i32 = 124;
 /// How long an agent has between SIGTERM and SIGKILL after `--timeout`.
 const GRACE: Duration = Duration::from_millis(100);
-
-/// The signals that come to this process, as a descriptor.
-#[derive(Debug)]
-pub struct Signals(SignalFd);
-
-impl Signals {
-    /// Blocks all of them; called first of all, so that every later thread and process starts with
-    /// them blocked and none is lost.
-    ///
-    /// Real-time signals are among them, and those that stand for a fault: a pod's stop signal may
-    /// be any. A real fault of this process ends it all the same, since the kernel holds back no
-    /// signal that an instruction has caused (signal(7)).
-    pub fn block() -> Result<Self> {
-        let mask = SigSet::all();
-        mask.thread_block().context("cannot block signals")?;
-        SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .map(Self)
-            .context("cannot make a signalfd")
-    }
-}
 
 /// The processes that are watched.
 #[derive(Debug)]
@@ -90,14 +70,11 @@ impl Watch {
         let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
         let timeout = if self.more { Some(Duration::ZERO) } else { timeout };
         let mut fds = vec![
-            PollFd::new(&self.signals.0, PollFlags::IN),
+            PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.keeper, PollFlags::IN),
         ];
         fds.extend(self.entered.poll_fds());
-        let timeout = timeout.map(|time| Timespec {
-            tv_sec: time.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: time.subsec_nanos().into(),
-        });
+        let timeout = timeout.map(timespec);
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("cannot wait for events"),
@@ -123,7 +100,7 @@ impl Watch {
 
     fn signals(&mut self) -> Result<()> {
         let this = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
-        while let Some(info) = self.signals.0.read_signal().context("cannot read a signal")? {
+        while let Some(info) = self.signals.next()? {
             let signal = info.ssi_signo.cast_signed();
             if signal == Signal::SIGCHLD as i32 {
                 self.more = true;

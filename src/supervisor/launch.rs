@@ -19,6 +19,7 @@ use super::caller::Callers;
 use super::filesystem::NotFound;
 use super::keeper::{FromKeeper, Prepared, ToKeeper};
 use super::packet;
+use super::signals::{START, timespec};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::credentials::Identity;
 use crate::fence::notify::Listener;
@@ -189,12 +190,14 @@ impl Keeper {
 
     /// Waits until a child that was begun has executed.
     pub fn finish(&mut self, starting: &Starting) -> Result<Launched, LaunchError> {
-        // What it waited for us does not count.
-        let until = Instant::now() + PATIENCE;
+        // What it waited for us does not count. Nothing else runs in the fence yet that could stop
+        // it, and its program may have to be fetched first, as lazily pulled images are.
+        let until = Instant::now() + START;
         loop {
             if let Err(error) = wait_for(&starting.control, until) {
                 self.give_up(starting);
-                return Err(LaunchError::Fence(anyhow!(error).context("cannot hear the child")));
+                let what = format!("{} is not executed yet", starting.path.to_string_lossy());
+                return Err(LaunchError::Fence(anyhow!(error).context(what)));
             }
             if self.advance(starting)? {
                 return Ok(starting.launched);
@@ -343,14 +346,10 @@ pub fn receive(socket: impl AsFd) -> Result<(FromKeeper, Vec<OwnedFd>)> {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn wait_for(fd: &OwnedFd, until: Instant) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::event::{PollFd, PollFlags, poll};
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        let left = Timespec {
-            tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-            tv_nsec: left.subsec_nanos().into(),
-        };
-        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&left)) {
+        match poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&timespec(left))) {
             Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
@@ -372,6 +371,8 @@ fn pid_of(pidfd: &OwnedFd) -> Result<Pid> {
     let info = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     info.lines()
         .find_map(|line| line.strip_prefix("Pid:")?.trim().parse().ok())
+        // -1 stands for one that was reaped; as a pid it would be everybody's.
+        .filter(|pid: &i32| *pid > 0)
         .and_then(Pid::from_raw)
         .context("the child has no pid here: it has ended")
 }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Resource};
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +27,7 @@ use super::trust_store;
 use crate::event::{self, Level};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
-use crate::fence::{landlock, seccomp, status};
+use crate::fence::{landlock, seccomp, spawn, status};
 use crate::policy::Loaded;
 use crate::proxy;
 use crate::proxy::control::{ToProxy, ToSupervisor};
@@ -76,7 +77,6 @@ pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
     let mut file = File::from(memfd);
     file.write_all(&serde_json::to_vec(config)?).context("cannot write the configuration")?;
     file.rewind().context("cannot rewind the configuration")?;
-    // Descriptors beyond these three are close-on-exec; signals are unblocked by the library.
     let child = Command::new("/proc/self/exe")
         .arg0("ringfence-supervisor")
         .arg("proxy")
@@ -91,7 +91,10 @@ pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
 
 /// The proxy's own `main`, in the process that [`start`] made.
 pub fn main() -> Result<()> {
-    // Out of the supervisor's process group: a signal to the group is for the agent.
+    // Whatever the supervisor was started with is none of ours: descriptors, blocked signals, and
+    // its process group, whose signals are for the agent.
+    spawn::close_range(3, u32::MAX, 0).context("cannot close descriptors")?;
+    SigSet::empty().thread_set_mask().context("cannot unblock signals")?;
     let _ = rustix::process::setsid();
     let control = std::io::stdin().as_fd().try_clone_to_owned().context("no control socket")?;
     let config = std::io::stdout().as_fd().try_clone_to_owned().context("no configuration")?;
@@ -104,7 +107,19 @@ pub fn main() -> Result<()> {
         "the configuration: this verb is the supervisor's own and is not to be called by hand",
     )?;
     event::set_level(config.log_level.parse().map_err(anyhow::Error::msg)?);
+    let parent = Pid::from_raw(config.parent);
+    // Once more after the change of user, which clears it; before anything that could take long.
+    if credentials::parent_death_signal_kill(parent).is_err() {
+        return Ok(());
+    }
+    match serve(config, control) {
+        // Nobody is left to be told, and the supervisor has said why it ended.
+        Err(_) if rustix::process::getppid() != parent => Ok(()),
+        outcome => outcome,
+    }
+}
 
+fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
     // The supervisor compiles the same text meanwhile, and says what is wrong with it.
     let Ok(Loaded { policy, .. }) = config.policy.load() else { return Ok(()) };
     let image_roots = trust_store::open().context("cannot open the image's trust store")?;

@@ -15,7 +15,7 @@ use super::caller::Callers;
 use super::entered::{Entered, Setting};
 use super::environment::{self, Ways};
 use super::identity::{Database, User};
-use super::init::{Signals, Watch};
+use super::init::Watch;
 use super::keeper::{self, Prepared, ToKeeper};
 use super::launch::{Keeper, LaunchError, Starting};
 use super::losses::Losses;
@@ -23,6 +23,7 @@ use super::policy_files::PolicyFiles;
 use super::proxy_process::{self, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
+use super::signals::Signals;
 use super::taint::Watched;
 use super::{filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering};
 use crate::event::{self, Class, Event, Severity};
@@ -79,7 +80,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), sysctl::read()),
     )?;
     progress::creating();
-    let network = gateway.built()?;
+    let network = signals.wait_for_thread(gateway.built(), "the network")??;
     let namespace = network.namespace.id()?;
     progress::created(namespace);
     let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
@@ -87,6 +88,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     progress::listening();
     let callers = Arc::new(Callers::new(keeper_pid, Watched::new(&policy, std::env::vars_os())));
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
+    signals.wait_for(&keeper, "the keeper")?;
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
     progress::confined(&confinement, hard);
 
@@ -110,13 +112,14 @@ pub fn run(args: RunArgs) -> Result<i32> {
         sockets: sockets.as_ref(),
     }
     .report();
+    signals.wait_for(&proxy, "the proxy's certificate")?;
     let certificate = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
     dir.write(&ca, 0o644, certificate.as_bytes())?;
     progress::tls_enabled(&ca);
     // From here on this process neither mounts nor makes namespaces.
-    seccomp::install_everywhere(&seccomp::supervisor_sealed())
-        .context("cannot install our own filter")?;
+    seccomp::install_everywhere(&seccomp::supervisor()).context("cannot install our own filter")?;
+    signals.wait_for(&proxy, "the agent's certificates")?;
     proxy_process::bundled(&proxy)?;
     let (diag, inbound) = (network.diag, args.inbound.clone());
     gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
@@ -152,7 +155,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let entered = Entered::listen(&dir, setting)?;
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
     let watch =
-        Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline, more: false };
+        Watch { signals, keeper, keeper_pid, proxy_pid, agent, entered, deadline, more: true };
     let outcome = watch.run();
     end(keeper_pid);
     drop(dir);

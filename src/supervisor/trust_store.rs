@@ -2,8 +2,10 @@
 //! beside the sandbox CA. It is only opened here; what is in it the proxy reads.
 
 use std::fs::File;
-use std::io::{self, Seek};
+use std::io::{self, Read, Seek};
 use std::os::unix::fs::MetadataExt;
+
+use super::image_file;
 
 /// Where images keep their trust store; the first that exists counts (openssl's and Go's lists).
 const PLACES: [&str; 5] = [
@@ -18,18 +20,19 @@ const PLACES: [&str; 5] = [
 /// when the first upstream is verified: a file that others than root could change meanwhile is
 /// copied.
 pub fn open() -> io::Result<Option<File>> {
-    PLACES.iter().find_map(|path| File::open(path).ok()).map(settled).transpose()
+    PLACES.iter().find_map(|path| image_file::open(path).ok()).map(settled).transpose()
 }
 
 fn settled(mut file: File) -> io::Result<File> {
     const OTHERS_WRITE: u32 = 0o022;
     let meta = file.metadata()?;
+    image_file::bounded(meta.len())?;
     if meta.uid() == 0 && meta.mode() & OTHERS_WRITE == 0 {
         return Ok(file);
     }
     let flags = rustix::fs::MemfdFlags::CLOEXEC;
     let mut copy = File::from(rustix::fs::memfd_create("ringfence-trust-store", flags)?);
-    io::copy(&mut file, &mut copy)?;
+    image_file::bounded(io::copy(&mut (&mut file).take(meta.len()), &mut copy)?)?;
     copy.rewind()?;
     Ok(copy)
 }

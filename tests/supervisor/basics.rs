@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use crate::rig::{POLICY, Rig, SUPERVISOR, text};
+use crate::rig::{POLICY, Rig, SUPERVISOR, run, text};
 
 pub fn exit_codes(rig: &Rig) {
     for (words, code) in [
@@ -161,4 +161,34 @@ pub fn broken_input(rig: &Rig) {
     assert!(attempt(&["--policy-data", good, "--run-as", "ghost"]).contains("ghost"));
     let digest = attempt(&["--policy-data", good, "--policy-digest", "sha256:0"]);
     assert!(digest.contains("admitted with"), "{digest}");
+}
+
+pub fn certificates(rig: &Rig) {
+    let output = rig.shell(
+        "tail -n $(wc -l <$NODE_EXTRA_CA_CERTS) $SSL_CERT_FILE | cmp - $NODE_EXTRA_CA_CERTS \
+         && grep -c BEGIN $SSL_CERT_FILE; grep -c '#' $SSL_CERT_FILE; ls -l $SSL_CERT_FILE",
+    );
+    let seen = text(&output.stdout);
+    let image = fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").unwrap_or_default();
+    // The image's, the operator's (`--upstream-ca`), the sandbox CA.
+    let all = image.matches("-----BEGIN CERTIFICATE-----").count() + 2;
+    assert!(seen.starts_with(&format!("{all}\n0\n-rw-r--r--")), "{seen}{}", text(&output.stderr));
+}
+
+pub fn image_files(rig: &Rig) {
+    let pipe = rig.path("pipe");
+    run("mkfifo", &[pipe.to_str().unwrap()]);
+    for (hostile, over, code) in [
+        (pipe.to_str().unwrap(), "/etc/ssl/certs/ca-certificates.crt", 0),
+        ("/dev/zero", "/etc/ssl/certs/ca-certificates.crt", 0),
+        (pipe.to_str().unwrap(), "/etc/passwd", 125),
+        ("/dev/zero", "/etc/group", 125),
+    ] {
+        run("mount", &["--bind", hostile, over]);
+        let output = rig.fenced(&["true"]);
+        run("umount", &[over]);
+        let log = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{over} is {hostile}: {log}");
+        assert!(code == 0 || log.contains(over) && log.contains("not a regular file"), "{log}");
+    }
 }

@@ -72,6 +72,8 @@ const TESTS: &[Test] = &[
     ("what_an_agent_linked_is_not_opened_to_the_next", basics::planted_link),
     ("a_port_of_the_agent_is_reachable", basics::inbound),
     ("broken_input_is_named", basics::broken_input),
+    ("the_agents_certificates_are_the_images_and_ours", basics::certificates),
+    ("files_of_the_image_that_never_end_do_not_hold_the_start", basics::image_files),
     ("every_signal_reaches_the_agent", life::signals),
     ("every_end_has_its_code", life::codes),
     ("stop_is_bounded", life::bounded_stop),

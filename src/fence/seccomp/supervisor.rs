@@ -1,5 +1,6 @@
 //! What the supervisor itself gives up. It is uid 0 with capabilities, so that a fault in it must
-//! not reach parts of the kernel it has no use for. Its children inherit this and add their own.
+//! not reach parts of the kernel it has no use for. Installed on all its threads before the agent
+//! is released; the proxy and the keeper were started before.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,7 @@ const MEMORY_OF_OTHERS: &[libc::c_long] = &[
     libc::SYS_ptrace,
 ];
 
-/// `sealed`: the fence stands, nothing is mounted any more.
-pub(super) fn table(sealed: bool) -> Table {
+pub(super) fn table() -> Table {
     let mut table = Table {
         foreign: Verdict::Errno(libc::EPERM),
         default: Verdict::Allow,
@@ -28,8 +28,6 @@ pub(super) fn table(sealed: bool) -> Table {
         table.set(group, eperm());
     }
     table.set(&[libc::SYS_add_key, libc::SYS_request_key], eperm());
-    if sealed {
-        table.set(MOUNTS, eperm());
-    }
+    table.set(MOUNTS, eperm());
     table
 }

@@ -23,7 +23,7 @@ fn call(program: &Program, nr: libc::c_long, args: [u64; 6]) -> u32 {
     run(&program.code, &Call { nr, arch: NATIVE_ARCH, args }).0
 }
 
-fn programs() -> [Program; 7] {
+fn programs() -> [Program; 6] {
     [
         agent(AgentOptions::default()),
         agent(AgentOptions { memfd: Memfd::Noexec }),
@@ -31,7 +31,6 @@ fn programs() -> [Program; 7] {
         connect_listener(),
         proxy(),
         supervisor(),
-        supervisor_sealed(),
     ]
 }
 
@@ -294,13 +293,12 @@ fn the_proxy_makes_no_process_and_no_code() {
 }
 
 #[test]
-fn the_supervisor_mounts_until_it_is_sealed() {
+fn the_supervisor_no_longer_mounts() {
     let eperm = refused(libc::EPERM);
     for nr in calls::MOUNTS {
-        assert_eq!(call(&supervisor(), *nr, [0; 6]), ALLOW);
-        assert_eq!(call(&supervisor_sealed(), *nr, [0; 6]), eperm);
+        assert_eq!(call(&supervisor(), *nr, [0; 6]), eperm);
     }
-    for program in [supervisor(), supervisor_sealed()] {
+    for program in [supervisor()] {
         for nr in [libc::SYS_bpf, libc::SYS_kexec_load, libc::SYS_ptrace, libc::SYS_init_module] {
             assert_eq!(call(&program, nr, [0; 6]), eperm);
         }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::fence::attempts::{Facts, bait};
 use crate::fence::credentials::{self, Bounding, Identity};
+use crate::fence::netns;
 use crate::fence::spawn::{self, Forked};
 
 /// Files, sockets; gone when dropped.
@@ -95,6 +96,9 @@ pub fn start_neighbour(facts: &mut Facts) -> Result<()> {
                 // It is the agent's user from here on, and has nothing that the agent may not.
                 spawn::place(told.as_raw_fd(), 0).ok()?;
                 spawn::close_range(1, u32::MAX, 0).ok()?;
+                // Were it taken over all the same, it would be of no use.
+                netns::unshare().ok()?;
+                credentials::no_new_privs().ok()?;
                 credentials::drop_to(&identity, Bounding::IfPermitted).ok()?;
                 credentials::parent_death_signal_kill(Some(parent)).ok()?;
                 // As a program of that user is, once executed.
