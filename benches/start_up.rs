@@ -43,7 +43,8 @@ fn main() {
     }
     let supervisor = std::env::var_os("RINGFENCE_SUPERVISOR")
         .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ringfence-supervisor")), PathBuf::from);
-    let directory = tempfile::tempdir().expect("a temporary directory");
+    // Not below /tmp, which every fence opens.
+    let directory = tempfile::tempdir_in("/run").expect("a temporary directory");
     // As in a pod, where it is an emptyDir in memory.
     let mounted = Command::new("mount")
         .args(["-t", "tmpfs", "tmpfs"])

@@ -1,6 +1,7 @@
 //! `ringfence-supervisor`: the pod's side. See [`ringfence::supervisor`].
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -11,13 +12,14 @@ use ringfence::supervisor::{
 };
 
 fn main() -> ExitCode {
-    // Our own start of the proxy, at each start of a fence: no command line to be read.
-    if std::env::args_os().skip(1).eq(["proxy"]) {
-        let outcome = proxy_process::main().inspect_err(failure::tell_of_proxy);
-        return ExitCode::from(if outcome.is_ok() { 0 } else { failure::NO_FENCE });
-    }
-    if openshell::is_called(std::env::args_os().next().as_deref()) {
-        return ExitCode::from(openshell::main(std::env::args_os().collect()));
+    let argv: Vec<OsString> = std::env::args_os().collect();
+    match called(&argv) {
+        Called::Proxy => {
+            let outcome = proxy_process::main().inspect_err(failure::tell_of_proxy);
+            return ExitCode::from(if outcome.is_ok() { 0 } else { failure::NO_FENCE });
+        }
+        Called::OpenShell => return ExitCode::from(openshell::main(argv)),
+        Called::Supervisor => {}
     }
     let args = match Args::try_parse() {
         Ok(args) => args,
@@ -47,6 +49,28 @@ fn main() -> ExitCode {
     }))
 }
 
+/// The only word of the proxy's command line. This program has no verb of that name, and its
+/// commands come after `--`.
+const PROXY: &str = "proxy";
+
+/// What this program is to be.
+#[derive(Debug, PartialEq, Eq)]
+enum Called {
+    /// Our own start of the proxy, at each start of a fence: no command line to be read.
+    Proxy,
+    OpenShell,
+    Supervisor,
+}
+
+/// By its name first: `openshell-sandbox proxy` runs a command that has this name.
+fn called(argv: &[OsString]) -> Called {
+    match argv {
+        [name, ..] if openshell::is_called(Some(name)) => Called::OpenShell,
+        [_, verb] if verb == PROXY => Called::Proxy,
+        _ => Called::Supervisor,
+    }
+}
+
 /// Prints an error of a verb that runs beside the agent.
 fn tell<T: Into<ExitValue>>(outcome: Result<T>) -> Result<i32> {
     outcome
@@ -66,5 +90,21 @@ impl From<i32> for ExitValue {
 impl From<()> for ExitValue {
     fn from((): ()) -> Self {
         Self(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_of_the_proxys_name_is_a_command() {
+        let called = |words: &[&str]| called(&words.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(called(&["/x/openshell-sandbox", "proxy"]), Called::OpenShell);
+        assert_eq!(called(&["openshell-sandbox", PROXY]), Called::OpenShell);
+        assert_eq!(called(&["ringfence-supervisor", PROXY]), Called::Proxy);
+        for words in [&["ringfence-supervisor", "--", PROXY][..], &["x"], &[]] {
+            assert_eq!(called(words), Called::Supervisor);
+        }
     }
 }

@@ -7,11 +7,12 @@
 //! a memfd, which has no path that a Landlock rule could be about.
 
 mod bait;
+mod hearing;
 mod inside;
 mod report;
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek};
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -29,6 +30,7 @@ use super::{packet, run_dir};
 use crate::fence::attempts::{Facts, Seen, table};
 
 pub use bait::{Bait, start_neighbour};
+use hearing::{DEADLINE, Patience};
 pub use inside::attempts;
 use report::Report;
 
@@ -47,7 +49,10 @@ pub fn client(args: &DoctorArgs) -> Result<i32> {
     let (socket, dir) = enter::connect(&args.run_dir, Duration::from_secs(args.wait))?;
     let attestation = read_attestation(&dir)?;
     let mut facts = facts(&attestation, &dir)?;
-    let bait = Bait::lay(&args.run_dir, &mut facts)?;
+    // From here on a signal does not end this process before it has taken the bait away.
+    let patience = Patience::begin(DEADLINE)?;
+    // In the supervisor's own directory: what is left by a doctor that was killed goes with it.
+    let bait = Bait::lay(&dir, &mut facts)?;
     // A process of the agent's user outside of the fence is the agent's to take over where no
     // Landlock domain stands between the two.
     if attestation["pid_namespace"]["own"] == Value::Bool(false)
@@ -55,8 +60,9 @@ pub fn client(args: &DoctorArgs) -> Result<i32> {
     {
         start_neighbour(&mut facts)?;
     }
-    let lines = ask(&socket, &facts)?;
+    let lines = ask(&socket, &facts, &patience)?;
     drop(bait);
+    drop(patience);
     let report = Report::new(attestation, table(), &lines);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
@@ -138,8 +144,9 @@ fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// Has the attempts made, and reads what they say until they have ended.
-fn ask(socket: &OwnedFd, facts: &Facts) -> Result<Vec<Line>> {
+/// Has the attempts made, and reads what they say until they have ended. When it gives up, the end
+/// of this process's connection is theirs.
+fn ask(socket: &OwnedFd, facts: &Facts, patience: &Patience) -> Result<Vec<Line>> {
     let program = program().context("cannot make a copy of this program")?;
     let (read, write) = io::pipe().context("cannot make a pipe")?;
     let run = ToSupervisor::Run {
@@ -154,13 +161,11 @@ fn ask(socket: &OwnedFd, facts: &Facts) -> Result<Vec<Line>> {
     // Ours must be closed, or the end is never seen. A refusal closes the supervisor's too.
     drop((program, write));
     let mut lines = Vec::new();
-    for line in BufReader::new(read).split(b'\n') {
-        let line = line.context("cannot read what the attempts say")?;
-        match serde_json::from_slice(&line) {
-            Ok(line) => lines.push(line),
-            Err(_) => eprintln!("doctor: {}", line.escape_ascii()),
-        }
-    }
+    patience.lines(&read.into(), |line| match serde_json::from_slice(line) {
+        Ok(line) => lines.push(line),
+        Err(_) => eprintln!("doctor: {}", line.escape_ascii()),
+    })?;
+    patience.wait(socket)?;
     let Some(packet) = packet::receive(socket).context("cannot hear the supervisor")? else {
         bail!("the supervisor has ended: an attempt may have broken the fence");
     };

@@ -7,10 +7,11 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::fs::{CWD, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, openat2};
 
 use super::identity::User;
+use crate::event::{self, Class, Event, Severity};
 use crate::fence::landlock::{Access, PathRule};
 use crate::policy::Filesystem;
 
@@ -31,17 +32,80 @@ const READ: [&str; 10] = [
 /// Writable in every fence. /dev/null as well: a shell without it does nothing useful.
 const WRITE: [&str; 3] = ["/sandbox", "/tmp", "/dev/null"];
 
+/// Refuses a policy that opens the run directory, or a part of it: an agent that may open it, if
+/// only for reading, can take the locks that supervisors begin and are found by (flock(2)). What
+/// the agent reads in it is added by [`rules`].
+///
+/// Returns the working directory that joins the rules. One that holds the run directory (`/`, in
+/// an image that names no other) is not the policy's word: it is left out, and an event says so.
+///
+/// `run_dir` must exist: a path that leads to it by a link could not be known else.
+pub fn guard<'a>(
+    policy: &Filesystem,
+    workdir: Option<&'a Path>,
+    run_dir: &Path,
+) -> Result<Option<&'a Path>> {
+    let shown = run_dir.display();
+    let run_dir = real(run_dir);
+    let meets = |path: &Path| {
+        let path = real(path);
+        path.starts_with(&run_dir) || run_dir.starts_with(&path)
+    };
+    for base in READ.iter().chain(&WRITE) {
+        ensure!(
+            !meets(Path::new(base)),
+            "the run directory {shown} and {base}, which every fence opens, lie one in the other: \
+             name another --run-dir"
+        );
+    }
+    for (list, paths) in [("read_only", &policy.read_only), ("read_write", &policy.read_write)] {
+        for path in paths {
+            ensure!(
+                !meets(Path::new(path)),
+                "filesystem_policy.{list}: {path} opens the supervisor's run directory {shown}, \
+                 whose locks the agent could then hold: leave it out, and name what the agent \
+                 needs beside the run directory path by path"
+            );
+        }
+    }
+    let (left_out, included): (Option<_>, Option<_>) =
+        match workdir.filter(|_| policy.include_workdir) {
+            Some(dir) if meets(dir) => (Some(dir), None),
+            dir => (None, dir),
+        };
+    if let Some(dir) = left_out {
+        event::emit(&Event::new(Class::Config, "DEGRADED", Severity::Medium).subject(format!(
+            "the working directory {} is not opened to the agent: the run directory {shown} lies \
+             there; name what the agent writes to in filesystem_policy.read_write",
+            dir.display()
+        )));
+    }
+    Ok(included)
+}
+
+/// A path with its links followed as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let known = path.ancestors().find_map(|at| {
+        let rest = path.strip_prefix(at).ok()?;
+        Some(std::fs::canonicalize(at).ok()?.join(rest))
+    });
+    known.unwrap_or(path)
+}
+
 /// Rules for what the policy asks, in the order of their paths; the wider access wins where a
 /// path is named twice.
 ///
 /// `named` rules must exist under `hard_requirement`; the base is left out where the image has
 /// nothing at the path.
+///
+/// `workdir` is what [`guard`] returned.
 #[must_use]
 pub fn rules(policy: &Filesystem, workdir: Option<&Path>, tls: &Path) -> Vec<PathRule> {
     let base = |path: &&str| Path::new(*path).exists();
     let read = READ.iter().copied().filter(base).map(PathBuf::from);
     let write = WRITE.iter().copied().filter(base).map(PathBuf::from);
-    let workdir = workdir.filter(|_| policy.include_workdir).map(Path::to_owned);
+    let workdir = workdir.map(Path::to_owned);
     let read = read.chain(policy.read_only.iter().map(PathBuf::from)).chain([tls.to_owned()]);
     let write = write.chain(policy.read_write.iter().map(PathBuf::from)).chain(workdir);
     let mut rules = BTreeMap::new();
@@ -185,13 +249,53 @@ mod tests {
 
     #[test]
     fn the_workdir_joins_only_when_the_policy_includes_it() {
-        let has = |include_workdir| {
+        let has = |include_workdir, workdir: &str| {
             let policy = Filesystem { include_workdir, ..policy(&[], &[]) };
-            rules(&policy, Some(Path::new("/work")), Path::new("/r"))
-                .iter()
-                .any(|rule| rule.path == Path::new("/work"))
+            let workdir = Path::new(workdir);
+            let joins = guard(&policy, Some(workdir), Path::new("/run/rf")).unwrap();
+            rules(&policy, joins, Path::new("/r")).iter().any(|rule| rule.path == workdir)
         };
-        assert!(has(true) && !has(false));
+        assert!(has(true, "/work") && !has(false, "/work"));
+        // An image without a WORKDIR: the agent must not write everywhere.
+        assert!(!has(true, "/") && !has(true, "/run") && !has(true, "/run/rf/x"));
+    }
+
+    #[test]
+    fn no_policy_opens_the_run_directory() {
+        let dir = tempfile::tempdir_in("/var").unwrap();
+        let run = dir.path().join("run");
+        std::fs::create_dir(&run).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&run, &link).unwrap();
+        let within = run.join("1-0123456789abcdef/tls");
+        let beside = dir.path().join("runner");
+        let root = Path::new("/");
+        for path in [root, dir.path(), &run, &within, &link, &link.join("new")] {
+            let path = path.to_str().unwrap();
+            for (list, policy) in
+                [("read_only", policy(&[path], &[])), ("read_write", policy(&[], &[path]))]
+            {
+                let error = guard(&policy, None, &run).unwrap_err().to_string();
+                assert!(error.contains(&format!("{list}: {path} opens")), "{error}");
+            }
+        }
+        assert!(guard(&policy(&[beside.to_str().unwrap()], &[]), None, &run).is_ok());
+        // What every fence opens.
+        let error = guard(&policy(&[], &[]), None, Path::new("/tmp/x")).unwrap_err().to_string();
+        assert!(error.contains("/tmp") && error.contains("--run-dir"), "{error}");
+    }
+
+    #[test]
+    fn the_policies_that_we_publish_leave_it_alone() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        for name in ["examples/policy.yaml", "tests/supervisor/policy.yaml"] {
+            let bytes = std::fs::read(root.join(name)).unwrap();
+            let loaded = crate::policy::load(&crate::policy::Source { name, bytes: &bytes }, None);
+            let policy = loaded.unwrap().policy;
+            for run_dir in ["/run/ringfence", "/mnt/run"] {
+                guard(policy.filesystem(), None, Path::new(run_dir)).unwrap();
+            }
+        }
     }
 
     #[test]

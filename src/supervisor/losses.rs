@@ -107,7 +107,7 @@ fn volumes(sockets: &Sockets, lost: &mut impl FnMut(Severity, String)) {
         );
     }
     if let Some(unseen) = &sockets.unseen {
-        lost(Severity::Info, format!("not all volumes were searched for unix sockets: {unseen}"));
+        lost(Severity::Medium, format!("not all volumes were searched for unix sockets: {unseen}"));
     }
 }
 
@@ -158,6 +158,6 @@ mod tests {
         let events = losses.events();
         assert_eq!(events.len(), 9);
         // What weakens the fence is said at every level.
-        assert_eq!(events.iter().filter(|event| event.passes(Level::Error)).count(), 4);
+        assert_eq!(events.iter().filter(|event| event.passes(Level::Error)).count(), 5);
     }
 }

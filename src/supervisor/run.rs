@@ -59,19 +59,20 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let policy = load(&files)?;
     progress::validated(&files, &policy);
 
-    // 3. User, working directory, the directories that the policy promises.
+    // 3. User, working directory, our own directory, those that the policy promises.
     let user = resolve_user(&args, &policy)?;
     let workdir = match &args.workdir {
         Some(dir) => dir.clone(),
         None => std::env::current_dir().context("cannot see the working directory")?,
     };
-    let made = filesystem::make_missing(policy.filesystem(), &user)?;
     let dir = RunDir::create(&args.run_dir)?;
+    let included = filesystem::guard(policy.filesystem(), args.workdir.as_deref(), &args.run_dir)?;
+    let made = filesystem::make_missing(policy.filesystem(), &user)?;
 
     // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back. The
     //    keeper, once it has made the fence's namespace, takes on the Landlock domain that all it
     //    forks inherit.
-    let rules = filesystem::rules(policy.filesystem(), args.workdir.as_deref(), &dir.tls());
+    let rules = filesystem::rules(policy.filesystem(), included, &dir.tls());
     let paths = rules.as_slice().into();
     let hard = policy.landlock() == Compatibility::HardRequirement;
     let listener = policy.names_binaries();

@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -25,6 +26,9 @@ pub const ATTESTATION: &str = "root/attestation.json";
 const ROOT: &str = "root";
 /// What the agent may read, below [`RunDir::path`].
 const TLS: &str = "tls";
+/// How long a supervisor waits for the lock of another that begins, which takes well under a
+/// millisecond.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The subdirectory of one supervisor; removed when dropped.
 #[derive(Debug)]
@@ -57,7 +61,7 @@ impl RunDir {
             .with_context(|| format!("cannot make {name} 0755"))?;
         // Held until our own place is made and locked: another supervisor that sweeps meanwhile
         // would take it for a dead one's.
-        let _alone = wait_for_lock(base).with_context(|| format!("cannot lock {name}"))?;
+        let _alone = wait_for_lock(base, PATIENCE)?;
         sweep(base);
 
         let path = base.join(random_name()?);
@@ -65,7 +69,7 @@ impl RunDir {
             .mode(0o755)
             .create(&path)
             .with_context(|| format!("cannot make {}", path.display()))?;
-        let lock = wait_for_lock(&path).with_context(|| format!("cannot lock {name}"))?;
+        let lock = wait_for_lock(&path, PATIENCE)?;
         for (sub, mode) in [(ROOT, 0o700), (TLS, 0o755)] {
             let sub = path.join(sub);
             fs::DirBuilder::new()
@@ -124,16 +128,19 @@ impl Drop for RunDir {
 #[must_use]
 pub fn living(base: &Path) -> Vec<PathBuf> {
     // A shared lock: two that look at the same time must not take each other for a supervisor.
-    let lives =
-        |path: &PathBuf| matches!(lock(path, FlockOperation::NonBlockingLockShared), Ok(None));
-    if base.join(ROOT).is_dir() {
+    let lives = |path: &PathBuf| {
+        // Made before the lock is, and gone with it.
+        is_roots(&path.join(ROOT))
+            && matches!(lock(path, FlockOperation::NonBlockingLockShared), Ok(None))
+    };
+    if is_ours(base) && base.join(ROOT).is_dir() {
         return Some(base.to_owned()).into_iter().filter(lives).collect();
     }
     entries(base).filter(lives).collect()
 }
 
-/// Removes the subdirectories that no process holds. A failure is no harm: they are read by
-/// nobody, since [`living`] passes them over.
+/// Removes the subdirectories that no process holds, also one whose supervisor was killed before
+/// it was whole. A failure is no harm: they are read by nobody, since [`living`] passes them over.
 fn sweep(base: &Path) {
     for path in entries(base) {
         if let Ok(Some(_held)) = lock(&path, FlockOperation::NonBlockingLockExclusive) {
@@ -142,17 +149,46 @@ fn sweep(base: &Path) {
     }
 }
 
+/// What a supervisor has made, or root in its place. Whatever else lies there is none of ours.
 fn entries(base: &Path) -> impl Iterator<Item = PathBuf> {
-    fs::read_dir(base).into_iter().flatten().flatten().map(|entry| entry.path())
+    let entries = fs::read_dir(base).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| is_ours(path))
+}
+
+fn is_ours(path: &Path) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(is_name) && is_roots(path)
+}
+
+/// A directory, no link to one, of root's; or of this process's user, who may not be root.
+fn is_roots(path: &Path) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(path)
+        .is_ok_and(|meta| meta.is_dir() && (meta.uid() == 0 || meta.uid() == own))
 }
 
 /// Waits for the lock of a directory: another supervisor holds the base while it begins, and
-/// whoever looks for the living holds each for a moment. The agent cannot: its Landlock domain
-/// does not let it open them.
-fn wait_for_lock(path: &Path) -> io::Result<OwnedFd> {
-    let dir = open(path)?;
-    rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
-    Ok(dir)
+/// whoever looks for the living holds each for a moment. An agent that could open it could hold it
+/// for good, so its policy may not (`filesystem::guard`), and the wait ends all the same.
+fn wait_for_lock(path: &Path, patience: Duration) -> Result<OwnedFd> {
+    let name = path.display();
+    let until = Instant::now() + patience;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        let held = lock(path, FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("cannot lock {name}"))?;
+        if let Some(held) = held {
+            return Ok(held);
+        }
+        ensure!(
+            Instant::now() < until,
+            "cannot lock {name}: another process has held it for {} s: a supervisor that hangs as \
+             it begins, or a process outside of any fence that has the directory open: end it \
+             (/proc/locks names it), or name another --run-dir",
+            patience.as_secs()
+        );
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
 }
 
 fn open(path: &Path) -> io::Result<OwnedFd> {
@@ -168,6 +204,17 @@ fn lock(path: &Path, how: FlockOperation) -> io::Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether [`random_name`] makes such names: digits, a dash, sixteen hexadecimal digits.
+fn is_name(name: &str) -> bool {
+    let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+    name.split_once('-').is_some_and(|(pid, random)| {
+        (1..=10).contains(&pid.len())
+            && pid.bytes().all(|c| c.is_ascii_digit())
+            && random.len() == 16
+            && random.bytes().all(hex)
+    })
 }
 
 /// The process's number, by which a person tells several supervisors apart, and what nobody can
@@ -187,7 +234,11 @@ mod tests {
     #[test]
     fn the_dead_are_swept_and_the_living_stay() {
         let base = tempfile::tempdir().unwrap();
-        fs::create_dir(base.path().join("0123456789abcdef")).unwrap();
+        // Killed before it was whole; and what is none of ours.
+        let [dead, foreign] =
+            ["12-0123456789abcdef", "0123456789abcdef"].map(|name| base.path().join(name));
+        fs::create_dir(&dead).unwrap();
+        fs::create_dir(&foreign).unwrap();
         let first = RunDir::create(base.path()).unwrap();
         let second = RunDir::create(base.path()).unwrap();
         let mut living = super::living(base.path());
@@ -195,6 +246,7 @@ mod tests {
         let mut expected = [first.path().to_owned(), second.path().to_owned()];
         expected.sort();
         assert_eq!(living, expected);
+        assert!(!dead.exists() && foreign.exists());
         let own = super::living(first.path());
         assert_eq!(own, [first.path()]);
         let gone = first.path().to_owned();
@@ -206,8 +258,8 @@ mod tests {
     #[test]
     fn who_looks_for_the_living_stops_nobody_and_is_taken_for_nobody() {
         let base = tempfile::tempdir().unwrap();
-        let dead = base.path().join("1-0");
-        fs::create_dir(&dead).unwrap();
+        let dead = base.path().join("1-0123456789abcdef");
+        fs::create_dir_all(dead.join(ROOT)).unwrap();
         let looker = lock(&dead, FlockOperation::NonBlockingLockShared).unwrap();
         assert!(looker.is_some() && living(base.path()).is_empty());
 
@@ -226,6 +278,53 @@ mod tests {
             stop.store(true, std::sync::atomic::Ordering::Relaxed);
             outcome.unwrap();
         });
+    }
+
+    #[test]
+    fn a_lock_alone_makes_no_supervisor() {
+        let base = tempfile::tempdir().unwrap();
+        let mut held = Vec::new();
+        let mut hold = |name: &str| {
+            let path = base.path().join(name);
+            fs::create_dir_all(path.join(ROOT)).unwrap();
+            let lock = lock(&path, FlockOperation::NonBlockingLockExclusive).unwrap().unwrap();
+            held.push(lock);
+            path
+        };
+        for name in
+            ["doctor-7", "1-0123", "x-0123456789abcdef", "1-0123456789ABCDEF", "-0123456789abcdef"]
+        {
+            hold(name);
+        }
+        assert!(living(base.path()).is_empty());
+        let whole = hold("1-0123456789abcdef");
+        assert_eq!(living(base.path()), [whole.as_path()]);
+        fs::remove_dir(whole.join(ROOT)).unwrap();
+        assert!(living(base.path()).is_empty());
+        // A link is nobody's directory.
+        std::os::unix::fs::symlink("/tmp", whole.join(ROOT)).unwrap();
+        assert!(living(base.path()).is_empty());
+        fs::remove_file(whole.join(ROOT)).unwrap();
+        fs::create_dir(whole.join(ROOT)).unwrap();
+        assert_eq!(living(base.path()).len(), 1);
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&whole, Some(1000), None).unwrap();
+            assert!(living(base.path()).is_empty());
+        } else {
+            println!("SKIPPED: needs root");
+        }
+    }
+
+    #[test]
+    fn a_lock_that_somebody_keeps_is_not_waited_for_for_ever() {
+        let base = tempfile::tempdir().unwrap();
+        let held = lock(base.path(), FlockOperation::NonBlockingLockShared).unwrap();
+        let error = wait_for_lock(base.path(), Duration::from_millis(5)).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains(base.path().to_str().unwrap()), "{error}");
+        assert!(error.contains("--run-dir"), "{error}");
+        drop(held);
+        assert!(wait_for_lock(base.path(), Duration::ZERO).is_ok());
     }
 
     #[test]

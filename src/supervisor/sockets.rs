@@ -29,24 +29,25 @@ use crate::policy::UnixSockets;
 struct Bounds {
     /// Levels of directories below where it starts.
     depth: usize,
-    /// Entries of all directories together.
+    /// Entries of all directories below one start together. Not of all volumes: who fills one must
+    /// not hide what lies in the next.
     entries: usize,
 }
 
 impl Bounds {
-    /// For a list: where sockets usually lie; at most some 2 ms.
+    /// For a list: where sockets usually lie; at most some 2 ms a volume.
     const LIST: Self = Self { depth: 3, entries: 2_048 };
     /// For a refusal, which must have seen everything.
     const REFUSE: Self = Self { depth: 32, entries: 262_144 };
 }
 
-/// The most sockets that are named.
-const MAX_FOUND: usize = 64;
+/// The most sockets of one volume that are named.
+const MAX_FOUND: usize = 16;
 
 /// What was found.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Sockets {
-    /// Sockets in volumes that the agent reaches, at most 64.
+    /// Sockets in volumes that the agent reaches, at most 16 of each.
     pub found: Vec<PathBuf>,
     /// Why some volumes were not seen whole; `None`: they were.
     pub unseen: Option<String>,
@@ -104,10 +105,7 @@ fn look(rules: &[PathRule], bounds: Bounds) -> io::Result<Sockets> {
     let real = |rule: &PathRule| fs::canonicalize(&rule.path).ok();
     let paths: Vec<_> = rules.iter().filter_map(real).collect();
     let mut sockets = Sockets::default();
-    let mut left = bounds.entries;
-    for start in starts(&mounts, &paths) {
-        sockets.look_at(&start, bounds.depth, &mut left);
-    }
+    sockets.look_through(&starts(&mounts, &paths), bounds);
     Ok(sockets)
 }
 
@@ -153,6 +151,21 @@ fn starts(mounts: &[PathBuf], paths: &[PathBuf]) -> Vec<PathBuf> {
 }
 
 impl Sockets {
+    fn look_through(&mut self, starts: &[PathBuf], bounds: Bounds) {
+        for start in starts {
+            let mut one = Self::default();
+            one.look_at(start, bounds.depth, &mut { bounds.entries });
+            self.take(one);
+        }
+    }
+
+    /// Adds what was found in one volume.
+    fn take(&mut self, one: Self) {
+        self.found.extend(one.found);
+        let both = self.unseen.take().into_iter().chain(one.unseen).collect::<Vec<_>>();
+        self.unseen = (!both.is_empty()).then(|| both.join("; "));
+    }
+
     fn look_at(&mut self, start: &Path, depth: usize, left: &mut usize) {
         let kind = match fs::symlink_metadata(start) {
             Ok(meta) => meta.file_type(),
@@ -211,7 +224,7 @@ impl Sockets {
         if self.found.len() < MAX_FOUND {
             self.found.push(path);
         } else {
-            self.unseen.get_or_insert_with(|| format!("there are more than {MAX_FOUND}"));
+            self.miss(&path, &format_args!("there are more than {MAX_FOUND} sockets"));
         }
     }
 
@@ -300,6 +313,31 @@ mod tests {
         }
         let few = walk(dir.path(), Bounds { depth: 9, entries: 3 });
         assert!(few.unseen.unwrap().contains("too many"));
+    }
+
+    #[test]
+    fn a_full_volume_does_not_hide_what_lies_in_the_next() {
+        let [full, next] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let bounds = Bounds { depth: 2, entries: 100 };
+        for name in 0..=bounds.entries {
+            fs::write(full.path().join(name.to_string()), "").unwrap();
+        }
+        let many = tempfile::tempdir().unwrap();
+        let _many: Vec<_> = (0..=MAX_FOUND)
+            .map(|name| UnixListener::bind(many.path().join(name.to_string())).unwrap())
+            .collect();
+        let socket = next.path().join("socket");
+        let _socket = UnixListener::bind(&socket).unwrap();
+        let mut sockets = Sockets::default();
+        let starts = [&full, &many, &next].map(|dir| dir.path().to_owned());
+        sockets.look_through(&starts, bounds);
+        assert_eq!(sockets.found.last(), Some(&socket));
+        assert_eq!(sockets.found.len(), MAX_FOUND + 1);
+        let unseen = sockets.unseen.unwrap();
+        for (dir, why) in [(&full, "too many files"), (&many, "more than 16 sockets")] {
+            let named = unseen.split("; ").find(|part| part.contains(why)).expect(why);
+            assert!(named.starts_with(dir.path().to_str().unwrap()), "{named}");
+        }
     }
 
     #[test]

@@ -12,15 +12,28 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
-/// Whole names. All of the loader's begin with `LD_`.
-const NAMES: [&str; 51] = [
+/// How names begin: the loader's, functions that bash imports, .NET's profilers, Lua's first script
+/// and its places of modules (each also with a version behind it).
+const PREFIXES: [&str; 7] =
+    ["LD_", "BASH_FUNC_", "CORECLR_PROFILER", "COR_PROFILER", "LUA_INIT", "LUA_PATH", "LUA_CPATH"];
+
+/// npm reads its settings in capitals as well.
+const NPM: &str = "npm_config_node_options";
+
+/// Whole names.
+const NAMES: [&str; 58] = [
     "BASH_ENV",
     "BUN_OPTIONS",
     "CLASSPATH",
+    "CORECLR_ENABLE_PROFILING",
+    "COR_ENABLE_PROFILING",
     "DENO_V8_FLAGS",
     "DOTNET_STARTUP_HOOKS",
+    "ELECTRON_RUN_AS_NODE",
     "ENV",
     "GCONV_PATH",
+    "GEM_HOME",
+    "GEM_PATH",
     "GIT_ASKPASS",
     "GIT_CONFIG",
     "GIT_CONFIG_COUNT",
@@ -32,12 +45,15 @@ const NAMES: [&str; 51] = [
     "GIT_EXTERNAL_DIFF",
     "GIT_PAGER",
     "GIT_PROXY_COMMAND",
+    "GIT_SEQUENCE_EDITOR",
     "GIT_SSH",
     "GIT_SSH_COMMAND",
     "GIT_TEMPLATE_DIR",
     "GLIBC_TUNABLES",
     "JAVA_TOOL_OPTIONS",
     "JDK_JAVA_OPTIONS",
+    "LESSCLOSE",
+    "LESSOPEN",
     "NODE_OPTIONS",
     "NODE_PATH",
     "OPENSSL_CONF",
@@ -64,14 +80,15 @@ const NAMES: [&str; 51] = [
     "SSH_ASKPASS",
     "ZDOTDIR",
     "_JAVA_OPTIONS",
-    "npm_config_node_options",
 ];
 
 /// Whether a variable of this name makes programs run other code.
 #[must_use]
 pub fn steers(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
-    bytes.starts_with(b"LD_") || NAMES.iter().any(|known| known.as_bytes() == bytes)
+    PREFIXES.iter().any(|prefix| bytes.starts_with(prefix.as_bytes()))
+        || NAMES.iter().any(|known| known.as_bytes() == bytes)
+        || NPM.as_bytes().eq_ignore_ascii_case(bytes)
 }
 
 /// The names among an environment's, sorted; what is not printable is shown with marks.
@@ -102,6 +119,23 @@ mod tests {
             "GIT_SSH_COMMAND",
             "GIT_PROXY_COMMAND",
             "PERL5OPT",
+            "ELECTRON_RUN_AS_NODE",
+            "BASH_FUNC_git%%",
+            "CORECLR_ENABLE_PROFILING",
+            "CORECLR_PROFILER_PATH_64",
+            "COR_ENABLE_PROFILING",
+            "COR_PROFILER",
+            "LUA_INIT",
+            "LUA_INIT_5_4",
+            "LUA_CPATH_5_4",
+            "GEM_HOME",
+            "GEM_PATH",
+            "GIT_SEQUENCE_EDITOR",
+            "LESSOPEN",
+            "LESSCLOSE",
+            "npm_config_node_options",
+            "NPM_CONFIG_NODE_OPTIONS",
+            "npm_config_Node_Options",
         ] {
             assert!(steers(OsStr::new(name)), "{name}");
         }
@@ -113,6 +147,13 @@ mod tests {
             "GIT_SSL_CAINFO",
             "GIT_AUTHOR_NAME",
             "LDAP",
+            "BASH_VERSION",
+            "CORECLR",
+            "COR_OTHER",
+            "LUA",
+            "LESS",
+            "npm_config_registry",
+            "node_options",
             "",
         ] {
             assert!(!steers(OsStr::new(name)), "{name}");

@@ -17,9 +17,9 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
 use rustix::process::Pid;
 
 use super::steering;
@@ -100,6 +100,8 @@ fn read(pid: i32, what: &str) -> io::Result<Vec<u8>> {
 struct Mapping {
     /// As the name in `/proc/PID/map_files`.
     range: String,
+    /// Major and minor number, of the file system that holds the inode.
+    device: (u32, u32),
     inode: u64,
     path: PathBuf,
 }
@@ -111,7 +113,10 @@ fn mapping(line: &[u8]) -> Option<Mapping> {
     if permissions.get(2) != Some(&b'x') {
         return None;
     }
-    let inode = std::str::from_utf8(fields.nth(2)?).ok()?.parse().ok()?;
+    let (major, minor) = std::str::from_utf8(fields.nth(1)?).ok()?.split_once(':')?;
+    let part = |digits: &str| u32::from_str_radix(digits, 16).ok();
+    let device = (part(major)?, part(minor)?);
+    let inode = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
     if inode == 0 {
         return None;
     }
@@ -120,7 +125,7 @@ fn mapping(line: &[u8]) -> Option<Mapping> {
     let number = |digits: &str| u64::from_str_radix(digits, 16).ok();
     let range = format!("{:x}-{:x}", number(start)?, number(end)?);
     let path = fields.next().unwrap_or_default().trim_ascii_start().to_vec();
-    Some(Mapping { range, inode, path: OsString::from_vec(path).into() })
+    Some(Mapping { range, device, inode, path: OsString::from_vec(path).into() })
 }
 
 /// The process is stopped by one thread; others may map meanwhile, and may do so on purpose.
@@ -166,15 +171,33 @@ fn foreign_mapping(pid: i32, maps: &[u8]) -> io::Result<Option<String>> {
 /// The file that has the mapping's path now, if it is still the same. Less than half as dear as the
 /// kernel's own link to it.
 ///
-/// No link is followed. The agent could else lead a path of its own to a file of root's on another
-/// file system, and numbers of two file systems may be equal. On one they are not, as long as the
-/// mapping holds the file.
+/// An inode's number tells files apart on one file system only, where it is not given away as long
+/// as the mapping holds the file. So the device must be the same; where the file system shows
+/// another one in each place (overlayfs and btrfs may), nobody but root may have been able to put
+/// something else there. No link is followed either: the agent could lead a path of its own to a
+/// file of root's.
 fn by_path(root: &File, mapping: &Mapping) -> Option<Metadata> {
     let path = mapping.path.strip_prefix("/").ok()?;
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let file = openat2(root, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS).ok()?;
     let meta = File::from(file).metadata().ok()?;
-    (meta.ino() == mapping.inode).then_some(meta)
+    let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+    let same = device == mapping.device || only_root_places(root, path);
+    (meta.ino() == mapping.inode && same).then_some(meta)
+}
+
+/// Whether each directory on the way is root's own, and writable by no other. What holds from the
+/// root on cannot change meanwhile.
+fn only_root_places(root: &File, path: &Path) -> bool {
+    let mut above: Vec<_> = path.ancestors().skip(1).collect();
+    above.reverse();
+    above.iter().all(|at| {
+        statat(root, *at, AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode).is_dir()
+                && stat.st_uid == 0
+                && stat.st_mode & OTHERS_WRITE == 0
+        })
+    })
 }
 
 fn unknown(mapping: &Mapping) -> String {
@@ -217,6 +240,7 @@ network_policies:
         let code = b"00400000-00452000 r-xp 00000000 08:02 173521      /usr/bin/dbus daemon";
         let want = Mapping {
             range: "400000-452000".into(),
+            device: (8, 2),
             inode: 173_521,
             path: "/usr/bin/dbus daemon".into(),
         };
@@ -262,7 +286,12 @@ network_policies:
         let mapped = maps.split(|byte| *byte == b'\n').find_map(mapping).unwrap();
         let found = by_path(&root, &mapped).unwrap();
         assert_eq!(found.ino(), fs::metadata(&mapped.path).unwrap().ino());
-        let like = |path: PathBuf, inode| Mapping { range: mapped.range.clone(), inode, path };
+        let like = |path: PathBuf, inode| Mapping {
+            range: mapped.range.clone(),
+            device: mapped.device,
+            inode,
+            path,
+        };
         assert!(by_path(&root, &like(mapped.path.clone(), mapped.inode + 1)).is_none());
         let gone = like("/no/such (deleted)".into(), mapped.inode);
         assert!(by_path(&root, &gone).is_none() && unknown(&gone).contains("/no/such"));
@@ -273,6 +302,30 @@ network_policies:
         let led = link.join(mapped.path.file_name().unwrap());
         assert_eq!(fs::metadata(&led).unwrap().ino(), mapped.inode);
         assert!(by_path(&root, &like(led, mapped.inode)).is_none());
+    }
+
+    #[test]
+    fn an_inode_of_another_device_counts_only_where_root_alone_could_place_it() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: needs root");
+            return;
+        }
+        let root = File::open("/").unwrap();
+        // Root's own file below /tmp, where everybody may write; and one where nobody may.
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let shell = fs::canonicalize("/bin/sh").unwrap();
+        let mapping = |path: &Path, other: u32| {
+            let meta = fs::metadata(path).unwrap();
+            let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+            let device = (major, minor + other);
+            Mapping { range: "1-2".into(), device, inode: meta.ino(), path: path.to_owned() }
+        };
+        assert!(by_path(&root, &mapping(&file, 0)).is_some());
+        assert!(by_path(&root, &mapping(&file, 1)).is_none());
+        assert!(by_path(&root, &mapping(&shell, 0)).is_some());
+        assert!(by_path(&root, &mapping(&shell, 1)).is_some());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use ringfence::fence::attempts;
 use ringfence::supervisor::doctor::start_neighbour;
+use rustix::process::Signal;
 use serde_json::Value;
 
 const SUPERVISOR: &str = env!("CARGO_BIN_EXE_ringfence-supervisor");
@@ -59,6 +60,7 @@ const TESTS: &[Test] = &[
     ("every_row_is_as_expected_with_the_least_policy", least_policy),
     ("enter_knows_the_doctor", entered),
     ("the_attempts_are_not_made_by_root", not_by_root),
+    ("a_doctor_that_is_ended_leaves_nothing_that_stays", ended),
     ("rows_hold_in_a_fence_of_parts", self_test::all_on),
     ("each_row_fails_without_its_layers", self_test::each_off),
     ("what_also_guards_a_row_does", self_test::each_alone),
@@ -298,6 +300,53 @@ fn entered(rig: &Rig) -> Result<(), String> {
     // Another verb is a command like any other, and there is no such program inside.
     let output = rig.doctor(&[], &["enter", "--run-dir", "/mnt/run", "--", program, "status"]);
     if output.status.code() == Some(126) { Ok(()) } else { Err(format!("{output:?}")) }
+}
+
+/// Ended by a signal it takes its bait away; killed, it leaves it to the supervisor's end, and it
+/// passes for no supervisor meanwhile.
+fn ended(rig: &Rig) -> Result<(), String> {
+    let baits = || -> Vec<PathBuf> {
+        let below = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+        let all = below("/mnt/run".into()).map(|entry| entry.path());
+        let all = all.flat_map(|path| {
+            below(path.clone()).map(|entry| entry.path()).chain([path]).collect::<Vec<_>>()
+        });
+        let name =
+            |path: &PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        all.filter(|path| name(path).is_some_and(|name| name.starts_with("doctor-"))).collect()
+    };
+    let end = |signal| -> Result<Option<i32>, String> {
+        let mut doctor = Command::new(&rig.supervisor);
+        let mut doctor = doctor.args(JSON).stdout(Stdio::null()).spawn().expect("it starts");
+        while baits().is_empty() {
+            if let Some(status) = doctor.try_wait().expect("it is a child") {
+                return Err(format!("it ended before it laid any bait: {status}"));
+            }
+            std::thread::yield_now();
+        }
+        let pid = rustix::process::Pid::from_child(&doctor);
+        rustix::process::kill_process(pid, signal).expect("it lives");
+        Ok(doctor.wait().expect("it is a child").code())
+    };
+    let fence = rig.fence(&[], "policy.yaml");
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+        let code = end(signal)?;
+        if code != Some(125) || !baits().is_empty() {
+            return Err(format!("{signal:?}: code {code:?}, {:?} is left", baits()));
+        }
+    }
+    end(Signal::KILL)?;
+    let left = baits();
+    let [bait] = &left[..] else { return Err(format!("bait: {left:?}")) };
+    let bait = fs::File::open(bait).map_err(|error| error.to_string())?;
+    rustix::fs::flock(&bait, rustix::fs::FlockOperation::LockExclusive).expect("a lock");
+    let output = rig.doctor(&[], &["enter", "--run-dir", "/mnt/run", "--", "true"]);
+    if output.status.code() != Some(0) {
+        return Err(format!("{output:?}"));
+    }
+    drop(fence);
+    let _next = rig.fence(&[], "policy.yaml");
+    if baits().is_empty() { Ok(()) } else { Err(format!("{:?} outlived it", baits())) }
 }
 
 fn not_by_root(rig: &Rig) -> Result<(), String> {

@@ -5,7 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::rig::{
-    Background, Rig, SUPERVISOR, children_of, dies, eventually, keeper_of, lives, run, text,
+    Background, RUN_DIR, Rig, SUPERVISOR, children_of, dies, eventually, keeper_of, lives, run,
+    text,
 };
 
 pub fn enter(rig: &Rig) {
@@ -21,7 +22,7 @@ pub fn enter(rig: &Rig) {
     let mut client = Command::new(SUPERVISOR)
         .arg("enter")
         .arg("--run-dir")
-        .arg(rig.path("run"))
+        .arg(RUN_DIR)
         .args(["--", "sleep", "7654325"])
         .spawn()
         .unwrap();
@@ -47,7 +48,7 @@ pub fn stopped_child(rig: &Rig) {
     let clients: Vec<_> = (0..3)
         .map(|_| {
             let mut client = Command::new(SUPERVISOR);
-            client.arg("enter").arg("--run-dir").arg(rig.path("run"));
+            client.arg("enter").arg("--run-dir").arg(RUN_DIR);
             client.args(["--", "true"]).stdin(Stdio::null()).spawn().unwrap()
         })
         .collect();
@@ -190,7 +191,7 @@ pub fn several(rig: &Rig) {
     let said = text(&output.stderr);
     assert!(said.contains("2 supervisors"), "{said}");
     for fence in &fences {
-        let begins = format!("{}/{}-", rig.path("run").display(), fence.pid());
+        let begins = format!("{RUN_DIR}/{}-", fence.pid());
         let dir = said.split_whitespace().find(|word| word.starts_with(&begins)).expect(&said);
         let output = Command::new(SUPERVISOR)
             .args(["enter", "--run-dir", dir, "--", "readlink", "/proc/self/ns/net"])

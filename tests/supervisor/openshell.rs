@@ -70,6 +70,8 @@ pub fn exit_codes(rig: &Rig) {
         // Nothing ran.
         (&["--policy-data", "/no/such.yaml", "true"], 1),
         (&["true"], 1),
+        // No policy for this command either; the supervisor's own process ends with 125.
+        (&["proxy"], 1),
         (&["--no-such-flag"], 2),
         (&["--help"], 0),
         (&["copy-self"], 1),

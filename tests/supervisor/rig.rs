@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 use ringfence::pki::{Authority, LeafKey, SubjectName};
 
 pub const SUPERVISOR: &str = env!("CARGO_BIN_EXE_ringfence-supervisor");
+/// Where the supervisors keep their files: nothing that a fence opens.
+pub const RUN_DIR: &str = "/run/rig";
 pub const POLICY: &str = include_str!("policy.yaml");
 
 /// What all tests share.
@@ -56,7 +58,7 @@ impl Rig {
             .arg(self.path("ca.pem"))
             .args(["--run-as", "1000:1000", "--no-env", "--workdir", "/tmp"])
             .arg("--run-dir")
-            .arg(self.path("run"))
+            .arg(RUN_DIR)
             .stdin(Stdio::null());
         command
     }
@@ -98,7 +100,7 @@ impl Rig {
 
     pub fn entering(&self, words: &[&str]) -> Command {
         let mut command = Command::new(SUPERVISOR);
-        command.arg("enter").arg("--run-dir").arg(self.path("run")).args(["--wait", "5", "--"]);
+        command.arg("enter").arg("--run-dir").arg(RUN_DIR).args(["--wait", "5", "--"]);
         command.args(words).stdin(Stdio::null());
         command
     }
