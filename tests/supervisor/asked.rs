@@ -94,12 +94,12 @@ pub fn sockets(rig: &Rig) {
     let mut command = rig.supervisor();
     command.arg("--policy-data").arg(more("")).args(["--", "sh", "-c", "echo up; sleep 60"]);
     let _fence = Background::start(&mut command);
-    assert!(status(rig).contains("deep/runtime.sock"), "{}", status(rig));
+    assert!(status().contains("deep/runtime.sock"), "{}", status());
     drop(listener);
     run("umount", &[volume.to_str().unwrap()]);
 }
 
-fn status(rig: &Rig) -> String {
+fn status() -> String {
     let words = ["status", "--run-dir", RUN_DIR];
     text(&Command::new(SUPERVISOR).args(words).output().unwrap().stdout)
 }
@@ -201,6 +201,6 @@ pub fn authors_variables(rig: &Rig) {
     command.env("NODE_OPTIONS", "--secret");
     command.args(["--", "sh", "-c", "echo up; sleep 60"]);
     let _fence = Background::start(&mut command);
-    let attested = status(rig);
+    let attested = status();
     assert!(attested.contains("\"NODE_OPTIONS\"") && !attested.contains("--secret"), "{attested}");
 }
