@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use sha2::Digest as _;
 
-use crate::rig::{Background, POLICY, RUN_DIR, Rig, SUPERVISOR, run, text};
+use crate::rig::{Background, POLICY, Rig, SUPERVISOR, run, text};
 
 /// The policy with more keys at its end.
 fn policy(rig: &Rig, name: &str, more: &str) -> std::path::PathBuf {
@@ -100,7 +100,7 @@ pub fn sockets(rig: &Rig) {
 }
 
 fn status(rig: &Rig) -> String {
-    let words = ["status", "--run-dir", RUN_DIR];
+    let words = ["status", "--run-dir", rig.run_dir.to_str().unwrap()];
     text(&Command::new(SUPERVISOR).args(words).output().unwrap().stdout)
 }
 
