@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use sha2::Digest as _;
 
-use crate::rig::{Background, POLICY, RUN_DIR, Rig, SUPERVISOR, run, text};
+use crate::rig::{Background, POLICY, Rig, SUPERVISOR, run, text};
 
 /// The policy with more keys at its end.
 fn policy(rig: &Rig, name: &str, more: &str) -> std::path::PathBuf {
@@ -94,13 +94,13 @@ pub fn sockets(rig: &Rig) {
     let mut command = rig.supervisor();
     command.arg("--policy-data").arg(more("")).args(["--", "sh", "-c", "echo up; sleep 60"]);
     let _fence = Background::start(&mut command);
-    assert!(status().contains("deep/runtime.sock"), "{}", status());
+    assert!(status(rig).contains("deep/runtime.sock"), "{}", status(rig));
     drop(listener);
     run("umount", &[volume.to_str().unwrap()]);
 }
 
-fn status() -> String {
-    let words = ["status", "--run-dir", RUN_DIR];
+fn status(rig: &Rig) -> String {
+    let words = ["status", "--run-dir", rig.run_dir.to_str().unwrap()];
     text(&Command::new(SUPERVISOR).args(words).output().unwrap().stdout)
 }
 
@@ -201,6 +201,6 @@ pub fn authors_variables(rig: &Rig) {
     command.env("NODE_OPTIONS", "--secret");
     command.args(["--", "sh", "-c", "echo up; sleep 60"]);
     let _fence = Background::start(&mut command);
-    let attested = status();
+    let attested = status(rig);
     assert!(attested.contains("\"NODE_OPTIONS\"") && !attested.contains("--secret"), "{attested}");
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use crate::rig::{POLICY, RUN_DIR, Rig, SUPERVISOR, run, text};
+use crate::rig::{POLICY, Rig, SUPERVISOR, run, text};
 
 pub fn exit_codes(rig: &Rig) {
     for (words, code) in [
@@ -145,7 +145,7 @@ pub fn broken_input(rig: &Rig) {
         let output = Command::new(SUPERVISOR)
             .args(words)
             .arg("--run-dir")
-            .arg(RUN_DIR)
+            .arg(&rig.run_dir)
             .args(["--", "touch", "/tmp/ran-unfenced"])
             .output()
             .unwrap();

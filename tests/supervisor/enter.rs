@@ -5,8 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::rig::{
-    Background, RUN_DIR, Rig, SUPERVISOR, children_of, dies, eventually, keeper_of, lives, run,
-    text,
+    Background, Rig, SUPERVISOR, children_of, dies, eventually, keeper_of, lives, run, text,
 };
 
 pub fn enter(rig: &Rig) {
@@ -22,7 +21,7 @@ pub fn enter(rig: &Rig) {
     let mut client = Command::new(SUPERVISOR)
         .arg("enter")
         .arg("--run-dir")
-        .arg(RUN_DIR)
+        .arg(&rig.run_dir)
         .args(["--", "sleep", "7654325"])
         .spawn()
         .unwrap();
@@ -48,7 +47,7 @@ pub fn stopped_child(rig: &Rig) {
     let clients: Vec<_> = (0..3)
         .map(|_| {
             let mut client = Command::new(SUPERVISOR);
-            client.arg("enter").arg("--run-dir").arg(RUN_DIR);
+            client.arg("enter").arg("--run-dir").arg(&rig.run_dir);
             client.args(["--", "true"]).stdin(Stdio::null()).spawn().unwrap()
         })
         .collect();
@@ -191,7 +190,7 @@ pub fn several(rig: &Rig) {
     let said = text(&output.stderr);
     assert!(said.contains("2 supervisors"), "{said}");
     for fence in &fences {
-        let begins = format!("{RUN_DIR}/{}-", fence.pid());
+        let begins = format!("{}/{}-", rig.run_dir.display(), fence.pid());
         let dir = said.split_whitespace().find(|word| word.starts_with(&begins)).expect(&said);
         let output = Command::new(SUPERVISOR)
             .args(["enter", "--run-dir", dir, "--", "readlink", "/proc/self/ns/net"])

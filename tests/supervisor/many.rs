@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::rig::{RUN_DIR, Rig, children_of, ended, eventually, text};
+use crate::rig::{Rig, children_of, ended, eventually, text};
 
 pub fn at_once(rig: &Rig) {
     let watch = Leftovers::watch();
@@ -85,7 +85,7 @@ impl Leftovers {
     fn none(&self) {
         Self::processes();
         assert_eq!(mounts(), self.mounts, "mounts");
-        assert_eq!(fs::read_dir(RUN_DIR).unwrap().count(), 0, "run directory");
+        assert_eq!(fs::read_dir(&self.rig.run_dir).unwrap().count(), 0, "run directory");
         let new: Vec<_> = files().difference(&self.files).cloned().collect();
         assert!(new.is_empty(), "files: {new:?}");
         // Of this process and its children; whatever else runs on the machine is none of ours.

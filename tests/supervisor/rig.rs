@@ -12,13 +12,13 @@ use std::time::{Duration, Instant};
 use ringfence::pki::{Authority, LeafKey, SubjectName};
 
 pub const SUPERVISOR: &str = env!("CARGO_BIN_EXE_ringfence-supervisor");
-/// Where the supervisors keep their files: nothing that a fence opens.
-pub const RUN_DIR: &str = "/run/rig";
 pub const POLICY: &str = include_str!("policy.yaml");
 
 /// What all tests share.
 pub struct Rig {
     dir: tempfile::TempDir,
+    /// Where the supervisors keep their files: nothing that a fence opens.
+    pub run_dir: PathBuf,
 }
 
 impl Rig {
@@ -41,7 +41,7 @@ impl Rig {
         fs::copy(rules, dir.path().join("policy.rego")).unwrap();
         std::os::unix::fs::symlink(SUPERVISOR, dir.path().join("openshell-sandbox")).unwrap();
         serve(&authority);
-        Self { dir }
+        Self { dir, run_dir: "/run/rig".into() }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -58,7 +58,7 @@ impl Rig {
             .arg(self.path("ca.pem"))
             .args(["--run-as", "1000:1000", "--no-env", "--workdir", "/tmp"])
             .arg("--run-dir")
-            .arg(RUN_DIR)
+            .arg(&self.run_dir)
             .stdin(Stdio::null());
         command
     }
@@ -100,7 +100,7 @@ impl Rig {
 
     pub fn entering(&self, words: &[&str]) -> Command {
         let mut command = Command::new(SUPERVISOR);
-        command.arg("enter").arg("--run-dir").arg(RUN_DIR).args(["--wait", "5", "--"]);
+        command.arg("enter").arg("--run-dir").arg(&self.run_dir).args(["--wait", "5", "--"]);
         command.args(words).stdin(Stdio::null());
         command
     }
