@@ -70,13 +70,21 @@ impl Admin {
         if self.port == 0 {
             return None;
         }
-        event::tap(&events::RING);
         let listening =
             std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, self.port)).and_then(|listener| {
                 listener.set_nonblocking(true)?;
                 TcpListener::from_std(listener)
             });
-        listening.inspect_err(|error| report::admin_failed(self.port, error)).ok()
+        match listening {
+            Ok(listener) => {
+                event::tap(&events::RING);
+                Some(listener)
+            }
+            Err(error) => {
+                report::admin_failed(self.port, &error);
+                None
+            }
+        }
     }
 }
 
