@@ -236,6 +236,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_terminal_would_obey_is_spelled_out() {
+        let event = Event::new(Class::Net, "OPEN", Severity::Low)
+            .subject("a\u{1b}[2J\n\u{7f}\u{9b}\u{202e}\u{1f600}\"\\");
+        let line = event.json(UNIX_EPOCH);
+        let expected = r#""message":"a\u001b[2J\n\u007f\u009b\u202e\ud83d\ude00\"\\""#;
+        assert!(line.contains(expected), "{line}");
+    }
+
+    #[test]
     fn texts_are_cut() {
         let event = Event::new(Class::Net, "é".repeat(99), Severity::Info)
             .subject("\u{1f600}".repeat(9_999))

@@ -227,7 +227,8 @@ mod tests {
         }
         assert!(ring.wants_all());
         ring.take("one too many".into());
-        leash.cut.notified().await;
+        let cut = tokio::time::timeout(std::time::Duration::from_secs(20), leash.cut.notified());
+        cut.await.expect("its connection is ended");
         assert!(!ring.wants_all());
         assert_eq!(texts(&mut reading).len(), LAG);
         assert_eq!(reading.lines.recv().await, None);
