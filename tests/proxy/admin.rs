@@ -259,6 +259,12 @@ fn a_taken_port_changes_nothing_else() {
     in_namespace_after(before, Inbound::Mirror, move |rig| {
         refused_by_name(&rig, "taken.events.test");
         drop(held.recv());
+        // Free again, the port is not the agent's: who looks there would believe it to be ours.
+        let _inside = (rig.listen_in_fence(ADMIN_PORT), rig.listen_in_fence(7000));
+        rig.tell(&ToProxy::Inbound { ports: vec![7000, ADMIN_PORT] });
+        wait_for("10.88.0.1:7000");
+        assert!(TcpStream::connect(("10.88.0.1", ADMIN_PORT)).is_err());
+        assert!(TcpStream::connect(ADMIN).is_err());
     });
 }
 
