@@ -1,4 +1,4 @@
-//! What happened: one event type in OCSF's classes, its shorthand, and where it goes.
+//! What happened: one event type in OCSF's classes, its two forms, and where it goes.
 //!
 //! The shorthand is `OpenShell`'s (format reference, section 8):
 //! `2026-05-06T17:02:02.000Z OCSF HTTP:GET [MED] DENIED GET http://h/p [policy:p] [reason:…]`.
@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod escape;
+mod json;
 mod shorthand;
 mod sink;
 
@@ -13,7 +14,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 pub use escape::escape;
-pub use sink::{Level, UnknownLevel, emit, inform, informs, set_level};
+pub use sink::{Level, Tap, UnknownLevel, emit, inform, informs, set_level, tap};
 
 /// OCSF's classes, as far as a fence has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@
 //! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`]).
 #![forbid(unsafe_code)]
 
+mod admin;
 mod bundle;
 mod caller;
 mod connect;
@@ -24,6 +25,7 @@ mod http;
 mod inbound;
 mod l7;
 mod listener;
+mod metrics;
 mod quiet;
 mod refusal;
 mod report;
@@ -50,6 +52,7 @@ use tokio::task::JoinSet;
 
 use crate::pki::Authority;
 use crate::policy::Policy;
+use admin::Admin;
 use caller::Executables;
 use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
@@ -78,6 +81,8 @@ pub struct Config {
     pub image_roots: Option<File>,
     /// Which ports of the fence are reachable from outside.
     pub inbound: Inbound,
+    /// The port of the admin endpoint on the pod's loopback; 0: none.
+    pub admin_port: u16,
     /// The resolver's configuration; read when the first name is looked up.
     pub resolv_conf: PathBuf,
     /// The hosts file; followed.
@@ -94,6 +99,7 @@ pub(crate) struct Shared {
     agent_tls: AgentTls,
     upstream_tls: UpstreamTls,
     inbound: inbound::Ports,
+    admin: Arc<Admin>,
 }
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
@@ -130,6 +136,8 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     drop(start.bundle);
     control.send(&ToSupervisor::Bundled).await.context("control socket")?;
     let listeners = start.listeners;
+    metrics::start(config.policy.names());
+    let admin = Admin::new(config.admin_port);
     let shared = Arc::new(Shared {
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
         policy: config.policy,
@@ -137,7 +145,8 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         executables: Executables::new(),
         agent_tls: AgentTls::new(authority)?,
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
-        inbound: inbound::Ports::new(config.inbound, Arc::clone(&control)),
+        inbound: inbound::Ports::new(config.inbound, Arc::clone(&admin), Arc::clone(&control)),
+        admin: Arc::clone(&admin),
         control,
     });
     let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
@@ -147,12 +156,17 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     listening.spawn(transparent::serve(listeners.captured, Arc::clone(&shared)));
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
+    // The supervisor waits for none of this any more.
+    if let Some(listener) = admin.listen() {
+        listening.spawn(admin::serve(listener, Arc::clone(&admin)));
+    }
 
     let grace = loop {
         tokio::select! {
             message = shared.control.next() => match message.context("control socket")? {
                 None => return Ok(()),
                 Some((ToProxy::Inbound { ports }, _)) => shared.inbound.follow(&ports),
+                Some((ToProxy::Released, descriptors)) => admin.released(descriptors),
                 Some((ToProxy::Stop { grace_ms }, _)) => break Duration::from_millis(grace_ms),
                 Some((other, _)) => bail!("the supervisor said {other:?} at the wrong time"),
             },

@@ -7,6 +7,8 @@ mod rig;
 #[path = "proxy/upstream.rs"]
 mod upstream;
 
+#[path = "proxy/admin.rs"]
+mod admin;
 #[path = "proxy/bypasses.rs"]
 mod bypasses;
 #[path = "proxy/curl.rs"]

@@ -174,6 +174,8 @@ pub(super) struct Argv<'a> {
     pub log_level: &'a str,
     /// `mirror`, `none` or ports.
     pub inbound: &'a str,
+    /// Of the admin endpoint; 0 for none.
+    pub admin_port: u16,
     /// From [`child`].
     pub child: &'a [String],
 }
@@ -203,7 +205,7 @@ impl Argv<'_> {
         }
         flag("--log-level", self.log_level.to_owned());
         flag("--inbound", self.inbound.to_owned());
-        flag("--admin-port", "0".to_owned());
+        flag("--admin-port", self.admin_port.to_string());
         flag("--run-dir", RUN_DIR.to_owned());
         argv.push("--no-env".to_owned());
         argv.push("--".to_owned());
@@ -256,6 +258,7 @@ mod tests {
             groups: &["5".into(), "6".into()],
             log_level: "warn",
             inbound: "mirror",
+            admin_port: 15200,
             child: &child,
         }
         .build()
@@ -282,7 +285,7 @@ mod tests {
                 "--inbound",
                 "mirror",
                 "--admin-port",
-                "0",
+                "15200",
                 "--run-dir",
                 "/run/ringfence",
                 "--no-env",

@@ -100,10 +100,17 @@ fn build(
     }
     let spec = object_in(object(&mut target, "pod")?, "spec")?;
     let containers = list_in(spec, "containers")?;
+    let init = list(field(pod, "spec").unwrap_or(&Value::Null), "initContainers");
+    let mut admin_ports = probes::admin_ports(containers.iter().chain(init))
+        .take(plan.fenced.len())
+        .collect::<Vec<_>>()
+        .into_iter();
     let mut names = Vec::new();
     for index in plan.fenced.clone() {
         let name = text(&containers[index], "name").unwrap_or_default().to_owned();
-        let fence = Fence { pod, settings, policy, image: images.get(&name) };
+        // 0, which is none, where the pod declares them all.
+        let admin_port = admin_ports.next().unwrap_or(0);
+        let fence = Fence { pod, settings, policy, image: images.get(&name), admin_port };
         fence.apply(&mut containers[index], &name, &mut plan)?;
         names.push(name);
     }
@@ -120,6 +127,7 @@ struct Fence<'a> {
     settings: &'a Settings,
     policy: &'a PolicyRef,
     image: Option<&'a ImageConfig>,
+    admin_port: u16,
 }
 
 impl Fence<'_> {
@@ -158,6 +166,7 @@ impl Fence<'_> {
             groups: &user::groups(self.pod)?,
             log_level: self.settings.log_level.as_str(),
             inbound: &inbound,
+            admin_port: self.admin_port,
             child: &child,
         }
         .build();

@@ -78,6 +78,18 @@ pub(super) fn declared_ports(container: &Value) -> Vec<u16> {
     found.into_iter().collect()
 }
 
+/// The first port of an admin endpoint: below it are Istio's.
+const ADMIN_FIRST: u16 = 15200;
+
+/// Ports for admin endpoints, one for each fenced container, in order: all containers of a pod
+/// share one loopback. What any of them declares or is probed on is left to it.
+pub(super) fn admin_ports<'a>(
+    containers: impl Iterator<Item = &'a Value>,
+) -> impl Iterator<Item = u16> {
+    let taken: BTreeSet<u16> = containers.flat_map(declared_ports).collect();
+    (ADMIN_FIRST..=u16::MAX).filter(move |port| !taken.contains(port))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,5 +129,18 @@ mod tests {
         });
         assert_eq!(declared_ports(&container), [80, 81, 9000, 9001]);
         assert!(declared_ports(&json!({"ports": null})).is_empty());
+    }
+
+    #[test]
+    fn admin_ports_leave_declared_ones_alone() {
+        let containers = [
+            json!({"ports": [{"containerPort": 15201}, {"containerPort": 15203, "protocol": "UDP"}]}),
+            json!({"readinessProbe": {"tcpSocket": {"port": 15200}}}),
+        ];
+        let ports: Vec<u16> = admin_ports(containers.iter()).take(3).collect();
+        assert_eq!(ports, [15202, 15203, 15204]);
+        let all = json!({"ports": (ADMIN_FIRST..=u16::MAX)
+            .map(|port| json!({"containerPort": port})).collect::<Vec<_>>()});
+        assert_eq!(admin_ports([all].iter()).next(), None);
     }
 }

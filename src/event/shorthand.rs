@@ -8,11 +8,11 @@ use super::escape::{escape, escape_also};
 use super::{Action, Class, Event, Severity};
 
 /// Longest texts, in characters after escaping.
-const ACTIVITY: usize = 32;
-const SUBJECT: usize = 1_000;
-const FIELD: usize = 300;
-const REASON: usize = 200;
-const ADVICE: usize = 1_500;
+pub(super) const ACTIVITY: usize = 32;
+pub(super) const SUBJECT: usize = 1_000;
+pub(super) const FIELD: usize = 300;
+pub(super) const REASON: usize = 200;
+pub(super) const ADVICE: usize = 1_500;
 /// The longest line in bytes, but for the mark that it was cut.
 const LINE: usize = 4_096;
 
@@ -23,7 +23,7 @@ impl Event {
         self.line(SystemTime::now())
     }
 
-    fn line(&self, now: SystemTime) -> String {
+    pub(super) fn line(&self, now: SystemTime) -> String {
         let mut line = format!("{} OCSF {}:", timestamp(now), self.class.word());
         line += &escape(&self.activity, ACTIVITY);
         line += match self.severity {

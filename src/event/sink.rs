@@ -1,10 +1,11 @@
-//! Where events go: the container's stderr, one write a line.
+//! Where events go: the container's stderr, one write a line; and who else wants them.
 
 use std::fmt;
 use std::io::{self, Write};
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Class, Event, Severity};
 
@@ -70,14 +71,36 @@ fn level() -> Level {
     level.unwrap_or_default()
 }
 
-/// Whether what goes as it should is written.
-#[must_use]
-pub fn informs() -> bool {
-    level() >= Level::Info
+/// Who gets events beside stderr, as JSON.
+pub trait Tap: Send + Sync {
+    /// Whether it wants those too that the level does not let pass.
+    fn wants_all(&self) -> bool;
+
+    /// Takes one event, a JSON object on one line without its end. Called by whichever thread
+    /// tells of the event: it must not wait.
+    fn take(&self, json: String);
 }
 
-/// Writes an event of [`Severity::Info`] that is no denial, which is put together only when the
-/// level lets it pass.
+static TAP: OnceLock<&'static dyn Tap> = OnceLock::new();
+
+/// Sets the process's tap; one that is there stays.
+pub fn tap(tap: &'static dyn Tap) {
+    // A second one would be a second proxy in one process, which only tests have.
+    let _ = TAP.set(tap);
+}
+
+fn tap_wants_all() -> bool {
+    TAP.get().is_some_and(|tap| tap.wants_all())
+}
+
+/// Whether anybody is told of what goes as it should.
+#[must_use]
+pub fn informs() -> bool {
+    level() >= Level::Info || tap_wants_all()
+}
+
+/// Tells of an event of [`Severity::Info`] that is no denial, which is put together only when
+/// somebody is to hear of it.
 pub fn inform(event: impl FnOnce() -> Event) {
     if informs() {
         emit(&event());
@@ -89,12 +112,19 @@ static LOST: AtomicU64 = AtomicU64::new(0);
 /// How long a full stderr is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Writes an event to stderr, when the level lets it pass.
+/// Writes an event to stderr, when the level lets it pass, and hands it to the [`Tap`].
 ///
 /// A stderr that stays full for a second, or is closed, loses the line: the fence does not depend
 /// on who reads its log. How many were lost is said before the next that is written.
 pub fn emit(event: &Event) {
-    if event.passes(level()) {
+    let now = SystemTime::now();
+    let passes = event.passes(level());
+    if let Some(tap) = TAP.get()
+        && (passes || tap.wants_all())
+    {
+        tap.take(event.json(now));
+    }
+    if passes {
         let lost = LOST.swap(0, Ordering::Relaxed);
         let mut lines = String::new();
         if lost > 0 {
@@ -103,7 +133,7 @@ pub fn emit(event: &Event) {
                 .shorthand();
             lines.push('\n');
         }
-        lines += &event.shorthand();
+        lines += &event.line(now);
         lines.push('\n');
         // The lock keeps lines of two threads apart.
         if write_patiently(&mut std::io::stderr().lock(), lines.as_bytes()).is_err() {

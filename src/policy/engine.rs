@@ -137,6 +137,11 @@ impl Policy {
         &self.process
     }
 
+    /// The policies' keys, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.policies.iter().map(|policy| policy.key.as_str())
+    }
+
     /// Whether a verdict can depend on who asks.
     #[must_use]
     pub fn names_binaries(&self) -> bool {

@@ -50,6 +50,9 @@ pub enum ToProxy {
         /// Sorted, without repeats.
         ports: Vec<u16>,
     },
+    /// The agent runs. With one descriptor: the attestation's file, opened read-only. Sent once, and
+    /// only where there is an admin endpoint.
+    Released,
     /// End: close the listeners, give connections that are open this long to finish, exit 0.
     Stop {
         /// Milliseconds.

@@ -76,7 +76,7 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
         let own = own.ok_or(DialError::Resolve("the pod's address is not known".to_owned()))?;
         if grant.exact_host && !grant.restricted {
             // The policy named it; the address is the pod's own by definition.
-            not_inbound(shared, own, *port)?;
+            not_ours(shared, own, *port)?;
         } else {
             check(shared, origin, own)?;
         }
@@ -113,13 +113,19 @@ fn check(shared: &Shared, origin: &Origin, ip: IpAddr) -> Result<(), DialError> 
                 reason: format!("{ip} is the pod's own address: list it in allowed_ips"),
             });
         }
-        not_inbound(shared, ip, *port)?;
+        not_ours(shared, ip, *port)?;
     }
     Ok(())
 }
 
-/// A port that leads back into the fence is never dialled.
-fn not_inbound(shared: &Shared, ip: IpAddr, port: u16) -> Result<(), DialError> {
+/// A port of the pod that leads back into the fence, or to the admin endpoint, is never dialled.
+fn not_ours(shared: &Shared, ip: IpAddr, port: u16) -> Result<(), DialError> {
+    if shared.admin.is_at(port) {
+        return Err(DialError::Forbidden {
+            check: "internal address",
+            reason: format!("{ip}:{port} is the port of the admin endpoint"),
+        });
+    }
     if shared.inbound.serves(port) {
         return Err(DialError::Forbidden {
             check: "internal address",

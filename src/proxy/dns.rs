@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
 use super::listener::accept;
+use super::metrics::{self, Refused};
 use super::quiet::{Quiet, period};
 use super::report;
 
@@ -52,6 +53,7 @@ impl PolicyDns {
             (OpCode::Query, _) => ResponseCode::FormErr,
             _ => ResponseCode::NotImp,
         };
+        metrics::dns_answer(metadata.response_code);
         let mut answer = Message::new(asked.id, MessageType::Response, asked.op_code);
         answer.metadata = metadata;
         answer.queries.extend(query.queries.iter().take(1).cloned());
@@ -68,7 +70,7 @@ pub(crate) async fn serve_udp(socket: UdpSocket, dns: Arc<PolicyDns>) {
             received = socket.recv_from(&mut query) => received,
             _ = period.tick() => {
                 let muted = dns.quiet.lock().unwrap_or_else(PoisonError::into_inner).take_muted();
-                report::more_refused(muted, "DNS questions");
+                report::more_refused(muted, Refused::Name);
                 continue;
             }
         };

@@ -13,8 +13,10 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 
+use super::admin::Admin;
 use super::control_client::Control;
 use super::listener::accept;
+use super::metrics::{self, Kind};
 use super::report;
 use super::stream::{Conn, Stream, duplex, tune};
 
@@ -47,15 +49,16 @@ pub enum Inbound {
 /// The open ports.
 pub(crate) struct Ports {
     allowed: Inbound,
+    admin: Arc<Admin>,
     control: Arc<Control>,
     slots: Arc<Semaphore>,
     open: Mutex<BTreeMap<u16, AbortHandle>>,
 }
 
 impl Ports {
-    pub(crate) fn new(allowed: Inbound, control: Arc<Control>) -> Self {
+    pub(crate) fn new(allowed: Inbound, admin: Arc<Admin>, control: Arc<Control>) -> Self {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { allowed, control, slots, open: Mutex::default() }
+        Self { allowed, admin, control, slots, open: Mutex::default() }
     }
 
     /// Whether a port of the pod leads into the fence.
@@ -69,7 +72,7 @@ impl Ports {
         let wanted: BTreeSet<u16> = listening
             .iter()
             .copied()
-            .filter(|port| *port != 0 && !RESERVED.contains(port))
+            .filter(|port| *port != 0 && !RESERVED.contains(port) && !self.admin.is_at(*port))
             .filter(|port| match &self.allowed {
                 Inbound::Mirror => true,
                 Inbound::None => false,
@@ -135,6 +138,7 @@ async fn serve(listener: TcpListener, port: u16, control: Arc<Control>, slots: A
         let control = Arc::clone(&control);
         tokio::spawn(async move {
             let _slot = slot;
+            let _open = metrics::connection(Kind::Inbound);
             tune(&tcp);
             match connect(&control, port).await {
                 Ok(inner) => {

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 
 use super::caller::{self, CallerError};
 use super::http::head::{self, HeadError, RequestHead};
+use super::metrics::{self, Kind, Refused};
 use super::quiet::{Quiet, period};
 use super::refusal::Refusal;
 use super::session::Session;
@@ -62,7 +63,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
         let (tcp, peer) = tokio::select! {
             accepted = accept(&listener) => accepted,
             _ = period.tick() => {
-                report::more_refused(quiet.take_muted(), "connections: too many at a time");
+                report::more_refused(quiet.take_muted(), Refused::Limit);
                 continue;
             }
         };
@@ -79,6 +80,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
             let _slot = slot;
+            let _open = metrics::connection(Kind::Agent);
             connection(tcp, peer, shared).await;
         });
     }
@@ -88,7 +90,7 @@ async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     tune(&tcp);
     // The supervisor looks for the caller while the request is on its way.
     let identity = caller::identify(&shared, &tcp, peer).await;
-    let mut client = Conn::new(Stream::Tcp(tcp));
+    let mut client = Conn::new(Stream::Tcp(tcp)).counted(&metrics::UP);
     let head = match head::read_request(&mut client.rd, FIRST_REQUEST).await {
         Ok(Some(head)) => Ok(head),
         Ok(None) => return,

@@ -1,4 +1,5 @@
-//! What the proxy reports, in one place: each kind of event with its severity and its words.
+//! What the proxy reports, in one place: each kind of event with its severity, its words and its
+//! counter.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use super::caller::CallerError;
 use super::destination::{DialError, Origin};
 use super::http::head::RequestHead;
+use super::metrics::{self, Layer, Refused, Side, Verdict};
 use super::quiet::QUIET;
 use super::session::Session;
 use super::stream::Carried;
@@ -35,6 +37,7 @@ pub(crate) fn connect_allowed(session: &Session, origin: &Origin) {
 }
 
 pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: &Denial) {
+    metrics::decided(Layer::L4, Verdict::Denied, &denial.policy);
     let event = Event::new(Class::Net, "OPEN", Severity::Medium)
         .denied()
         .subject(flow(session, host, port))
@@ -45,6 +48,7 @@ pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: 
 
 /// `head` is what was asked for, if it could be read.
 pub(crate) fn unknown_caller(peer: SocketAddr, head: Option<&RequestHead>, reason: &str) {
+    metrics::refused(Refused::Caller, 1);
     // The path may hold what should not be logged.
     let asked = match head {
         Some(head) if head.method() == "CONNECT" => format!("CONNECT {}", head.target()),
@@ -59,6 +63,7 @@ pub(crate) fn unknown_caller(peer: SocketAddr, head: Option<&RequestHead>, reaso
 }
 
 pub(crate) fn caller_not_trusted(session: &Session, host: &Host, port: u16, error: &CallerError) {
+    metrics::refused(Refused::Executable, 1);
     let event = Event::new(Class::Finding, "BLOCKED", Severity::High)
         .denied()
         .subject(flow(session, host, port))
@@ -79,6 +84,7 @@ pub(crate) fn caller_tainted(session: &Session, host: &Host, port: u16, why: &st
 
 /// No connection although the policy allows one: forbidden is a denial, the rest is weather.
 pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError) {
+    metrics::dial_failed(error);
     let event = match error {
         DialError::Forbidden { .. } => open(Severity::Medium, session, origin).denied(),
         _ => Event::new(Class::Net, "FAIL", Severity::Low)
@@ -90,11 +96,13 @@ pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError)
 
 /// A tunnel that was opened and then found to carry what it must not.
 pub(crate) fn tunnel_refused(session: &Session, origin: &Origin, reason: &str) {
+    metrics::refused(Refused::Protocol, 1);
     emit(&open(Severity::Medium, session, origin).denied().reason(reason));
 }
 
 /// Most often an agent's program that does not know the sandbox CA.
 pub(crate) fn handshake_failed(session: &Session, origin: &Origin, reason: &str) {
+    metrics::handshake(Side::Agent, false);
     let event = Event::new(Class::Net, "FAIL", Severity::Low)
         .subject(flow(session, &origin.host, origin.port))
         .reason(format!("TLS handshake with the agent: {reason}"));
@@ -131,13 +139,17 @@ fn http(severity: Severity, line: &RequestLine<'_>) -> Event {
         .subject(format!("{method} {scheme}://{authority}{path}"))
 }
 
-/// `engine` is what judged it: `l7` each request, `l4` only the connection.
+/// `engine` is what judged it: `l7` each request, `l4` only the connection, which was counted then.
 pub(crate) fn request_allowed(line: &RequestLine<'_>, policy: &str, engine: &str) {
+    if engine == "l7" {
+        metrics::decided(Layer::L7, Verdict::Allowed, policy);
+    }
     emit(&http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
 }
 
 /// Let pass by `enforcement: audit`.
 pub(crate) fn request_audited(line: &RequestLine<'_>, policy: &str, reason: &str) {
+    metrics::decided(Layer::L7, Verdict::Audited, policy);
     let event = http(Severity::Medium, line)
         .allowed()
         .field("policy", policy)
@@ -147,6 +159,7 @@ pub(crate) fn request_audited(line: &RequestLine<'_>, policy: &str, reason: &str
 }
 
 pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
+    metrics::decided(Layer::L7, Verdict::Denied, &denial.policy);
     let event =
         http(Severity::Medium, line).denied().field("policy", &denial.policy).field("engine", "l7");
     emit(&with_advice(event, denial));
@@ -154,6 +167,7 @@ pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
 
 /// A request that is refused for what it is, before any rule is asked.
 pub(crate) fn request_refused(session: &Session, method: &str, to: &dyn Display, reason: &str) {
+    metrics::refused(Refused::Protocol, 1);
     let event = Event::new(Class::Http, method.to_owned(), Severity::Medium)
         .denied()
         .subject(format!("{}({}) -> {to}", session.caller().exe, session.pid()))
@@ -164,6 +178,7 @@ pub(crate) fn request_refused(session: &Session, method: &str, to: &dyn Display,
 
 /// A direct connection that the gateway caught. `who` when it could be found quickly.
 pub(crate) fn captured(who: Option<(&str, u32)>, destination: SocketAddr) {
+    metrics::refused(Refused::Direct, 1);
     let who = who.map_or_else(|| "agent".to_owned(), |(exe, pid)| format!("{exe}({pid})"));
     let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
         .denied()
@@ -173,6 +188,7 @@ pub(crate) fn captured(who: Option<(&str, u32)>, destination: SocketAddr) {
 }
 
 pub(crate) fn name_refused(name: &str, kind: &dyn Display) {
+    metrics::refused(Refused::Name, 1);
     let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
         .denied()
         .subject(format!("DNS {kind} {name}"))
@@ -181,10 +197,17 @@ pub(crate) fn name_refused(name: &str, kind: &dyn Display) {
 }
 
 /// What was refused within one period without a line of its own; nothing, if nothing was.
-pub(crate) fn more_refused(count: u64, what: &str) {
+pub(crate) fn more_refused(count: u64, kind: Refused) {
     if count == 0 {
         return;
     }
+    metrics::refused(kind, count);
+    let what = match kind {
+        Refused::Direct => "direct connections",
+        Refused::Name => "DNS questions",
+        Refused::Limit => "connections: too many at a time",
+        Refused::Caller | Refused::Executable | Refused::Address | Refused::Protocol => "refusals",
+    };
     let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
         .denied()
         .subject(format!("{count} more {what}"))
@@ -195,6 +218,13 @@ pub(crate) fn more_refused(count: u64, what: &str) {
 pub(crate) fn inbound_failed(port: u16, error: &std::io::Error) {
     let event = Event::new(Class::Config, "DEGRADED", Severity::Medium)
         .subject(format!("inbound port {port} cannot be opened in the pod"))
+        .reason(error.to_string());
+    emit(&event);
+}
+
+pub(crate) fn admin_failed(port: u16, error: &std::io::Error) {
+    let event = Event::new(Class::Config, "DEGRADED", Severity::Medium)
+        .subject(format!("the admin endpoint 127.0.0.1:{port} cannot be opened in the pod"))
         .reason(error.to_string());
     emit(&event);
 }
@@ -213,6 +243,7 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
 }
 
 pub(crate) fn too_many_connections() {
+    metrics::refused(Refused::Limit, 1);
     let event = Event::new(Class::Net, "OPEN", Severity::Low)
         .denied()
         .subject("too many connections through the proxy at a time");

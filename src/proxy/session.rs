@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::caller::Identity;
 use super::destination::{DialError, Origin};
+use super::metrics::{self, Layer, Verdict};
 use super::refusal::Refusal;
 use super::{Shared, report};
 use crate::policy::{Caller, Connect, Host};
@@ -41,6 +42,7 @@ impl Session {
                     if let Some(why) = &self.caller().tainted {
                         report::caller_tainted(self, &host, port, why);
                     }
+                    metrics::decided(Layer::L4, Verdict::Allowed, &grant.policy);
                     Ok(Origin { host, port, grant })
                 }
                 Err(error) => {

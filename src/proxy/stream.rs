@@ -11,6 +11,8 @@ use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
+use super::metrics::{self, Counter};
+
 /// What a reader starts with, in bytes: one TLS record, or a request head.
 const BUFFER: usize = 16 * 1024;
 
@@ -81,8 +83,19 @@ pub(crate) struct Conn {
 
 impl Conn {
     pub(crate) fn new(stream: Stream) -> Self {
+        let counter = match &stream {
+            Stream::Tcp(_) => None,
+            Stream::Agent(_) => Some(&metrics::UP),
+            Stream::Upstream(_) => Some(&metrics::DOWN),
+        };
         let (rd, wr) = tokio::io::split(stream);
-        Self { rd: Reader { io: rd, buf: Vec::new(), start: 0, end: 0 }, wr }
+        Self { rd: Reader { io: rd, buf: Vec::new(), start: 0, end: 0, counter }, wr }
+    }
+
+    /// Has what is read counted. TLS says by itself which end it is, bare TCP does not.
+    pub(crate) fn counted(mut self, counter: &'static Counter) -> Self {
+        self.rd.counter = Some(counter);
+        self
     }
 
     /// The stream again. Bytes that were read and not consumed are lost: whoever calls has used
@@ -125,6 +138,7 @@ pub(crate) struct Reader {
     buf: Vec<u8>,
     start: usize,
     end: usize,
+    counter: Option<&'static Counter>,
 }
 
 impl Reader {
@@ -143,6 +157,7 @@ impl Reader {
         self.make_room();
         let read = self.io.read(&mut self.buf[self.end..]).await?;
         self.end += read;
+        self.count(read);
         Ok(read)
     }
 
@@ -158,11 +173,18 @@ impl Reader {
                 Poll::Ready(Ok(())) => {
                     let read = buf.filled().len();
                     self.end += read;
+                    self.count(read);
                     Some(read)
                 }
             })
         })
         .await
+    }
+
+    fn count(&self, read: usize) {
+        if let Some(counter) = self.counter {
+            counter.add(read as u64);
+        }
     }
 
     /// Gives back what an idle connection does not need.

@@ -7,6 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use super::listener::accept;
+use super::metrics::Refused;
 use super::quiet::{Quiet, period};
 use super::{Shared, caller, report};
 
@@ -25,7 +26,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
         let (tcp, peer) = tokio::select! {
             accepted = accept(&listener) => accepted,
             _ = period.tick() => {
-                report::more_refused(quiet.take_muted(), "direct connections");
+                report::more_refused(quiet.take_muted(), Refused::Direct);
                 continue;
             }
         };

@@ -16,6 +16,7 @@ use super::destination::{DialError, Origin};
 use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
 use super::l7::rest::{self, Link, Scheme};
 use super::listener::refuse;
+use super::metrics::{self, Side};
 use super::refusal::Refusal;
 use super::report;
 use super::session::Session;
@@ -54,7 +55,7 @@ enum First {
 
 /// Serves an established tunnel to its end.
 pub(crate) async fn run(session: &Session, mut client: Conn, tcp: TcpStream, origin: &Origin) {
-    let mut upstream = Conn::new(Stream::Tcp(tcp));
+    let mut upstream = Conn::new(Stream::Tcp(tcp)).counted(&metrics::DOWN);
     match first(&mut client, &mut upstream, origin.grant.inspect).await {
         First::Tls => secured(session, client, upstream, origin).await,
         first => inner(session, client, upstream, origin, Scheme::Http, first).await,
@@ -293,7 +294,10 @@ fn accepted(
     handshake: Handshake<tokio_rustls::server::TlsStream<TcpStream>>,
 ) -> Option<Conn> {
     match handshake {
-        Ok(Ok(stream)) => Some(Conn::new(Stream::Agent(Box::new(stream)))),
+        Ok(Ok(stream)) => {
+            metrics::handshake(Side::Agent, true);
+            Some(Conn::new(Stream::Agent(Box::new(stream))))
+        }
         Ok(Err(error)) => {
             report::handshake_failed(session, origin, &error.to_string());
             None

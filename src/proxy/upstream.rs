@@ -10,6 +10,7 @@ use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
 
 use super::destination::DialError;
+use super::metrics::{self, Side};
 use super::stream::Stream;
 use super::tls::HTTP11;
 use super::{report, roots};
@@ -61,8 +62,9 @@ impl UpstreamTls {
                 .map_err(|_| DialError::Tls("the name cannot be in a certificate".to_owned()))?,
         };
         let handshake = TlsConnector::from(config).connect(name, tcp);
-        let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
-            .await
+        let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
+        metrics::handshake(Side::Upstream, matches!(ended, Ok(Ok(_))));
+        let stream = ended
             .map_err(|_| DialError::Timeout("TLS handshake".to_owned()))?
             .map_err(|error| DialError::Tls(error.to_string()))?;
         let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);

@@ -120,7 +120,7 @@ pub struct RunArgs {
     /// or a list of ports.
     #[arg(long, default_value = "mirror", value_name = "mirror|none|PORTS")]
     pub inbound: Inbound,
-    /// The admin endpoint's port; 0: off. Not available yet: only 0.
+    /// The port of the admin endpoint on the pod's loopback; 0: off.
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub admin_port: u16,
     /// Where the supervisor keeps its files.

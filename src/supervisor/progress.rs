@@ -3,7 +3,10 @@
 
 use std::path::Path;
 
+use rustix::process::Pid;
+
 use super::args::RunArgs;
+use super::identity::User;
 use super::keeper::Confinement;
 use super::policy_files::PolicyFiles;
 use crate::event::{self, Class, Event, Severity};
@@ -84,6 +87,16 @@ pub fn confined(confinement: &Confinement, hard: bool) {
             .field("abi", confinement.abi)
             .field("rules", confinement.applied)
             .field("skipped", confinement.skipped.len())
+    });
+}
+
+/// The agent runs.
+pub fn launched(command: &[String], pid: Pid, user: &User) {
+    event::inform(|| {
+        Event::new(Class::Proc, "LAUNCH", Severity::Info)
+            .subject(command.join(" "))
+            .field("pid", pid.as_raw_nonzero())
+            .field("uid", user.identity.uid)
     });
 }
 

@@ -19,12 +19,12 @@ use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Resource};
 use serde::{Deserialize, Serialize};
 
-use super::args::Inbound;
+use super::args::{Inbound, RunArgs};
 use super::identity::PROXY;
 use super::packet;
 use super::policy_files::PolicyFiles;
 use super::trust_store;
-use crate::event::{self, Level};
+use crate::event::{self, Class, Event, Level, Severity};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
 use crate::fence::{landlock, seccomp, spawn, status};
@@ -47,14 +47,15 @@ pub struct ProxyConfig {
     pod_ips: Vec<IpAddr>,
     inbound: Option<Vec<u16>>,
     mirror: bool,
+    admin_port: u16,
     log_level: String,
 }
 
 impl ProxyConfig {
     /// From the supervisor's own arguments.
     #[must_use]
-    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, inbound: &Inbound, level: Level) -> Self {
-        let ports = match inbound {
+    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, args: &RunArgs, level: Level) -> Self {
+        let ports = match &args.inbound {
             Inbound::Ports(ports) => Some(ports.clone()),
             Inbound::Mirror | Inbound::None => None,
         };
@@ -63,7 +64,8 @@ impl ProxyConfig {
             policy,
             pod_ips,
             inbound: ports,
-            mirror: *inbound == Inbound::Mirror,
+            mirror: args.inbound == Inbound::Mirror,
+            admin_port: args.admin_port,
             log_level: level.to_string(),
         }
     }
@@ -135,6 +137,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
                 (false, Some(ports)) => proxy::Inbound::Ports(ports),
                 (false, None) => proxy::Inbound::None,
             },
+            admin_port: config.admin_port,
             resolv_conf: PathBuf::from(RESOLV_CONF),
             hosts: PathBuf::from(HOSTS),
         },
@@ -190,6 +193,38 @@ pub fn hand_over(control: impl AsFd, listeners: Listeners, bundle: &File) -> Res
     let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle.as_fd()];
     packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")
+}
+
+/// A way to tell the proxy's admin endpoint that the agent runs; none where there is no endpoint.
+#[derive(Debug)]
+pub struct AdminEndpoint(Option<OwnedFd>);
+
+impl AdminEndpoint {
+    /// Of the proxy at the other end of `control`, which may be given away afterwards.
+    pub fn new(control: &OwnedFd, port: u16) -> Result<Self> {
+        let ours = (port != 0).then(|| control.try_clone()).transpose();
+        ours.map(Self).context("cannot keep the control socket for the admin endpoint")
+    }
+
+    /// The agent runs; `attestation` is its file. A failure is told and changes nothing: the agent
+    /// is held by none of this.
+    pub fn released(self, attestation: &Path) {
+        let Some(control) = self.0 else { return };
+        let sent = File::open(attestation)
+            .map_err(anyhow::Error::from)
+            .with_context(|| format!("cannot open {}", attestation.display()))
+            .and_then(|file| {
+                packet::send(control, &ToProxy::Released, &[file.as_fd()])
+                    .context("cannot tell the proxy")
+            });
+        if let Err(error) = sent {
+            event::emit(
+                &Event::new(Class::Config, "DEGRADED", Severity::Medium)
+                    .subject("the admin endpoint does not know that the agent runs")
+                    .reason(format!("{error:#}")),
+            );
+        }
+    }
 }
 
 /// Waits until the proxy has written the agent's certificates.

@@ -20,7 +20,7 @@ use super::keeper::{self, Prepared, ToKeeper};
 use super::launch::{Keeper, LaunchError, Starting};
 use super::losses::Losses;
 use super::policy_files::PolicyFiles;
-use super::proxy_process::{self, ProxyConfig};
+use super::proxy_process::{self, AdminEndpoint, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::signals::Signals;
@@ -53,7 +53,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
     let gateway = gateway::start(keeper.try_clone()?)?;
-    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
+    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;
@@ -122,6 +122,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     seccomp::install_everywhere(&seccomp::supervisor()).context("cannot install our own filter")?;
     signals.wait_for(&proxy, "the agent's certificates")?;
     proxy_process::bundled(&proxy)?;
+    let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
     let (diag, inbound) = (network.diag, args.inbound.clone());
     gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
 
@@ -147,12 +148,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
         Ok(agent) => agent,
         Err(error) => return not_run(error),
     };
-    event::inform(|| {
-        Event::new(Class::Proc, "LAUNCH", Severity::Info)
-            .subject(args.command.join(" "))
-            .field("pid", agent.pid.as_raw_nonzero())
-            .field("uid", user.identity.uid)
-    });
+    admin.released(&record);
+    progress::launched(&args.command, agent.pid, &user);
     let entered = Entered::listen(&dir, setting)?;
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
     let watch =
@@ -170,9 +167,6 @@ const PROXY_URL: &str = "http://10.200.0.1:3128";
 fn check(args: &RunArgs) -> Result<()> {
     if args.command.is_empty() {
         bail!("no command: write it after `--`");
-    }
-    if args.admin_port != 0 {
-        bail!("--admin-port: the admin endpoint is not available in this version; give 0");
     }
     if !rustix::process::geteuid().is_root() {
         bail!("the supervisor builds the fence as uid 0; it was started as another user");

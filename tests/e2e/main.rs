@@ -9,6 +9,7 @@ mod host;
 mod place;
 mod rig;
 
+mod admin;
 mod authors;
 mod broken;
 mod doctor;

@@ -28,6 +28,8 @@ use crate::upstream::Upstream;
 /// Where upstreams listen; a private address, since loopback is never dialled.
 pub const UPSTREAM: &str = "10.77.0.1";
 
+pub const ADMIN_PORT: u16 = 15200;
+
 const PROXY: &str = "10.200.0.1:3128";
 const CAPTURED: &str = "10.200.0.1:15001";
 pub const DNS: &str = "10.200.0.1:15053";
@@ -59,7 +61,8 @@ network_policies:
       - { host: mixed.test, port: 80 }
       - { host: "*.wild.test", port: 443 }
       - { host: 127.0.0.1, port: 8090 }
-      - { host: pod.ringfence.internal, ports: [80, 7001] }
+      - { host: pod.ringfence.internal, ports: [80, 7001, 15200] }
+      - { port: 15200, allowed_ips: ["10.88.0.1/32"] }
       - { host: own.test, port: 80 }
       - { host: db.prod, port: 80 }
       - { host: short, port: 80 }
@@ -105,6 +108,15 @@ pub fn in_namespace(test: impl FnOnce(Rig) + Send + 'static) {
 }
 
 pub fn in_namespace_with(inbound: Inbound, test: impl FnOnce(Rig) + Send + 'static) {
+    in_namespace_after(|| {}, inbound, test);
+}
+
+/// The same, with what comes before the proxy in the same namespace.
+pub fn in_namespace_after(
+    before: impl FnOnce() + Send + 'static,
+    inbound: Inbound,
+    test: impl FnOnce(Rig) + Send + 'static,
+) {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return;
@@ -118,6 +130,7 @@ pub fn in_namespace_with(inbound: Inbound, test: impl FnOnce(Rig) + Send + 'stat
             "addr add 10.200.0.1/32 dev lo",
             "addr add 10.200.0.2/32 dev lo",
         ]);
+        before();
         test(Rig::start(inbound));
     });
     if let Err(panic) = thread.join() {
@@ -139,6 +152,7 @@ impl Rig {
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
             inbound,
+            admin_port: ADMIN_PORT,
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
         };
@@ -174,6 +188,11 @@ impl Rig {
     /// Says something to the proxy.
     pub fn tell(&self, message: &ToProxy) {
         send(&self.control, message, &[]);
+    }
+
+    /// Says that the agent runs, with what was attested.
+    pub fn released(&self, attestation: &File) {
+        send(&self.control, &ToProxy::Released, &[attestation.as_fd()]);
     }
 
     /// A listener inside the fence.

@@ -12,6 +12,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+mod admin;
 mod asked;
 mod basics;
 mod enter;
@@ -106,6 +107,9 @@ const TESTS: &[Test] = &[
     ("a_pinned_binary_is_another_when_its_content_is", asked::pinned),
     ("a_tainted_binary_is_refused", asked::tainted),
     ("the_authors_variables_stay_and_are_listed", asked::authors_variables),
+    ("the_admin_endpoint_is_ready_and_attests", admin::ready_and_attested),
+    ("the_admin_endpoint_is_out_of_the_agents_reach", admin::out_of_the_agents_reach),
+    ("the_admin_endpoint_may_be_off_or_taken", admin::off_or_taken),
     ("twenty_at_once_and_nothing_left", many::at_once),
     ("many_in_a_row_and_many_killed_leave_nothing", many::soak),
 ];

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::rig::{Rig, children_of, ended, eventually, text};
 
 pub fn at_once(rig: &Rig) {
-    let watch = Leftovers::watch();
+    let watch = Leftovers::watch(rig);
     let fences: Vec<_> = (0..20)
         .map(|number| {
             let mut command = rig.with_policy();
@@ -29,7 +29,7 @@ pub fn soak(rig: &Rig) {
     let asked = std::env::var("RINGFENCE_SOAK").unwrap_or_else(|_| "15,25".to_owned());
     let (starts, kills) = asked.split_once(',').expect("RINGFENCE_SOAK is STARTS,KILLS");
     let (starts, kills): (u32, u32) = (starts.parse().unwrap(), kills.parse().unwrap());
-    let watch = Leftovers::watch();
+    let watch = Leftovers::watch(rig);
     for _ in 0..starts {
         let output = rig.fenced(&["true"]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
@@ -69,17 +69,18 @@ pub fn soak(rig: &Rig) {
 
 /// What there was before, to compare with what there is after. All that a supervisor leaves
 /// becomes this process's child: it is a subreaper (prctl(2)).
-struct Leftovers {
+struct Leftovers<'a> {
+    rig: &'a Rig,
     mounts: usize,
     files: BTreeSet<String>,
     namespaces: BTreeSet<u64>,
 }
 
-impl Leftovers {
-    fn watch() -> Self {
+impl<'a> Leftovers<'a> {
+    fn watch(rig: &'a Rig) -> Self {
         let this = rustix::process::getpid();
         rustix::process::set_child_subreaper(Some(this)).unwrap();
-        Self { mounts: mounts(), files: files(), namespaces: held() }
+        Self { rig, mounts: mounts(), files: files(), namespaces: held() }
     }
 
     fn none(&self) {

@@ -71,6 +71,26 @@ fn a_command_of_the_image_is_looked_up_and_doubled() {
     assert!(matches!(none, Outcome::Refuse(r) if r.class == Class::ImageUnread));
 }
 
+/// All containers of a pod share its loopback.
+#[test]
+fn each_fenced_container_has_an_admin_port_of_its_own() {
+    let pod = json!({"metadata": {}, "spec": {
+        "initContainers": [{"name": "side", "image": "s", "restartPolicy": "Always",
+            "ports": [{"containerPort": 15202}]}],
+        "containers": [
+            {"name": "a", "image": "i", "command": ["x"]},
+            {"name": "mcp", "image": "m", "ports": [{"containerPort": 15200}]},
+            {"name": "b", "image": "i", "command": ["x"]}]}});
+    let ns = namespace(&[("unfenced-containers", "mcp")]);
+    let after = fenced(&pod, &ns, &Settings::default());
+    let port = |index: usize| {
+        let command = after["spec"]["containers"][index]["command"].as_array().unwrap();
+        let at = command.iter().position(|word| word == "--admin-port").unwrap();
+        command[at + 1].clone()
+    };
+    assert_eq!([port(0), port(2)], [json!("15201"), json!("15203")]);
+}
+
 #[test]
 fn every_fenced_image_is_read_for_its_volumes() {
     let pod = json!({"metadata": {}, "spec": {"containers": [

@@ -11,6 +11,7 @@ use crate::proxy::http::head::{self, RequestHead};
 use crate::proxy::http::relay::{self, RelayError};
 use crate::proxy::http::write::Rewrite;
 use crate::proxy::listener::{refusal_for, refuse};
+use crate::proxy::metrics;
 use crate::proxy::refusal::{DeniedRequest, Refusal};
 use crate::proxy::report::{self, RequestLine};
 use crate::proxy::session::Session;
@@ -103,7 +104,7 @@ impl Link {
                 session.shared.upstream_tls.connect(tcp, &origin.host, &alpn).await?.0
             }
         };
-        Ok((Conn::new(stream), false))
+        Ok((Conn::new(stream).counted(&metrics::DOWN), false))
     }
 
     fn put_back(&mut self, conn: Conn) {
