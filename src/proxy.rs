@@ -20,6 +20,7 @@ mod control_client;
 mod destination;
 mod dns;
 mod forward;
+mod greeting;
 mod http;
 mod inbound;
 mod l7;
@@ -53,6 +54,7 @@ use crate::policy::Policy;
 use caller::Executables;
 use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
+use dns::pool::Pool;
 use resolve::Resolver;
 use tls::AgentTls;
 use upstream::UpstreamTls;
@@ -82,6 +84,9 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// The hosts file; followed.
     pub hosts: PathBuf,
+    /// Whether programs that ignore the proxy are served: names get addresses, and captured
+    /// connections are judged. Otherwise no name exists and all are refused.
+    pub transparent: bool,
 }
 
 /// What all connections share.
@@ -94,6 +99,8 @@ pub(crate) struct Shared {
     agent_tls: AgentTls,
     upstream_tls: UpstreamTls,
     inbound: inbound::Ports,
+    transparent: bool,
+    pool: Pool,
 }
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
@@ -138,13 +145,16 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         agent_tls: AgentTls::new(authority)?,
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
         inbound: inbound::Ports::new(config.inbound, Arc::clone(&control)),
+        transparent: config.transparent,
+        pool: Pool::new(),
         control,
     });
     let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
-    let dns = dns::PolicyDns::new();
+    let dns = dns::PolicyDns::new(config.transparent.then(|| Arc::clone(&shared)));
     let mut listening = JoinSet::new();
     listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), Arc::clone(&slots)));
-    listening.spawn(transparent::serve(listeners.captured, Arc::clone(&shared)));
+    let captured = transparent::serve(listeners.captured, Arc::clone(&shared), Arc::clone(&slots));
+    listening.spawn(captured);
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
 

@@ -9,6 +9,8 @@ mod upstream;
 
 #[path = "proxy/bypasses.rs"]
 mod bypasses;
+#[path = "proxy/captured.rs"]
+mod captured;
 #[path = "proxy/curl.rs"]
 mod curl;
 #[path = "proxy/destinations.rs"]
@@ -17,5 +19,7 @@ mod destinations;
 mod dns;
 #[path = "proxy/gateway.rs"]
 mod gateway;
+#[path = "proxy/policy_dns.rs"]
+mod policy_dns;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;

@@ -7,6 +7,7 @@
 
 mod binaries;
 mod compile;
+mod names;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 use binaries::Named;
 pub(super) use compile::compile;
 use ipnet::IpNet;
+pub use names::NameMatch;
 
 use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 use super::destination::{self, DestinationDenied};

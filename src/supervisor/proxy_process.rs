@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Resource};
 use serde::{Deserialize, Serialize};
 
-use super::args::Inbound;
+use super::args::{Inbound, RunArgs, Transparent};
 use super::identity::PROXY;
 use super::packet;
 use super::policy_files::PolicyFiles;
@@ -46,14 +46,15 @@ pub struct ProxyConfig {
     pod_ips: Vec<IpAddr>,
     inbound: Option<Vec<u16>>,
     mirror: bool,
+    transparent: bool,
     log_level: String,
 }
 
 impl ProxyConfig {
     /// From the supervisor's own arguments.
     #[must_use]
-    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, inbound: &Inbound, level: Level) -> Self {
-        let ports = match inbound {
+    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, args: &RunArgs, level: Level) -> Self {
+        let ports = match &args.inbound {
             Inbound::Ports(ports) => Some(ports.clone()),
             Inbound::Mirror | Inbound::None => None,
         };
@@ -62,7 +63,8 @@ impl ProxyConfig {
             policy,
             pod_ips,
             inbound: ports,
-            mirror: *inbound == Inbound::Mirror,
+            mirror: args.inbound == Inbound::Mirror,
+            transparent: args.transparent == Transparent::On,
             log_level: level.to_string(),
         }
     }
@@ -122,6 +124,7 @@ pub fn main() -> Result<()> {
             },
             resolv_conf: PathBuf::from(RESOLV_CONF),
             hosts: PathBuf::from(HOSTS),
+            transparent: config.transparent,
         },
         control,
     )

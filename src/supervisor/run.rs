@@ -54,7 +54,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     //    the proxy at the same time; if it cannot be, all three end.
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
-    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args.inbound, level);
+    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;
