@@ -145,7 +145,7 @@ fn refusals_say_what_to_do() {
         assert!(denial("forbidden.test:443").contains("no policy allows this host and port"));
         assert!(denial("10.77.0.1:443").contains("connect by a name that the policy allows"));
         assert!(denial("203.0.113.9:443").contains("ClientHello"));
-        assert!(log.contains("host: forbidden.test"), "the lines that would allow it: {log}");
+        assert!(log.contains("host: \"forbidden.test\""), "the lines that would allow it: {log}");
     }
 }
 

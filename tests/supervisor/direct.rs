@@ -23,7 +23,12 @@ network_policies:
     endpoints:
       - { host: fetched.test, port: 443, protocol: rest, enforcement: enforce, access: read-only }
       - { host: fetched.test, port: 80, protocol: rest, enforcement: enforce, access: read-only }
-      - { host: "*.wild.test", port: 443, protocol: rest, enforcement: enforce, access: read-only }
+      - host: "*.wild.test"
+        port: 443
+        protocol: rest
+        enforcement: enforce
+        access: read-only
+        allowed_ips: ["10.77.0.0/16"]
       - { host: mail.test, port: 2525 }
     binaries:
       - { path: /usr/bin/curl }

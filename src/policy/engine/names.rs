@@ -21,16 +21,13 @@ impl Policy {
     /// Whether some endpoint covers this host.
     #[must_use]
     pub fn names_host(&self, host: &Host) -> NameMatch {
-        let mut found = NameMatch::None;
-        for port in self.ports.values() {
-            if port.exact.contains_key(host.as_str()) {
-                return NameMatch::Exact;
-            }
-            if found == NameMatch::None && port.wild.iter().any(|(wild, _)| wild.matches(host)) {
-                found = NameMatch::Wildcard;
-            }
+        if self.names.exact.contains(host.as_str()) {
+            NameMatch::Exact
+        } else if self.names.wild.iter().any(|wild| wild.matches(host)) {
+            NameMatch::Wildcard
+        } else {
+            NameMatch::None
         }
-        found
     }
 
     /// Whether some endpoint has this port: on all others nothing is ever allowed.
