@@ -164,7 +164,7 @@ pub(crate) fn request_refused(session: &Session, method: &str, to: &dyn Display,
 
 /// A direct connection that the gateway caught and that nothing can allow. `who` when it could be
 /// found quickly.
-pub(crate) fn captured(who: Option<(&str, u32)>, destination: SocketAddr, reason: &str) {
+pub(crate) fn captured(who: Option<(&str, u32)>, destination: &dyn Display, reason: &str) {
     let who = who.map_or_else(|| "agent".to_owned(), |(exe, pid)| format!("{exe}({pid})"));
     let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
         .denied()

@@ -77,7 +77,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
         }
         let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
             if captured.tell(destination, None) {
-                report::captured(None, destination, "too many connections at a time");
+                report::captured(None, &destination, "too many connections at a time");
             }
             reset(tcp);
             continue;
@@ -120,6 +120,18 @@ fn is_ours(destination: SocketAddr) -> bool {
     }
 }
 
+/// As it is told: by the name that DNS gave the address out for, where it did.
+fn shown(shared: &Shared, destination: SocketAddr) -> String {
+    let name = match destination.ip() {
+        IpAddr::V4(ip) => shared.pool.name(ip),
+        IpAddr::V6(_) => None,
+    };
+    match name {
+        Some(name) => format!("{name}:{}", destination.port()),
+        None => destination.to_string(),
+    }
+}
+
 /// Refuses without a word from the client; who it is is found out only for the log.
 fn refuse_unheard(
     captured: &Arc<Captured>,
@@ -132,7 +144,7 @@ fn refuse_unheard(
         return reset(tcp);
     }
     let Ok(slot) = Arc::clone(&captured.naming).try_acquire_owned() else {
-        report::captured(None, destination, reason);
+        report::captured(None, &shown(&captured.shared, destination), reason);
         return reset(tcp);
     };
     let captured = Arc::clone(captured);
@@ -141,7 +153,7 @@ fn refuse_unheard(
         let looked = caller::look_up(&captured.shared.control, &tcp, peer);
         let who = tokio::time::timeout(LOOK_UP, looked).await.ok().and_then(Result::ok);
         let who = who.as_ref().map(|(who, _)| (who.exe.as_str(), who.pid));
-        report::captured(who, destination, reason);
+        report::captured(who, &shown(&captured.shared, destination), reason);
         reset(tcp);
     });
 }
@@ -152,7 +164,7 @@ async fn connection(captured: &Captured, tcp: TcpStream, peer: SocketAddr, to: S
         Ok(identity) => Session::new(Arc::clone(&captured.shared), identity),
         Err(error) => {
             if captured.tell(to, None) {
-                report::captured(None, to, &error.to_string());
+                report::captured(None, &shown(&captured.shared, to), &error.to_string());
             }
             return reset(tcp);
         }
@@ -214,13 +226,16 @@ async fn judged_name(
             unclear(captured, session, to, &reason);
             None
         }
-        Asked::Gone => None,
+        Asked::Gone => {
+            unclear(captured, session, to, "closed before it said whom it asks for");
+            None
+        }
     }
 }
 
 fn unclear(captured: &Captured, session: &Session, to: SocketAddr, reason: &str) {
     if captured.tell(to, None) {
-        report::captured(Some((&session.caller().exe, session.pid())), to, reason);
+        report::captured(Some((&session.caller().exe, session.pid())), &to, reason);
     }
 }
 

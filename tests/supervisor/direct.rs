@@ -179,7 +179,11 @@ pub fn denied(rig: &Rig) {
         &["elsewhere.test:443", "no policy allows"],
     );
     refused(rig, &format!("{curl} -k https://10.77.0.1/"), &["10.77.0.1:443", "connect by a name"]);
-    refused(rig, &format!("{curl} http://fetched.test:8080/"), &["198.18.", "port"]);
+    refused(
+        rig,
+        &format!("{curl} http://fetched.test:8080/"),
+        &["fetched.test:8080", "port that no endpoint"],
+    );
     let connect_to = "--connect-to other.test:443:fetched.test:443 -k https://other.test/";
     refused(rig, &format!("{curl} {connect_to}"), &["fetched.test:443", "SNI"]);
     refused(
