@@ -10,6 +10,9 @@
 //! 3. which addresses has the name, and may each be dialled ([`destination`]);
 //! 4. what is spoken, and is it what was judged: SNI, `Host` ([`tunnel`]);
 //! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`]).
+//!
+//! A program that ignores the proxy goes the same way: [`dns`] gives it an address for a name, and
+//! [`transparent`] finds the name again when the gateway catches the connection.
 #![forbid(unsafe_code)]
 
 mod bundle;
