@@ -10,6 +10,9 @@
 //! 3. which addresses has the name, and may each be dialled ([`destination`]);
 //! 4. what is spoken, and is it what was judged: SNI, `Host` ([`tunnel`]);
 //! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`]).
+//!
+//! A program that ignores the proxy goes the same way: [`dns`] gives it an address for a name, and
+//! [`transparent`] finds the name again when the gateway catches the connection.
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -21,6 +24,7 @@ mod control_client;
 mod destination;
 mod dns;
 mod forward;
+mod greeting;
 mod http;
 mod inbound;
 mod l7;
@@ -56,6 +60,7 @@ use admin::Admin;
 use caller::Executables;
 use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
+use dns::pool::Pool;
 use resolve::Resolver;
 use tls::AgentTls;
 use upstream::UpstreamTls;
@@ -87,6 +92,9 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// The hosts file; followed.
     pub hosts: PathBuf,
+    /// Whether programs that ignore the proxy are served: names get addresses, and captured
+    /// connections are judged. Otherwise no name exists and all are refused.
+    pub transparent: bool,
 }
 
 /// What all connections share.
@@ -100,6 +108,8 @@ pub(crate) struct Shared {
     upstream_tls: UpstreamTls,
     inbound: inbound::Ports,
     admin: Arc<Admin>,
+    transparent: bool,
+    pool: Pool,
 }
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
@@ -147,13 +157,16 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
         inbound: inbound::Ports::new(config.inbound, Arc::clone(&admin), Arc::clone(&control)),
         admin: Arc::clone(&admin),
+        transparent: config.transparent,
+        pool: Pool::new(),
         control,
     });
     let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
-    let dns = dns::PolicyDns::new();
+    let dns = dns::PolicyDns::new(config.transparent.then(|| Arc::clone(&shared)));
     let mut listening = JoinSet::new();
     listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), Arc::clone(&slots)));
-    listening.spawn(transparent::serve(listeners.captured, Arc::clone(&shared)));
+    let captured = transparent::serve(listeners.captured, Arc::clone(&shared), Arc::clone(&slots));
+    listening.spawn(captured);
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
     // The supervisor waits for none of this any more.

@@ -11,6 +11,8 @@ mod upstream;
 mod admin;
 #[path = "proxy/bypasses.rs"]
 mod bypasses;
+#[path = "proxy/captured.rs"]
+mod captured;
 #[path = "proxy/curl.rs"]
 mod curl;
 #[path = "proxy/destinations.rs"]
@@ -19,5 +21,7 @@ mod destinations;
 mod dns;
 #[path = "proxy/gateway.rs"]
 mod gateway;
+#[path = "proxy/policy_dns.rs"]
+mod policy_dns;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;

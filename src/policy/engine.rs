@@ -7,14 +7,16 @@
 
 mod binaries;
 mod compile;
+mod names;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use binaries::Named;
 pub(super) use compile::compile;
 use ipnet::IpNet;
+pub use names::NameMatch;
 
 use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 use super::destination::{self, DestinationDenied};
@@ -34,6 +36,14 @@ pub struct Policy {
     policies: Vec<Named>,
     endpoints: Vec<Endpoint>,
     ports: HashMap<u16, Port>,
+    names: Names,
+}
+
+/// The hosts of all endpoints, whatever their ports.
+#[derive(Debug, Clone, Default)]
+struct Names {
+    exact: HashSet<String>,
+    wild: Vec<Wild>,
 }
 
 /// Indices of endpoints for one port.

@@ -24,7 +24,7 @@ use super::stream::{Conn, Stream, duplex, tune};
 const FENCE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 
 /// Ours in the gateway: never opened in the pod, so that nobody takes the one for the other.
-const RESERVED: [u16; 3] = [3128, 15_001, 15_053];
+pub(crate) const RESERVED: [u16; 3] = [3128, 15_001, 15_053];
 
 /// The most connections at a time, and the most ports.
 const CONNECTIONS: usize = 1024;

@@ -176,23 +176,24 @@ pub(crate) fn request_refused(session: &Session, method: &str, to: &dyn Display,
     emit(&event);
 }
 
-/// A direct connection that the gateway caught. `who` when it could be found quickly.
-pub(crate) fn captured(who: Option<(&str, u32)>, destination: SocketAddr) {
+/// A direct connection that the gateway caught and that nothing can allow. `who` when it could be
+/// found quickly.
+pub(crate) fn captured(who: Option<(&str, u32)>, destination: &dyn Display, reason: &str) {
     metrics::refused(Refused::Direct, 1);
     let who = who.map_or_else(|| "agent".to_owned(), |(exe, pid)| format!("{exe}({pid})"));
     let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
         .denied()
         .subject(format!("{who} -> {destination}"))
-        .reason("direct connection: use the proxy at http://10.200.0.1:3128");
+        .reason(reason);
     emit(&event);
 }
 
-pub(crate) fn name_refused(name: &str, kind: &dyn Display) {
+pub(crate) fn name_refused(name: &str, kind: &dyn Display, reason: &str) {
     metrics::refused(Refused::Name, 1);
     let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
         .denied()
         .subject(format!("DNS {kind} {name}"))
-        .reason("names are resolved by the proxy at http://10.200.0.1:3128");
+        .reason(reason);
     emit(&event);
 }
 

@@ -9,7 +9,7 @@
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig};
@@ -45,6 +45,7 @@ pub(crate) struct Resolver {
     resolv_conf: PathBuf,
     strategy: LookupIpStrategy,
     dns: OnceCell<(TokioResolver, Vec<Name>)>,
+    search: OnceLock<Vec<String>>,
     hosts: Hosts,
 }
 
@@ -58,7 +59,13 @@ impl Resolver {
                 (false, true) => LookupIpStrategy::Ipv6Only,
                 _ => LookupIpStrategy::Ipv4AndIpv6,
             };
-        Self { resolv_conf, strategy, dns: OnceCell::new(), hosts: Hosts::new(hosts) }
+        Self {
+            resolv_conf,
+            strategy,
+            dns: OnceCell::new(),
+            search: OnceLock::new(),
+            hosts: Hosts::new(hosts),
+        }
     }
 
     /// The addresses of a name, at least one, in the order to try them.
@@ -72,9 +79,7 @@ impl Resolver {
             return Ok(listed);
         }
         let (dns, search) = self.dns.get_or_try_init(|| async { self.configure() }).await?;
-        let mut absolute =
-            Name::from_ascii(name).map_err(|_| ResolveError::Dns("not a DNS name".to_owned()))?;
-        absolute.set_fqdn(true);
+        let absolute = absolute(name)?;
         let mut result = Err(ResolveError::NoSuchName);
         let whole = name.contains('.').then(|| absolute.clone());
         let searched = search.iter().filter_map(|domain| {
@@ -85,24 +90,38 @@ impl Resolver {
             Some(name)
         });
         for name in whole.into_iter().chain(searched) {
-            match dns.lookup_ip(name).await {
-                Ok(found) => {
-                    let addresses: Vec<IpAddr> = found.iter().take(ADDRESSES).collect();
-                    if !addresses.is_empty() {
-                        return Ok(addresses);
-                    }
-                    result = Err(ResolveError::NoAddress);
-                }
-                Err(error) if error.is_nx_domain() => {}
-                Err(error) if error.is_no_records_found() => {
-                    result = Err(ResolveError::NoAddress);
-                }
+            match look_up(dns, name).await {
+                Err(ResolveError::NoSuchName) => {}
+                Err(ResolveError::NoAddress) => result = Err(ResolveError::NoAddress),
                 // A server that fails says nothing about the name: going on to the next
                 // candidate could reach somebody else.
-                Err(error) => return Err(ResolveError::Dns(describe(&error))),
+                found => return found,
             }
         }
         result
+    }
+
+    /// Whether the name has an address as it is, without search domains: what the fence's DNS
+    /// asks, whose clients have done the searching.
+    pub(crate) async fn exists(&self, host: &Host) -> Result<(), ResolveError> {
+        if !self.hosts.find(host.as_str()).is_empty() {
+            return Ok(());
+        }
+        let (dns, _) = self.dns.get_or_try_init(|| async { self.configure() }).await?;
+        look_up(dns, absolute(host.as_str())?).await.map(drop)
+    }
+
+    /// The pod's search domains, in lower case and without the last dot; none where the file
+    /// cannot be read.
+    pub(crate) fn search(&self) -> &[String] {
+        self.search.get_or_init(|| {
+            let parsed = read(&self.resolv_conf).ok().and_then(|bytes| {
+                system_conf::parse_resolv_conf(&bytes).ok().map(|(config, _)| config)
+            });
+            let plain =
+                |name: &Name| name.to_lowercase().to_ascii().trim_end_matches('.').to_owned();
+            parsed.iter().flat_map(|config| config.search().iter().map(plain)).collect()
+        })
     }
 
     fn configure(&self) -> Result<(TokioResolver, Vec<Name>), ResolveError> {
@@ -124,6 +143,26 @@ impl Resolver {
         *builder.options_mut() = options;
         let resolver = builder.build().map_err(|error| failed(error.to_string()))?;
         Ok((resolver, search))
+    }
+}
+
+fn absolute(name: &str) -> Result<Name, ResolveError> {
+    let mut name =
+        Name::from_ascii(name).map_err(|_| ResolveError::Dns("not a DNS name".to_owned()))?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+/// Asks for one whole name.
+async fn look_up(dns: &TokioResolver, name: Name) -> Result<Vec<IpAddr>, ResolveError> {
+    match dns.lookup_ip(name).await {
+        Ok(found) => {
+            let addresses: Vec<IpAddr> = found.iter().take(ADDRESSES).collect();
+            if addresses.is_empty() { Err(ResolveError::NoAddress) } else { Ok(addresses) }
+        }
+        Err(error) if error.is_nx_domain() => Err(ResolveError::NoSuchName),
+        Err(error) if error.is_no_records_found() => Err(ResolveError::NoAddress),
+        Err(error) => Err(ResolveError::Dns(describe(&error))),
     }
 }
 

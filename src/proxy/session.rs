@@ -2,17 +2,25 @@
 
 use std::sync::Arc;
 
-use super::caller::Identity;
+use super::caller::{CallerError, Identity};
 use super::destination::{DialError, Origin};
 use super::metrics::{self, Layer, Verdict};
 use super::refusal::Refusal;
 use super::{Shared, report};
-use crate::policy::{Caller, Connect, Host};
+use crate::policy::{Caller, Connect, Denial, Grant, Host};
 
 /// A connection whose caller is known.
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     identity: Identity,
+}
+
+/// Why a connection may not be made.
+pub(crate) enum NotAdmitted {
+    /// No policy allows it.
+    Policy(Denial),
+    /// One does, but the executable is not to be trusted.
+    Caller(CallerError),
 }
 
 impl Session {
@@ -31,25 +39,34 @@ impl Session {
     /// May the caller connect there? Nothing is resolved or dialled before this says yes. `what`
     /// is the method, for the refusal.
     pub(crate) async fn admit(&self, what: &str, host: Host, port: u16) -> Result<Origin, Refusal> {
-        match self.shared.policy.connect(self.caller(), &host, port) {
-            Connect::Deny(denial) => {
+        match self.judge(&host, port).await {
+            Ok(grant) => Ok(Origin { host, port, grant }),
+            Err(NotAdmitted::Policy(denial)) => {
                 report::connect_denied(self, &host, port, &denial);
                 Err(Refusal::connection(what, &host, port, &denial))
             }
+            Err(NotAdmitted::Caller(error)) => {
+                report::caller_not_trusted(self, &host, port, &error);
+                let detail = format!("{what} {host}:{port} not permitted by policy");
+                Err(Refusal::new(403, "policy_denied", &detail).because(&error.to_string()))
+            }
+        }
+    }
+
+    /// The same question, with nothing said about a no.
+    pub(crate) async fn judge(&self, host: &Host, port: u16) -> Result<Grant, NotAdmitted> {
+        match self.shared.policy.connect(self.caller(), host, port) {
+            Connect::Deny(denial) => Err(NotAdmitted::Policy(denial)),
             // Only what would pass is worth reading an executable for.
             Connect::Allow(grant) => match self.shared.executables.verify(&self.identity).await {
                 Ok(()) => {
                     if let Some(why) = &self.caller().tainted {
-                        report::caller_tainted(self, &host, port, why);
+                        report::caller_tainted(self, host, port, why);
                     }
                     metrics::decided(Layer::L4, Verdict::Allowed, &grant.policy);
-                    Ok(Origin { host, port, grant })
+                    Ok(grant)
                 }
-                Err(error) => {
-                    report::caller_not_trusted(self, &host, port, &error);
-                    let detail = format!("{what} {host}:{port} not permitted by policy");
-                    Err(Refusal::new(403, "policy_denied", &detail).because(&error.to_string()))
-                }
+                Err(error) => Err(NotAdmitted::Caller(error)),
             },
         }
     }

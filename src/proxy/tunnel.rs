@@ -1,4 +1,5 @@
-//! After `200 Connection Established`: what is spoken in the tunnel, found from as many bytes as
+//! After `200 Connection Established`, or instead of it for a connection that the gateway caught:
+//! what is spoken in the tunnel, found from as many bytes as
 //! it takes, and handled by what the grant says.
 //!
 //! Nothing is decided on one look at the first segment: a `ClientHello` is known by its first byte
@@ -40,7 +41,7 @@ const ALERT_INTERNAL_ERROR: u8 = 80;
 
 /// What a client's first bytes are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum First {
+pub(super) enum First {
     Tls,
     Http,
     /// Something else.
@@ -126,7 +127,7 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
 }
 
 /// What `data` is the start of; `None` when it takes more to tell.
-fn recognise(data: &[u8]) -> Option<First> {
+pub(super) fn recognise(data: &[u8]) -> Option<First> {
     const VERSION: &[u8] = b"HTTP/1.";
     const METHOD_MAX: usize = 32;
     if *data.first()? == 0x16 {
@@ -311,7 +312,9 @@ fn accepted(
 
 /// Reads the whole `ClientHello`, from however many segments and records, and leaves its bytes in
 /// the reader. `None`: the client is gone.
-async fn client_hello(client: &mut Conn) -> Result<Option<rustls::server::Accepted>, String> {
+pub(super) async fn client_hello(
+    client: &mut Conn,
+) -> Result<Option<rustls::server::Accepted>, String> {
     let mut acceptor = Acceptor::default();
     let mut fed = 0;
     let deadline = tokio::time::Instant::now() + HANDSHAKE;
@@ -347,9 +350,9 @@ async fn client_hello(client: &mut Conn) -> Result<Option<rustls::server::Accept
 fn name_matches(sni: Option<&str>, host: &Host) -> Result<(), &'static str> {
     match sni {
         Some(sni) if Host::parse(sni).is_ok_and(|sni| sni == *host) => Ok(()),
-        Some(_) => Err("the name in TLS (SNI) is not the host of CONNECT"),
+        Some(_) => Err("the name in TLS (SNI) is not the host that was judged"),
         None if host.is_ip() => Ok(()),
-        None => Err("no name in TLS (SNI): it must be the host of CONNECT"),
+        None => Err("no name in TLS (SNI): it must be the host that was judged"),
     }
 }
 

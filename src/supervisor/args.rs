@@ -120,6 +120,10 @@ pub struct RunArgs {
     /// or a list of ports.
     #[arg(long, default_value = "mirror", value_name = "mirror|none|PORTS")]
     pub inbound: Inbound,
+    /// Whether programs that ignore the proxy reach what the policy allows: on, or off (names do
+    /// not resolve in the fence, and direct connections are refused).
+    #[arg(long, default_value = "on", value_name = "on|off")]
+    pub transparent: Transparent,
     /// The port of the admin endpoint on the pod's loopback; 0: off.
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub admin_port: u16,
@@ -138,6 +142,16 @@ pub struct RunArgs {
     /// The command and its arguments.
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+/// Whether connections that do not go by the proxy are judged or refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Transparent {
+    /// Judged like those by the proxy.
+    #[default]
+    On,
+    /// Refused.
+    Off,
 }
 
 /// Which of the agent's ports are reachable at the pod's address.
@@ -239,6 +253,15 @@ mod tests {
         for bad in ["", "0", "70000", "80,", "all"] {
             assert!(bad.parse::<Inbound>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn transparent_is_on_or_off() {
+        let transparent = |words: &[&str]| Some(parse(words).ok()?.run.transparent);
+        assert_eq!(transparent(&["--", "true"]), Some(Transparent::On));
+        assert_eq!(transparent(&["--transparent", "on", "--", "true"]), Some(Transparent::On));
+        assert_eq!(transparent(&["--transparent", "off", "--", "true"]), Some(Transparent::Off));
+        assert_eq!(transparent(&["--transparent", "no", "--", "true"]), None);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use nix::sys::signal::SigSet;
 use rustix::process::{Pid, Resource};
 use serde::{Deserialize, Serialize};
 
-use super::args::{Inbound, RunArgs};
+use super::args::{Inbound, RunArgs, Transparent};
 use super::identity::PROXY;
 use super::packet;
 use super::policy_files::PolicyFiles;
@@ -48,6 +48,7 @@ pub struct ProxyConfig {
     inbound: Option<Vec<u16>>,
     mirror: bool,
     admin_port: u16,
+    transparent: bool,
     log_level: String,
 }
 
@@ -66,6 +67,7 @@ impl ProxyConfig {
             inbound: ports,
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
+            transparent: args.transparent == Transparent::On,
             log_level: level.to_string(),
         }
     }
@@ -140,6 +142,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
             admin_port: config.admin_port,
             resolv_conf: PathBuf::from(RESOLV_CONF),
             hosts: PathBuf::from(HOSTS),
+            transparent: config.transparent,
         },
         control,
     )

@@ -11,7 +11,7 @@ use crate::rig::{Rig, UPSTREAM, in_namespace};
 
 /// A name server that knows these names, each at the upstream's address, and fails for names that
 /// start with `broken`. Returns what it was asked.
-fn name_server(rig: &Rig, known: &'static [&str]) -> Arc<Mutex<Vec<String>>> {
+pub fn name_server(rig: &Rig, known: &'static [&str]) -> Arc<Mutex<Vec<String>>> {
     let text = format!("nameserver {UPSTREAM}\nsearch ns.svc.test svc.test\noptions ndots:5\n");
     std::fs::write(rig.dir.path().join("no-resolv.conf"), text).expect("resolv.conf");
     let socket = UdpSocket::bind((UPSTREAM, 53)).expect("port 53");

@@ -68,6 +68,7 @@ network_policies:
       - { host: short, port: 80 }
       - { host: broken.test, port: 80 }
       - { host: 10.77.0.1, port: 80, allowed_ips: ["10.0.0.0/8"] }
+      - { host: 10.77.0.1, port: 2525 }
       - { host: "*.ringfence.internal", port: 81 }
       - { host: pod.ringfence.internal, port: 82, allowed_ips: ["10.99.0.0/16"] }
       - { host: pod.ringfence.internal, port: 83, allowed_ips: ["10.88.0.0/16"] }
@@ -99,6 +100,7 @@ pub struct Rig {
     pub dir: tempfile::TempDir,
     control: Arc<OwnedFd>,
     fence: Sender<(u16, Sender<TcpListener>)>,
+    captured: Option<Captured>,
     proxy: Option<std::thread::JoinHandle<()>>,
 }
 
@@ -117,6 +119,32 @@ pub fn in_namespace_after(
     inbound: Inbound,
     test: impl FnOnce(Rig) + Send + 'static,
 ) {
+    start(Setup { inbound, captured: None, transparent: true }, before, test);
+}
+
+/// With programs that ignore the proxy, whose connections to this port of any address are caught.
+pub fn capturing(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
+    let setup = Setup { inbound: Inbound::Mirror, captured: Some(port), transparent: true };
+    start(setup, || {}, test);
+}
+
+/// The same with all of that switched off.
+pub fn not_transparent(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
+    let setup = Setup { inbound: Inbound::Mirror, captured: Some(port), transparent: false };
+    start(setup, || {}, test);
+}
+
+struct Setup {
+    inbound: Inbound,
+    captured: Option<u16>,
+    transparent: bool,
+}
+
+fn start(
+    setup: Setup,
+    before: impl FnOnce() + Send + 'static,
+    test: impl FnOnce(Rig) + Send + 'static,
+) {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return;
@@ -131,7 +159,7 @@ pub fn in_namespace_after(
             "addr add 10.200.0.2/32 dev lo",
         ]);
         before();
-        test(Rig::start(inbound));
+        test(Rig::start(setup));
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -139,7 +167,7 @@ pub fn in_namespace_after(
 }
 
 impl Rig {
-    fn start(inbound: Inbound) -> Self {
+    fn start(setup: Setup) -> Self {
         let day = Duration::from_secs(86_400);
         let authority = Authority::ephemeral("Upstream CA", day).expect("authority");
         let dir = tempfile::tempdir().expect("tempdir");
@@ -151,7 +179,8 @@ impl Rig {
             pod_ips: vec!["10.88.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
-            inbound,
+            inbound: setup.inbound,
+            transparent: setup.transparent,
             admin_port: ADMIN_PORT,
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
@@ -166,9 +195,13 @@ impl Rig {
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
         let bundle = File::create(dir.path().join("bundle.pem")).expect("bundle");
         let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
+        let (captured, caught) = match setup.captured.map(capture) {
+            Some((captured, listener)) => (Some(captured), OwnedFd::from(listener)),
+            None => (None, tcp(CAPTURED)),
+        };
         let listeners = [
             tcp(PROXY),
-            tcp(CAPTURED),
+            caught,
             OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
             tcp(DNS),
             OwnedFd::from(bundle),
@@ -182,7 +215,8 @@ impl Rig {
         let who = Arc::new(Mutex::new(Some(curl)));
         let control = Arc::new(ours);
         let fence = fence(Arc::clone(&control), Arc::clone(&who));
-        Self { upstream, who, ca_pem, bundle_pem, dir, control, fence, proxy: Some(proxy) }
+        let proxy = Some(proxy);
+        Self { upstream, who, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
     }
 
     /// Says something to the proxy.
@@ -216,6 +250,17 @@ impl Rig {
     pub fn connect(&self) -> TcpStream {
         let address: SocketAddr = PROXY.parse().expect("address");
         let tcp = TcpStream::connect(address).expect("proxy");
+        tcp.set_nodelay(true).expect("nodelay");
+        tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
+        tcp
+    }
+
+    /// A connection to any address that the gateway catches.
+    pub fn direct(&self, address: impl Into<SocketAddr>) -> TcpStream {
+        let (sender, receiver) = channel();
+        let captured = self.captured.as_ref().expect("a rig that captures");
+        captured.send((address.into(), sender)).expect("namespace");
+        let tcp = receiver.recv().expect("caught");
         tcp.set_nodelay(true).expect("nodelay");
         tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
         tcp
@@ -305,6 +350,24 @@ pub fn read_to_end(from: &mut impl Read) -> String {
         }
     }
     String::from_utf8_lossy(&all).into_owned()
+}
+
+/// Connects from the namespace of [`capture`].
+type Captured = Sender<(SocketAddr, Sender<TcpStream>)>;
+
+/// A namespace in which this port of every address leads to one listener, whose connections have
+/// the address that was dialled: what the gateway's packet rules do, for one port.
+fn capture(port: u16) -> (Captured, TcpListener) {
+    let (sender, wishes) = channel::<(SocketAddr, Sender<TcpStream>)>();
+    let (made, listener) = channel();
+    std::thread::spawn(move || {
+        new_namespace(&["link set lo up", "route add local default dev lo"]);
+        made.send(TcpListener::bind(("0.0.0.0", port)).expect("listener")).expect("rig");
+        for (address, wisher) in wishes {
+            let _ = wisher.send(TcpStream::connect(address).expect("caught"));
+        }
+    });
+    (sender, listener.recv().expect("listener"))
 }
 
 /// The fence's namespace: a thread in it makes listeners, another answers the proxy from it.

@@ -73,8 +73,9 @@ pub fn direct(rig: &Rig) {
     let output = curl(rig, "--noproxy '*' https://10.77.0.1/");
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("10.77.0.1"), "{}", text(&output.stderr));
-    let output = rig.shell("curl -sS --noproxy '*' --max-time 5 https://upstream.test/");
+    let output = rig.shell("curl -sS --noproxy '*' --max-time 5 https://other.test/");
     assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("other.test:443"), "{}", text(&output.stderr));
     // Far under the clients' own patience: refused, not lost.
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
 }

@@ -15,6 +15,7 @@ use std::process::Command;
 mod admin;
 mod asked;
 mod basics;
+mod direct;
 mod enter;
 mod life;
 mod many;
@@ -69,6 +70,11 @@ const TESTS: &[Test] = &[
     ("an_allowed_request_passes", basics::allowed),
     ("what_is_not_allowed_is_refused_with_its_reason", basics::refused),
     ("a_connection_round_the_proxy_is_refused_at_once", basics::direct),
+    ("programs_that_ignore_the_proxy_reach_what_is_allowed", direct::allowed),
+    ("python_and_node_need_no_proxy_variables", direct::other_programs),
+    ("programs_that_ignore_the_proxy_reach_nothing_else", direct::denied),
+    ("the_resolver_of_the_container_is_answered", direct::dns),
+    ("capture_can_be_switched_off", direct::switched_off),
     ("the_agent_cannot_climb_out", basics::escapes),
     ("what_an_agent_linked_is_not_opened_to_the_next", basics::planted_link),
     ("a_port_of_the_agent_is_reachable", basics::inbound),

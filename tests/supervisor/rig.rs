@@ -178,7 +178,8 @@ pub fn text(bytes: &[u8]) -> String {
 
 /// A TLS server that answers every request with its first line.
 fn serve(authority: &Authority) {
-    let names = ["upstream.test", "other.test"].map(|name| SubjectName::Dns(name.into()));
+    let names = ["upstream.test", "other.test", "fetched.test", "one.wild.test"];
+    let names = names.map(|name| SubjectName::Dns(name.into()));
     let key = LeafKey::generate().unwrap();
     let leaf = authority.leaf(&names, Duration::from_secs(86_400), &key).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(ringfence::pki::provider())

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::binaries::Asks;
-use super::{Endpoint, Inspected, Method, Named, Policy, Port, Rule};
+use super::{Endpoint, Inspected, Method, Named, Names, Policy, Port, Rule};
 use crate::policy::document::{self, Document, Enforcement, NetworkPolicy};
 use crate::policy::fields::Located;
 use crate::policy::glob::{Bad, PathGlob, Scope, ValueGlob};
@@ -14,7 +14,12 @@ use crate::policy::{check, presets};
 
 /// Checks and compiles. What it returns may be enforced only if `problems` holds no error.
 pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -> Policy {
-    let mut compiler = Compiler { endpoints: Vec::new(), ports: HashMap::new(), problems };
+    let mut compiler = Compiler {
+        endpoints: Vec::new(),
+        ports: HashMap::new(),
+        names: Names::default(),
+        problems,
+    };
     let mut policies = Vec::new();
     for (key, policy) in &document.policies {
         check::binaries(key, policy, compiler.problems);
@@ -24,7 +29,7 @@ pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -
         }
         policies.push(compiler.named(key, policy));
     }
-    let Compiler { endpoints, ports, .. } = compiler;
+    let Compiler { endpoints, ports, names, .. } = compiler;
     Policy {
         filesystem: check::filesystem(document, problems),
         landlock: document.compatibility,
@@ -32,12 +37,14 @@ pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -
         policies,
         endpoints,
         ports,
+        names,
     }
 }
 
 struct Compiler<'p> {
     endpoints: Vec<Endpoint>,
     ports: HashMap<u16, Port>,
+    names: Names,
     problems: &'p mut Problems,
 }
 
@@ -88,6 +95,15 @@ impl Compiler<'_> {
                 Some(HostPattern::Wild(wild)) => port.wild.push((wild.clone(), index)),
                 None => port.hostless.push(index),
             }
+        }
+        match &host {
+            Some(HostPattern::Exact(host)) if !endpoint.ports.is_empty() => {
+                self.names.exact.insert(host.as_str().to_owned());
+            }
+            Some(HostPattern::Wild(wild)) if !endpoint.ports.is_empty() => {
+                self.names.wild.push(wild.clone());
+            }
+            _ => {}
         }
         self.endpoints.push(Endpoint {
             policy,

@@ -193,6 +193,12 @@ pub(crate) async fn read_request(
     parse_request(raw).map(Some)
 }
 
+/// Waits for the rest of a request head that has begun, and leaves it in the reader.
+pub(crate) async fn peek_request(reader: &mut Reader) -> Result<RequestHead, HeadError> {
+    let length = whole(reader, REQUEST_MAX, HEAD_TIMEOUT).await?;
+    parse_request(reader.data()[..length].to_vec())
+}
+
 /// Waits for a response head, for as long as it takes: how slow an upstream may be is the
 /// client's choice. `None`: closed before the first byte.
 pub(crate) async fn read_response(
@@ -211,6 +217,14 @@ pub(crate) async fn read_response(
 
 /// Takes the bytes of one head, its empty line included, out of the reader.
 async fn read_raw(reader: &mut Reader, max: usize, time: Duration) -> Result<Vec<u8>, HeadError> {
+    let length = whole(reader, max, time).await?;
+    let raw = reader.data()[..length].to_vec();
+    reader.consume(length);
+    Ok(raw)
+}
+
+/// Waits until the reader holds a whole head, and says how long that is.
+async fn whole(reader: &mut Reader, max: usize, time: Duration) -> Result<usize, HeadError> {
     let deadline = Instant::now() + time;
     let mut seen = 0;
     loop {
@@ -222,9 +236,7 @@ async fn read_raw(reader: &mut Reader, max: usize, time: Duration) -> Result<Vec
             if length > max {
                 return Err(HeadError::TooLong);
             }
-            let raw = reader.data()[..length].to_vec();
-            reader.consume(length);
-            return Ok(raw);
+            return Ok(length);
         }
         seen = reader.data().len();
         if seen >= max {
