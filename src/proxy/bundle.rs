@@ -74,14 +74,7 @@ fn keep_certificates(pem: &mut Vec<u8>) {
 /// Base64 with its line breaks. Without an early end, so that the compiler takes many bytes at a
 /// time.
 fn is_base64(body: &[u8]) -> bool {
-    let wrong = |byte: u8| {
-        !(byte.is_ascii_alphanumeric()
-            | (byte == b'+')
-            | (byte == b'/')
-            | (byte == b'=')
-            | (byte == b'\n')
-            | (byte == b'\r'))
-    };
+    let wrong = |byte: u8| !matches!(byte, b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'+' | b'/' | b'=' | b'\n' | b'\r');
     !body.iter().fold(false, |any, byte| any | wrong(*byte))
 }
 

@@ -46,7 +46,10 @@ pub fn start(keeper: OwnedFd) -> Result<Gateway> {
     thread::Builder::new()
         .name("gateway".into())
         .spawn(move || {
-            drop(tell.send(Network::build(keeper)));
+            let built = Network::build(&keeper);
+            // From here on it is the main thread's alone.
+            drop(keeper);
+            drop(tell.send(built));
             if let Ok(service) = told.recv() {
                 service.serve();
             }
@@ -69,7 +72,7 @@ impl Gateway {
 
 impl Network {
     /// The keeper makes the fence's namespace meanwhile.
-    fn build(keeper: OwnedFd) -> Result<Self> {
+    fn build(keeper: &OwnedFd) -> Result<Self> {
         netns::unshare()?;
         let route = Route::open()?;
         let (message, descriptors) = launch::receive(keeper.as_fd()).context("the keeper")?;

@@ -31,6 +31,7 @@ use crate::fence::{credentials, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
+#[allow(clippy::too_many_lines, reason = "the order of building is one page, read downwards")]
 pub fn run(args: RunArgs) -> Result<i32> {
     // 1. Arguments, policy: read once. Nothing privileged yet.
     credentials::undumpable().context("cannot make this process undumpable")?;
@@ -40,9 +41,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let args = args.complete(lookup).map_err(anyhow::Error::msg)?;
     let level = args.log_level.unwrap_or_default();
     event::set_level(level);
-    own_path::check()?;
     check(&args)?;
-    process_limit::check(args.require_pid_limit)?;
     progress::loading(&args);
     let files = PolicyFiles::read(&args)?;
 
@@ -123,7 +122,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     signals.wait_for(&proxy, "the agent's certificates")?;
     proxy_process::bundled(&proxy)?;
     let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
-    let (diag, inbound) = (network.diag, args.inbound.clone());
+    let (diag, inbound) = (network.diag, args.inbound);
     gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
 
     // 7. Attested, verified from outside, released.
@@ -164,7 +163,10 @@ pub fn run(args: RunArgs) -> Result<i32> {
 /// What the agent's programs are told.
 const PROXY_URL: &str = "http://10.200.0.1:3128";
 
+/// Whether a fence can be built at all.
 fn check(args: &RunArgs) -> Result<()> {
+    own_path::check()?;
+    process_limit::check(args.require_pid_limit)?;
     if args.command.is_empty() {
         bail!("no command: write it after `--`");
     }
