@@ -36,7 +36,7 @@ pub fn ready_and_attested(rig: &Rig) {
     assert_eq!(attested["user"]["uid"], 1000, "{body}");
     let status = Command::new(SUPERVISOR)
         .args(["status", "--run-dir"])
-        .arg(rig.path("run"))
+        .arg(&rig.run_dir)
         .output()
         .unwrap();
     let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
