@@ -34,11 +34,8 @@ pub fn ready_and_attested(rig: &Rig) {
     let body = answer.split_once("\r\n\r\n").expect("a response").1;
     let attested: Value = serde_json::from_str(body).expect("JSON");
     assert_eq!(attested["user"]["uid"], 1000, "{body}");
-    let status = Command::new(SUPERVISOR)
-        .args(["status", "--run-dir"])
-        .arg(&rig.run_dir)
-        .output()
-        .unwrap();
+    let status =
+        Command::new(SUPERVISOR).args(["status", "--run-dir"]).arg(&rig.run_dir).output().unwrap();
     let status: Value = serde_json::from_slice(&status.stdout).expect("JSON");
     assert_eq!(attested, status);
     assert!(get("/metrics").contains("\nringfence_ready 1\n"));
