@@ -80,6 +80,8 @@ pub(super) fn declared_ports(container: &Value) -> Vec<u16> {
 
 /// The first port of an admin endpoint: below it are Istio's.
 const ADMIN_FIRST: u16 = 15200;
+/// The last: the proxy opens none of these for what listens in a fence.
+const ADMIN_LAST: u16 = 15299;
 
 /// Ports for admin endpoints, one for each fenced container, in order: all containers of a pod
 /// share one loopback. What any of them declares or is probed on is left to it.
@@ -87,7 +89,7 @@ pub(super) fn admin_ports<'a>(
     containers: impl Iterator<Item = &'a Value>,
 ) -> impl Iterator<Item = u16> {
     let taken: BTreeSet<u16> = containers.flat_map(declared_ports).collect();
-    (ADMIN_FIRST..=u16::MAX).filter(move |port| !taken.contains(port))
+    (ADMIN_FIRST..=ADMIN_LAST).filter(move |port| !taken.contains(port))
 }
 
 #[cfg(test)]
@@ -139,7 +141,7 @@ mod tests {
         ];
         let ports: Vec<u16> = admin_ports(containers.iter()).take(3).collect();
         assert_eq!(ports, [15202, 15203, 15204]);
-        let all = json!({"ports": (ADMIN_FIRST..=u16::MAX)
+        let all = json!({"ports": (ADMIN_FIRST..=ADMIN_LAST)
             .map(|port| json!({"containerPort": port})).collect::<Vec<_>>()});
         assert_eq!(admin_ports([all].iter()).next(), None);
     }

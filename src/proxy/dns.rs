@@ -34,6 +34,12 @@ const IDLE: Duration = Duration::from_secs(5);
 /// How many names are looked up outside at a time, and how long one may take: as long as clients
 /// wait before they ask again.
 const LOOK_UPS: usize = 64;
+
+/// How many names below wildcards are looked up a second, and how many at once after a pause. A
+/// program asks for some; who puts data into names asks for many.
+const PER_SECOND: u32 = 20;
+const BURST: u32 = 200;
+const TOO_MANY: &str = "too many names below the policy's wildcards are asked for";
 const LOOK_UP: Duration = Duration::from_secs(4);
 
 /// How long clients may keep an answer, in seconds. It stays true for ever; programs that ask
@@ -49,6 +55,30 @@ pub(crate) struct PolicyDns {
     /// `None`: no name exists.
     shared: Option<Arc<Shared>>,
     look_ups: Arc<Semaphore>,
+    rate: Mutex<Rate>,
+}
+
+/// A bucket of look-ups that fills with time.
+struct Rate {
+    left: u32,
+    since: Instant,
+}
+
+impl Rate {
+    /// Takes one; `false` where none is left.
+    fn take(&mut self, now: Instant) -> bool {
+        let each = Duration::from_secs(1) / PER_SECOND;
+        let passed = now.saturating_duration_since(self.since).as_nanos() / each.as_nanos();
+        let came = u32::try_from(passed).unwrap_or(BURST).min(BURST);
+        if came > 0 {
+            self.left = self.left.saturating_add(came).min(BURST);
+            // What is left of a step is lost once in a while; nothing rests on it.
+            self.since = now;
+        }
+        let taken = self.left.checked_sub(1);
+        self.left = taken.unwrap_or(0);
+        taken.is_some()
+    }
 }
 
 /// What a question deserves.
@@ -88,7 +118,8 @@ impl PolicyDns {
     /// `shared` when names are to get addresses.
     pub(crate) fn new(shared: Option<Arc<Shared>>) -> Arc<Self> {
         let look_ups = Arc::new(Semaphore::new(LOOK_UPS));
-        Arc::new(Self { quiet: Mutex::new(Quiet::new()), shared, look_ups })
+        let rate = Mutex::new(Rate { left: BURST, since: Instant::now() });
+        Arc::new(Self { quiet: Mutex::new(Quiet::new()), shared, look_ups, rate })
     }
 
     /// All that needs no waiting.
@@ -133,10 +164,14 @@ impl PolicyDns {
         let Some(shared) = &self.shared else {
             return asked.answer(Answer::Failed);
         };
-        // Beyond the limit clients are told to ask again.
+        // Beyond the limits clients are told to ask again.
         let Ok(_permit) = self.look_ups.try_acquire() else {
             return asked.answer(Answer::Failed);
         };
+        if !self.rate.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now()) {
+            self.refuse(&asked.question, TOO_MANY);
+            return asked.answer(Answer::Failed);
+        }
         let exists = tokio::time::timeout(LOOK_UP, shared.resolver.exists(&host)).await;
         let answer = match exists {
             Ok(Ok(())) if asked.question.query_type == RecordType::A => {
@@ -158,13 +193,16 @@ impl PolicyDns {
 
     /// Reports a refused name.
     fn tell(&self, question: &Query) {
-        let name = question.name.to_lowercase().to_ascii();
-        let reason = match &self.shared {
+        match &self.shared {
             // A resolver on its way to a name that the policy has refuses nobody anything.
-            Some(shared) if is_searched(shared, &name) => return,
-            Some(_) => NOT_NAMED,
-            None => OFF,
-        };
+            Some(shared) if is_searched(shared, &question.name.to_lowercase().to_ascii()) => {}
+            Some(_) => self.refuse(question, NOT_NAMED),
+            None => self.refuse(question, OFF),
+        }
+    }
+
+    fn refuse(&self, question: &Query, reason: &str) {
+        let name = question.name.to_lowercase().to_ascii();
         let mut quiet = self.quiet.lock().unwrap_or_else(PoisonError::into_inner);
         if quiet.tell(name.clone(), Instant::now()) {
             report::name_refused(&name, &question.query_type, reason);

@@ -26,6 +26,9 @@ const FENCE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 /// Ours in the gateway: never opened in the pod, so that nobody takes the one for the other.
 pub(crate) const RESERVED: [u16; 3] = [3128, 15_001, 15_053];
 
+/// What the injector allots to admin endpoints.
+const ADMIN_PORTS: std::ops::RangeInclusive<u16> = 15_200..=15_299;
+
 /// The most connections at a time, and the most ports.
 const CONNECTIONS: usize = 1024;
 const PORTS: usize = 256;
@@ -74,7 +77,9 @@ impl Ports {
             .copied()
             .filter(|port| *port != 0 && !RESERVED.contains(port) && !self.admin.is_at(*port))
             .filter(|port| match &self.allowed {
-                Inbound::Mirror => true,
+                // Another container's admin endpoint may be to come there, and people would read
+                // what this agent answers in its place.
+                Inbound::Mirror => !ADMIN_PORTS.contains(port),
                 Inbound::None => false,
                 Inbound::Ports(ports) => ports.contains(port),
             })

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::destination::{Origin, dial};
+use super::destination::{DialError, Origin, dial};
 use super::greeting::{Asked, asked_for};
 use super::inbound::RESERVED;
 use super::listener::accept;
@@ -178,7 +178,9 @@ async fn connection(captured: &Captured, tcp: TcpStream, peer: SocketAddr, to: S
     let grant = match session.judge(&host, to.port()).await {
         Ok(grant) => grant,
         Err(why) => {
-            if captured.tell(to, Some(&host)) {
+            // An executable that is not the one it was is a finding, whoever else was refused there.
+            let finding = matches!(why, NotAdmitted::Caller(_));
+            if captured.tell(to, Some(&host)) || finding {
                 denied(&session, &host, to.port(), why);
             }
             return abort(client);
@@ -191,7 +193,8 @@ async fn connection(captured: &Captured, tcp: TcpStream, peer: SocketAddr, to: S
             tunnel::run(&session, client, upstream, &origin).await;
         }
         Err(error) => {
-            if captured.tell(to, Some(&origin.host)) {
+            let finding = matches!(error, DialError::Forbidden { .. });
+            if captured.tell(to, Some(&origin.host)) || finding {
                 report::dial_failed(&session, &origin, &error);
             }
             abort(client);

@@ -127,30 +127,39 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
 }
 
 /// What `data` is the start of; `None` when it takes more to tell.
+///
+/// HTTP is what any server might take for it, not what is well formed: line breaks before the
+/// request line, several blanks, a target of any bytes. It is then read strictly, and refused where
+/// it is not as it must be. Otherwise one odd byte would take a request past the check of its
+/// `Host`.
 pub(super) fn recognise(data: &[u8]) -> Option<First> {
-    const VERSION: &[u8] = b"HTTP/1.";
     const METHOD_MAX: usize = 32;
+    const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
     if *data.first()? == 0x16 {
         return Some(First::Tls);
     }
-    let mut parts = data.splitn(3, |byte| *byte == b' ');
-    let method = parts.next().unwrap_or_default();
+    // HTTP/2 with prior knowledge, which is not read: it passes where an endpoint is allowed whole.
+    let preface = &H2_PREFACE[..data.len().min(H2_PREFACE.len())];
+    if data.starts_with(preface) {
+        return (preface.len() == H2_PREFACE.len()).then_some(First::Other);
+    }
+    let too_long = (data.len() > REQUEST_MAX).then_some(First::Other);
+    let start = data.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+    let Some(start) = start else { return too_long };
+    let end = data[start..].iter().position(|byte| *byte == b'\n').map(|end| start + end);
+    let line = &data[start..end.unwrap_or(data.len())];
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let method = line.split(blank).next().unwrap_or_default();
     let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
     if method.is_empty() || method.len() > METHOD_MAX || !method.iter().all(token) {
+        // A line of one word ends with what is no part of a method.
         return Some(First::Other);
     }
-    let target = parts.next()?;
-    if !target.iter().all(u8::is_ascii_graphic) {
-        return Some(First::Other);
+    let version = |word: &[u8]| word.len() >= 5 && word[..5].eq_ignore_ascii_case(b"HTTP/");
+    if line.split(blank).skip(1).any(version) {
+        return Some(First::Http);
     }
-    let Some(rest) = parts.next() else {
-        return (data.len() > REQUEST_MAX).then_some(First::Other);
-    };
-    let seen = rest.len().min(VERSION.len());
-    if target.is_empty() || rest[..seen] != VERSION[..seen] {
-        return Some(First::Other);
-    }
-    (seen == VERSION.len()).then_some(First::Http)
+    if end.is_some() { Some(First::Other) } else { too_long }
 }
 
 /// Copies both ways until both ends are done.
@@ -383,17 +392,26 @@ mod tests {
             (b"GET", None),
             (b"GET /", None),
             (b"GET / HT", None),
-            (b"GET / HTTP/1.", Some(First::Http)),
+            (b"GET / HTTP", None),
+            (b"GET / HTTP/", Some(First::Http)),
             (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", Some(First::Http)),
             (b"purge /x HTTP/1.0\r\n", Some(First::Http)),
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Other)),
-            (b"GET / HTTP/3", Some(First::Other)),
-            (b"GET  / HTTP/1.1\r\n", Some(First::Other)),
+            (b"PRI * HTTP/2", None),
+            (b"PRI * HTTP/1.1\r\n", Some(First::Http)),
+            (b"GET / HTTP/3", Some(First::Http)),
+            (b"GET  / HTTP/1.1\r\n", Some(First::Http)),
+            (b"GET\t/\tHTTP/1.1\r\n", Some(First::Http)),
+            (b"\r\n\nGET / HTTP/1.1\r\n", Some(First::Http)),
+            (b"GET /\xc3\xa9 http/1.1\r\n", Some(First::Http)),
+            (b"\r\n", None),
+            (b"EHLO client\r\n", Some(First::Other)),
             (b"GET /\r\n", Some(First::Other)),
             (b"SSH-2.0-x\r\n", Some(First::Other)),
             (b"\x00\x00\x00\x08", Some(First::Other)),
             (b"*1\r\n", Some(First::Other)),
             (b" GET / HTTP/1.1", Some(First::Other)),
+            (b"\nquit\n", Some(First::Other)),
             (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ", Some(First::Other)),
         ];
         for (data, expected) in cases {

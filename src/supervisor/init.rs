@@ -44,6 +44,8 @@ impl Watch {
     /// broke: the caller ends, and everything in the fence with it.
     pub fn run(mut self) -> Result<i32> {
         let mut timed_out = false;
+        // What came during the start; the descriptor says nothing of it.
+        self.signals()?;
         loop {
             if let Some(code) = self.children()? {
                 return Ok(if timed_out { TIMED_OUT } else { code });

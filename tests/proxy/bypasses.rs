@@ -173,6 +173,21 @@ fn names_must_agree() {
         let mut tcp = rig.tunnel("raw.test:80");
         tcp.write_all(b"GET / HTTP/1.1\r\nHost: other.test\r\n\r\n").expect("send");
         assert!(read_to_end(&mut tcp).contains("request_authority_mismatch"));
+        // A request that some server takes for one, though it is not well formed.
+        for odd in [
+            &b"\r\nGET / HTTP/1.1\r\nHost: other.test\r\n\r\n"[..],
+            b"GET /\xc3\xa9 HTTP/1.1\r\nHost: other.test\r\n\r\n",
+            b"GET  / HTTP/1.1\r\nHost: other.test\r\n\r\n",
+            b"GET\t/ HTTP/1.1\r\nHost: other.test\r\n\r\n",
+        ] {
+            let mut tcp = rig.tunnel("raw.test:80");
+            tcp.write_all(odd).expect("send");
+            let answer = read_to_end(&mut tcp);
+            assert!(
+                answer.starts_with("HTTP/1.1 4") || answer.starts_with("HTTP/1.1 5"),
+                "{answer}"
+            );
+        }
         let answer = rig.exchange(b"GET http://raw.test/ HTTP/1.1\r\nHost: other.test\r\n\r\n");
         assert!(answer.contains("request_authority_mismatch"), "{answer}");
         assert_eq!(rig.upstream.requests(), Vec::<String>::new());

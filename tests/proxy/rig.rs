@@ -364,7 +364,10 @@ fn capture(port: u16) -> (Captured, TcpListener) {
         new_namespace(&["link set lo up", "route add local default dev lo"]);
         made.send(TcpListener::bind(("0.0.0.0", port)).expect("listener")).expect("rig");
         for (address, wisher) in wishes {
-            let _ = wisher.send(TcpStream::connect(address).expect("caught"));
+            // On a busy machine a connection beyond the limit may be reset before it is made.
+            let again = || std::thread::sleep(Duration::from_millis(20));
+            let mut tries = (0..100).map(|_| TcpStream::connect(address).inspect_err(|_| again()));
+            let _ = wisher.send(tries.find_map(Result::ok).expect("caught"));
         }
     });
     (sender, listener.recv().expect("listener"))

@@ -156,3 +156,14 @@ proptest::proptest! {
         let _ = known(&policy, &Pool::new(), &Query::query(name, RecordType::A));
     }
 }
+
+#[test]
+fn look_ups_come_by_the_second_after_a_burst() {
+    let begin = Instant::now();
+    let mut rate = Rate { left: BURST, since: begin };
+    assert!((0..BURST).all(|_| rate.take(begin)));
+    assert!(!rate.take(begin) && !rate.take(begin + Duration::from_millis(40)));
+    let later = begin + Duration::from_secs(1);
+    assert_eq!((0..BURST).filter(|_| rate.take(later)).count(), PER_SECOND as usize);
+    assert!((0..BURST).all(|_| rate.take(later + Duration::from_secs(3600))));
+}
