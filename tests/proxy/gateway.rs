@@ -121,11 +121,12 @@ fn inbound_ports_follow_the_fence() {
 
 #[test]
 fn a_taken_port_is_tried_again() {
-    in_namespace_with(Inbound::Ports(vec![7000]), |rig| {
-        let inside = rig.listen_in_fence(7000);
+    in_namespace_with(Inbound::Ports(vec![7000, 7002]), |rig| {
+        let inside = (rig.listen_in_fence(7000), rig.listen_in_fence(7002));
         let taken = TcpListener::bind("10.88.0.1:7000").expect("neighbour");
-        rig.tell(&ToProxy::Inbound { ports: vec![7000, 7001] });
-        wait_for("10.88.0.1:7000");
+        rig.tell(&ToProxy::Inbound { ports: vec![7000, 7001, 7002] });
+        // Tried in this order: the first was by the time that the last is open.
+        wait_for("10.88.0.1:7002");
         drop(taken);
         wait_until_refused("10.88.0.1:7000");
         rig.tell(&ToProxy::Inbound { ports: vec![7000] });
