@@ -3,24 +3,26 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, Mode, OFlags};
 
 /// The most that is read of one, in bytes. Trust stores have 200 KiB.
 const LIMIT: u64 = 16 << 20;
 
 /// Opens a regular file. Anything else is an error, at once.
 pub fn open(path: impl AsRef<Path>) -> io::Result<File> {
-    // Without waiting for a writer or a terminal, and a file of /proc that blocks does not.
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file =
-        File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path.as_ref())?;
-    if !file.metadata()?.is_file() {
+    // Looked at before it is opened for reading: to open a device can be to use it.
+    let found = rustix::fs::open(path.as_ref(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let mode = rustix::fs::fstat(&found)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
-    Ok(file)
+    // What was looked at, whatever is at the path now. A file of /proc that blocks does not.
+    let found = format!("/proc/self/fd/{}", found.as_raw_fd());
+    File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(found)
 }
 
 /// Reads a regular file of at most 16 MiB; a longer one is an error.

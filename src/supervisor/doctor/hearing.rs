@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+
+use crate::supervisor::signals::timespec;
 
 /// How long the whole table may take; it takes a few seconds.
 pub const DEADLINE: Duration = Duration::from_secs(120);
@@ -46,10 +48,7 @@ impl Patience {
     pub fn wait(&self, fd: impl AsFd) -> Result<()> {
         loop {
             let left = self.until.saturating_duration_since(Instant::now());
-            let left = Timespec {
-                tv_sec: left.as_secs().try_into().unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            };
+            let left = timespec(left);
             let mut ready =
                 [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&fd, PollFlags::IN)];
             match poll(&mut ready, Some(&left)) {
