@@ -15,7 +15,8 @@ use tokio_rustls::server::StartHandshake;
 
 use super::destination::{DialError, Origin};
 use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
-use super::l7::rest::{self, Link, Scheme};
+use super::l7::judge::Scheme;
+use super::l7::rest::{self, Link};
 use super::listener::refuse;
 use super::metrics::{self, Side};
 use super::refusal::Refusal;
