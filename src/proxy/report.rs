@@ -243,6 +243,12 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
     emit(&event);
 }
 
+pub(crate) fn too_many_streams(session: &Session, origin: &Origin) {
+    metrics::refused(Refused::Limit, 1);
+    let event = open(Severity::Low, session, origin).denied();
+    emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
+}
+
 pub(crate) fn too_many_connections() {
     metrics::refused(Refused::Limit, 1);
     let event = Event::new(Class::Net, "OPEN", Severity::Low)
