@@ -127,6 +127,7 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
         // A pooled connection of an opaque protocol may rest for as long as both ends like.
         (false, Inspect::None) => Duration::from_secs(86_400 * 365),
     };
+    let mut greeted = false;
     loop {
         let begun = !client.rd.data().is_empty();
         if let Some(first) = recognise(client.rd.data()) {
@@ -139,12 +140,27 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
                 Ok(Ok(0) | Err(_)) => return First::Closed,
                 Ok(Ok(_)) => {}
             },
-            read = upstream.rd.fill(), if !begun => match read {
+            read = upstream.rd.fill(), if !begun && !greeted => match read {
                 Ok(0) | Err(_) => return First::Closed,
-                Ok(_) => return First::UpstreamSpoke,
+                Ok(_) => match greets(upstream.rd.data()) {
+                    // It waits for the client all the same.
+                    Some(true) => greeted = true,
+                    Some(false) => return First::UpstreamSpoke,
+                    None => {}
+                },
             },
         }
     }
+}
+
+/// Whether a server begins as those of HTTP/2 may, before the client has said that it speaks it:
+/// with a SETTINGS frame on stream 0 that acknowledges nothing (RFC 9113, sections 3.4 and 6.5).
+/// `None` when it takes more to tell.
+fn greets(data: &[u8]) -> Option<bool> {
+    const HEAD: [Option<u8>; 9] =
+        [Some(0), Some(0), None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    let fits = data.iter().zip(HEAD).all(|(have, want)| want.is_none_or(|want| want == *have));
+    if fits && data.len() < HEAD.len() { None } else { Some(fits) }
 }
 
 /// What `data` is the start of; `None` when it takes more to tell.
@@ -503,6 +519,18 @@ mod tests {
             let shown = String::from_utf8_lossy(data);
             assert_eq!(recognise(data), *expected, "{shown:?}");
             assert_eq!(bytewise(data), *expected, "{shown:?} bytewise");
+        }
+    }
+
+    #[test]
+    fn servers_that_greet_in_http2() {
+        let settings = [0, 0, 18, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+        assert_eq!(greets(&settings), Some(true));
+        for end in 1..9 {
+            assert_eq!(greets(&settings[..end]), None);
+        }
+        for other in [&b"220 hello\r\n"[..], b"SSH-2.0-x\r\n", b"\0\0\0\x05\0", b"\x4a\0\0\0\x0a"] {
+            assert_eq!(greets(other), Some(false), "{other:?}");
         }
     }
 
