@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::io::Write;
-use std::process::Output;
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -465,5 +465,61 @@ fn a_change_to_h2c_is_left_out_everywhere() {
                 assert!(!body.contains("upgrade") && !body.contains("settings"), "{body}");
             }
         }
+    });
+}
+
+/// A client of gRPC's own library: `argv[1]` holds the authorities it trusts.
+const GRPC: &str = r#"
+import grpc, sys
+
+roots = open(sys.argv[1], "rb").read()
+secure = grpc.secure_channel("rpc.test:4433", grpc.ssl_channel_credentials(roots))
+plain = grpc.insecure_channel("rpc.test:8081")
+for channel in secure, plain:
+    unary = channel.unary_unary("/echo.Echo/Stream")
+    stream = channel.stream_stream("/echo.Echo/Stream")
+    assert unary(b"hello", timeout=20, metadata=[("x-meta", "1")]) == b"hello"
+    large = b"x" * (3 << 20)
+    assert unary(large, timeout=20) == large
+    messages = [b"%d" % n for n in range(500)]
+    assert list(stream(iter(messages), timeout=20)) == messages
+    call = stream(iter(messages), timeout=20)
+    assert next(call) == b"0"
+    call.cancel()
+    futures = [unary.future(b"%d" % n, timeout=20) for n in range(300)]
+    assert [f.result() for f in futures] == [b"%d" % n for n in range(300)]
+    for path, code in [
+        ("/other.Service/Method", grpc.StatusCode.PERMISSION_DENIED),
+        ("/echo.Echo/Early", grpc.StatusCode.PERMISSION_DENIED),
+        ("/echo.Echo/Reset", grpc.StatusCode.PERMISSION_DENIED),
+    ]:
+        try:
+            channel.unary_unary(path)(b"x", timeout=20)
+            raise SystemExit("passed: " + path)
+        except grpc.RpcError as error:
+            assert error.code() == code, (path, error)
+    assert unary(b"after", timeout=20) == b"after"
+print("done")
+"#;
+
+#[test]
+fn the_client_of_grpcs_own_library() {
+    let python = std::env::var("RINGFENCE_GRPC_PYTHON").unwrap_or("python3".to_owned());
+    let has = Command::new(&python).args(["-c", "import grpc"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        println!("SKIPPED: {python} has no grpcio (RINGFENCE_GRPC_PYTHON names one that has)");
+        return;
+    }
+    in_namespace(move |rig| {
+        let output = Command::new(&python)
+            .args(["-c", GRPC, &rig.bundle()])
+            .env_clear()
+            .env("http_proxy", "http://10.200.0.1:3128")
+            .output()
+            .expect("python");
+        println!("{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(stdout(&output), "done\n");
+        let seen = rig.upstream.requests();
+        assert!(seen.iter().all(|one| !one.contains("/other.Service/")), "{seen:?}");
     });
 }
