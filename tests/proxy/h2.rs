@@ -156,6 +156,10 @@ fn curl_speaks_http2_where_the_upstream_does() {
         // An upstream that speaks only HTTP/1.1 is heard in HTTP/1.1.
         assert_eq!(status(&ask(&["https://api.test/ok/1"])), "1.1 200");
         assert_eq!(status(&ask(&["--http1.1", "https://api.test/ok/1"])), "1.1 200");
+        // One that speaks only HTTP/2 has nothing to say to a client that does not.
+        let unheard = ask(&["--http1.1", "https://rpc.test:4433/ok/1"]);
+        assert_eq!(status(&unheard), "1.1 502");
+        assert!(stdout(&unheard).contains("upstream_tls_failed"));
     });
 }
 

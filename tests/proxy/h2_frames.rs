@@ -78,7 +78,7 @@ struct Frame {
 }
 
 impl Frame {
-    /// The code of a RST_STREAM or GOAWAY.
+    /// The code of a `RST_STREAM` or GOAWAY.
     fn code(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().expect("code"))
@@ -371,10 +371,13 @@ fn floods_end_the_connection() {
             }),
         );
         let mut begun = false;
-        let code = flood(&rig, 2_000, |_| match std::mem::replace(&mut begun, true) {
-            // A value of some 2 GiB.
-            false => frame(HEADERS, 0, 1, &[0, 1, b'x', 127, 0xff, 0xff, 0xff, 0x07]),
-            true => frame(CONTINUATION, 0, 1, &[b'y'; 16_000]),
+        let code = flood(&rig, 2_000, |_| {
+            if std::mem::replace(&mut begun, true) {
+                frame(CONTINUATION, 0, 1, &[b'y'; 16_000])
+            } else {
+                // A value of some 16 MiB.
+                frame(HEADERS, 0, 1, &[0, 1, b'x', 127, 0xff, 0xff, 0xff, 0x07])
+            }
         });
         assert!(code.is_none_or(|code| code != 0), "{code:?}");
         lives(&rig);
@@ -399,10 +402,10 @@ fn heads_that_are_too_large_are_told_so() {
         raw.send(&frame(HEADERS, END_STREAM, 1, &block[..16_000]));
         raw.send(&frame(CONTINUATION, END_HEADERS, 1, &block[16_000..]));
         assert_eq!(hpack_status(&raw.answer(1).payload), "431");
-        // Small on the wire, large when unpacked: one entry of the table, many times.
+        // Small on the wire, large when unpacked: one entry of the table (62), many times.
         let mut bomb = vec![0x40];
         bomb.extend_from_slice(&hpack(&[("x", &"z".repeat(3_000))])[1..]);
-        bomb.extend(std::iter::repeat_n(0x80 | 62, 2_000));
+        bomb.extend(std::iter::repeat_n(0xbe, 2_000));
         let mut raw = Raw::new(&rig);
         raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb));
         let answer = raw.answer(1);

@@ -1,5 +1,6 @@
 //! An upstream that speaks HTTP/2, over TLS and in the clear: paths choose what it does.
 
+use std::fmt::Write as _;
 use std::future::poll_fn;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -72,7 +73,8 @@ async fn stream(
     let (head, mut body) = request.into_parts();
     let mut asked = format!("{} {}\n", head.method, head.uri);
     for (name, value) in &head.headers {
-        asked += &format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes()));
+        let value = String::from_utf8_lossy(value.as_bytes());
+        writeln!(asked, "{name}: {value}").expect("text");
     }
     seen.push(asked.clone());
     let ok = || Response::new(());
@@ -154,10 +156,10 @@ async fn stream(
             let trailers = body.trailers().await?;
             let mut out = respond.send_response(ok(), false)?;
             send(&mut out, whole.into()).await?;
-            match head.headers.contains_key("te") {
-                true => out.send_trailers(status(trailers.as_ref())),
-                false => out.send_data(Bytes::new(), true),
+            if head.headers.contains_key("te") {
+                return out.send_trailers(status(trailers.as_ref()));
             }
+            out.send_data(Bytes::new(), true)
         }
     }
 }

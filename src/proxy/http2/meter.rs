@@ -177,7 +177,7 @@ mod tests {
             meter.read(&ping);
         }
         assert!(!meter.exceeded());
-        meter.written(&vec![0; PREFACE]);
+        meter.written(&[0; PREFACE]);
         meter.written(&frame(0, 0, 16));
         for _ in 0..EARNED {
             meter.read(&ping);
