@@ -1,7 +1,8 @@
 //! HTTP/2 through the proxy: curl, and a client of the `h2` crate that says exactly what it wants.
 
 use std::future::poll_fn;
-use std::io::Write;
+use std::io::{Read as _, Write};
+use std::net::TcpStream;
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,16 +20,19 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
 use crate::curl::{curl, stdout};
-use crate::rig::{Rig, in_namespace, read_head, read_response};
+use crate::policy_dns::address;
+use crate::rig::{Rig, capturing, in_namespace, log_of, read_head, read_response};
 
 /// Runs `test` beside a rig.
 fn with_rig<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F + Send + 'static) {
-    in_namespace(|rig| {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-        runtime.block_on(async {
-            tokio::time::timeout(Duration::from_secs(120), test(rig)).await.expect("in time");
-        });
+    in_namespace(|rig| run(test(rig)));
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    runtime.block_on(async {
+        tokio::time::timeout(Duration::from_secs(120), test).await.expect("in time");
     });
 }
 
@@ -64,7 +68,10 @@ async fn over_tls(rig: &Rig, authority: &str) -> SendRequest<Bytes> {
 
 /// HTTP/2 with prior knowledge in a tunnel.
 async fn in_the_clear(rig: &Rig, authority: &str) -> SendRequest<Bytes> {
-    let tcp = rig.tunnel(authority);
+    with_prior_knowledge(rig.tunnel(authority)).await
+}
+
+async fn with_prior_knowledge(tcp: TcpStream) -> SendRequest<Bytes> {
     tcp.set_nonblocking(true).expect("nonblocking");
     begin(tokio::net::TcpStream::from_std(tcp).expect("tokio")).await
 }
@@ -274,6 +281,28 @@ fn every_stream_is_for_the_judged_authority() {
 }
 
 #[test]
+fn connections_that_ignore_the_proxy() {
+    capturing(8081, |rig| {
+        run(async move {
+            // The address that DNS gave out for the name.
+            let send = with_prior_knowledge(rig.direct((address("rpc.test."), 8081))).await;
+            let (allowed, _) = get(&send, request("GET", "http://rpc.test:8081/ok/a")).await;
+            assert_eq!(allowed.status(), 200);
+            let (denied, _) = get(&send, request("GET", "http://rpc.test:8081/no")).await;
+            assert_eq!(denied.status(), 403);
+            let (fronted, text) = get(&send, request("GET", "http://raw.test:8081/ok/a")).await;
+            assert_eq!(fronted.status(), 403);
+            assert!(text.contains("request_authority_mismatch"), "{text}");
+            // Any other address stands for itself, whatever the streams would name.
+            let mut tcp = rig.direct(([203, 0, 113, 9], 8081));
+            let sent = tcp.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+            let ended = sent.and_then(|()| tcp.read(&mut [0]).map(drop));
+            assert!(ended.is_err(), "reset");
+        });
+    });
+}
+
+#[test]
 fn a_client_of_http2_only_reaches_an_upstream_of_http1_only() {
     with_rig(async |rig| {
         let send = over_tls(&rig, "api.test:443").await;
@@ -319,6 +348,9 @@ fn a_client_of_http2_only_reaches_an_upstream_of_http1_only() {
         assert_eq!(get(&send, request("GET", "https://api.test/ok/both")).await.0.status(), 502);
         let cut = broken(&send, request("GET", "https://api.test/ok/cut")).await;
         assert_eq!(cut, Some(Reason::INTERNAL_ERROR), "half a body");
+        let audited = over_tls(&rig, "audited.test:443").await;
+        let (passed, text) = get(&audited, request("DELETE", "https://audited.test/x")).await;
+        assert!(passed.status() == 200 && text.starts_with("DELETE /x HTTP/1.1"), "{text}");
         // Several at a time, on connections of their own.
         let mut all = tokio::task::JoinSet::new();
         for _ in 0..20 {
@@ -327,6 +359,44 @@ fn a_client_of_http2_only_reaches_an_upstream_of_http1_only() {
         }
         while let Some(text) = all.join_next().await {
             assert_eq!(text.expect("task"), "data: 0\n\ndata: 1\n\ndata: 2\n\n");
+        }
+    });
+}
+
+#[test]
+fn events_are_those_of_http1() {
+    let Some(log) = log_of("h2_streams::every_stream_is_for_the_judged_authority") else { return };
+    let fronted = "HTTP:GET [MED] DENIED /usr/bin/curl(42) -> rpc.test:4433 [engine:http] \
+                   [reason:Host is not the authority that was judged]";
+    assert!(log.contains(fronted), "{log}");
+    let Some(log) = log_of("h2_streams::curl_with_prior_knowledge_in_the_clear") else { return };
+    let denied = "HTTP:GET [MED] DENIED GET http://rpc.test:8081/secret [policy:api engine:l7] \
+                  [reason:no rule allows this request] [to allow: ";
+    assert!(log.contains(denied), "{log}");
+    let name = "h2_streams::a_client_of_http2_only_reaches_an_upstream_of_http1_only";
+    let Some(log) = log_of(name) else { return };
+    let audited = "HTTP:DELETE [MED] ALLOWED DELETE https://audited.test/x [policy:api engine:l7] \
+                   [reason:audit: ";
+    assert!(log.contains(audited), "{log}");
+}
+
+/// An upstream that cannot be reached: streams that waited for one attempt are told together.
+#[test]
+fn one_attempt_to_dial_is_for_all_that_waited() {
+    with_rig(async |rig| {
+        // The certificate is another's: TLS fails, each time.
+        let send = over_tls(&rig, "expired.test:4434").await;
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..50 {
+            let send = send.clone();
+            all.spawn(
+                async move { get(&send, request("GET", "https://expired.test:4434/")).await },
+            );
+        }
+        while let Some(answer) = all.join_next().await {
+            let (response, text) = answer.expect("task");
+            assert_eq!(response.status(), 502);
+            assert!(text.contains("upstream_tls_failed"), "{text}");
         }
     });
 }

@@ -203,4 +203,21 @@ mod tests {
         }
         assert!(meter.exceeded());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_however_they_are_split(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..2_000),
+            piece in 1usize..64,
+        ) {
+            let found = |piece| {
+                let (mut frames, mut found) = (Frames::new(PREFACE), Vec::new());
+                for part in bytes.chunks(piece) {
+                    frames.feed(part, |frame| found.push(frame));
+                }
+                found
+            };
+            proptest::prop_assert_eq!(found(piece), found(bytes.len().max(1)));
+        }
+    }
 }
