@@ -221,6 +221,13 @@ fn malformed_requests_are_refused_each_by_itself() {
         }
         let seen = rig.upstream.requests();
         assert!(seen.iter().all(|one| one.contains("/ok/next")), "{seen:?}");
+        // Translated from HTTP/1.1, there may be no `:authority` (RFC 9113, section 8.3.1).
+        let mut raw = Raw::new(&rig);
+        let host = hpack(&[method, scheme, (":path", "/ok/host"), ("host", "rpc.test")]);
+        raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &host));
+        assert_eq!(hpack_status(&raw.answer(1).payload), "200");
+        let seen = rig.upstream.requests();
+        assert!(seen.iter().any(|one| one == "GET http://rpc.test/ok/host\n"), "{seen:?}");
         lives(&rig);
     });
 }
