@@ -468,3 +468,69 @@ fn slow_bodies_take_no_more_than_their_share() {
         lives(&rig);
     });
 }
+
+#[test]
+fn all_connections_together_have_a_limit() {
+    in_namespace(|rig| {
+        let call = hpack(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "rpc.test:8081"),
+            (":path", "/echo.Echo/Stream"),
+        ]);
+        // Streams that never end: 1,024 on all connections.
+        let mut open: Vec<Raw> = (0..10).map(|_| Raw::new(&rig)).collect();
+        for raw in &mut open {
+            for n in 0..100 {
+                raw.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &call));
+            }
+            assert_eq!(raw.answer(199).kind, HEADERS);
+        }
+        let mut last = Raw::new(&rig);
+        for n in 0..25 {
+            last.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &call));
+        }
+        // A refusal comes at once, the others' answers from the upstream.
+        let answers: Vec<_> =
+            std::iter::from_fn(|| last.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM)))
+                .take(25)
+                .collect();
+        let refused: Vec<_> = answers.iter().filter(|answer| answer.kind == RST_STREAM).collect();
+        assert!(matches!(refused[..], [one] if one.stream == 49 && one.code() == REFUSED_STREAM));
+        drop(open.pop());
+        // Their end is seen soon, not at once.
+        let again = (25..).map(|n| 2 * n + 1).find(|stream| {
+            last.send(&frame(HEADERS, END_HEADERS, *stream, &call));
+            std::thread::sleep(Duration::from_millis(10));
+            last.answer(*stream).kind == HEADERS
+        });
+        assert!(again.is_some());
+        drop((open, last));
+
+        // Connections: 128.
+        let mut open: Vec<Raw> = Vec::new();
+        let mut refused = false;
+        while open.len() < 140 && !refused {
+            let mut raw = Raw::new(&rig);
+            refused = raw.until(|frame| frame.kind == SETTINGS && frame.flags & ACK != 0).is_none();
+            open.push(raw);
+        }
+        assert!(refused && open.len() > 100, "{}", open.len());
+        let ask = |alpn: &[&str]| {
+            let mut tls = rig.tls("rpc.test:4433", "rpc.test", alpn);
+            tls.write_all(b"x").and_then(|()| tls.flush()).map_err(|error| error.to_string())
+        };
+        let only = ask(&["h2"]).expect_err("no place");
+        assert!(only.contains("NoApplicationProtocol"), "{only}");
+        let mut tls = rig.tls("api.test:443", "api.test", &["h2", "http/1.1"]);
+        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: api.test\r\n\r\n").expect("send");
+        let (head, _) = crate::rig::read_response(&mut tls);
+        assert!(head.starts_with("HTTP/1.1 200 "), "in HTTP/1.1 instead: {head}");
+        drop(open);
+        let lived = (0..500).any(|_| {
+            std::thread::sleep(Duration::from_millis(10));
+            ask(&["h2"]).is_ok()
+        });
+        assert!(lived, "the proxy did not recover");
+    });
+}
