@@ -36,11 +36,13 @@ mod report;
 mod resolve;
 mod roots;
 mod session;
+mod slots;
 mod stream;
 mod tls;
 mod transparent;
 mod tunnel;
 mod upstream;
+mod upstream_proxy;
 
 use std::fs::File;
 use std::net::{IpAddr, TcpListener, UdpSocket};
@@ -51,7 +53,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::pki::Authority;
@@ -62,10 +63,12 @@ use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
 use dns::pool::Pool;
 use resolve::Resolver;
+use slots::Slots;
 use tls::AgentTls;
 use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
+pub use upstream_proxy::{UpstreamProxy, UpstreamProxyError};
 
 /// The sandbox CA's common name.
 const CA_NAME: &str = "Ringfence Sandbox CA";
@@ -95,6 +98,8 @@ pub struct Config {
     /// Whether programs that ignore the proxy are served: names get addresses, and captured
     /// connections are judged. Otherwise no name exists and all are refused.
     pub transparent: bool,
+    /// The operator's proxy that upstreams are reached by, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
 }
 
 /// What all connections share.
@@ -106,6 +111,7 @@ pub(crate) struct Shared {
     resolver: Resolver,
     agent_tls: AgentTls,
     upstream_tls: UpstreamTls,
+    upstream_proxy: Option<UpstreamProxy>,
     inbound: inbound::Ports,
     admin: Arc<Admin>,
     transparent: bool,
@@ -155,20 +161,22 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         executables: Executables::new(),
         agent_tls: AgentTls::new(authority)?,
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
+        upstream_proxy: config.upstream_proxy,
         inbound: inbound::Ports::new(config.inbound, Arc::clone(&admin), Arc::clone(&control)),
         admin: Arc::clone(&admin),
         transparent: config.transparent,
         pool: Pool::new(),
         control,
     });
-    let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
+    let (slots, captured_slots) = Slots::pair();
     let dns = dns::PolicyDns::new(config.transparent.then(|| Arc::clone(&shared)));
     let mut listening = JoinSet::new();
-    listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), Arc::clone(&slots)));
-    let captured = transparent::serve(listeners.captured, Arc::clone(&shared), Arc::clone(&slots));
+    listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), slots.clone()));
+    let captured = transparent::serve(listeners.captured, Arc::clone(&shared), captured_slots);
     listening.spawn(captured);
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
+    listening.spawn(report::tell_of_floods());
     // The supervisor waits for none of this any more.
     if let Some(listener) = admin.listen() {
         listening.spawn(admin::serve(listener, Arc::clone(&admin)));
@@ -191,10 +199,9 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     };
     listening.shutdown().await;
     shared.inbound.follow(&[]);
-    let all = u32::try_from(listener::CONNECTIONS).unwrap_or(u32::MAX);
     let drained = async {
         tokio::select! {
-            _ = slots.acquire_many(all) => {}
+            () = slots.drained() => {}
             // The supervisor is still asked who connections that came late belong to.
             () = answers(&shared.control) => {}
         }

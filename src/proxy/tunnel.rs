@@ -115,6 +115,8 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
             biased;
             read = timeout(wait(begun), client.rd.fill()) => match read {
                 Err(_) => return First::Silent,
+                // It has nothing to say, and may want to hear what a server says first.
+                Ok(Ok(0)) if !begun && inspect == Inspect::None => return First::Other,
                 Ok(Ok(0) | Err(_)) => return First::Closed,
                 Ok(Ok(_)) => {}
             },
@@ -208,7 +210,7 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
             None => Alpn::Other(offered),
         }
     };
-    let (Stream::Tcp(client_tcp), Stream::Tcp(upstream_tcp)) =
+    let (Some(Stream::Tcp(client_tcp)), Some(Stream::Tcp(upstream_tcp))) =
         (client.into_stream(), upstream.into_stream())
     else {
         return;

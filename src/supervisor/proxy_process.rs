@@ -23,7 +23,7 @@ use super::args::{Inbound, RunArgs, Transparent};
 use super::identity::PROXY;
 use super::packet;
 use super::policy_files::PolicyFiles;
-use super::trust_store;
+use super::{trust_store, upstream_proxy};
 use crate::event::{self, Class, Event, Level, Severity};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
@@ -39,7 +39,8 @@ const HOSTS: &str = "/etc/hosts";
 /// query numbers come from these.
 const RANDOM: [&str; 2] = ["/dev/urandom", "/dev/random"];
 
-/// What the proxy has to know; no secret is in it.
+/// What the proxy has to know. It goes through a memfd that nobody else gets: credentials for an
+/// upstream proxy are in it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ProxyConfig {
     parent: i32,
@@ -49,13 +50,20 @@ pub struct ProxyConfig {
     mirror: bool,
     admin_port: u16,
     transparent: bool,
+    upstream_proxy: Option<upstream_proxy::Settings>,
     log_level: String,
 }
 
 impl ProxyConfig {
     /// From the supervisor's own arguments.
     #[must_use]
-    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, args: &RunArgs, level: Level) -> Self {
+    pub fn new(
+        policy: PolicyFiles,
+        pod_ips: Vec<IpAddr>,
+        args: &RunArgs,
+        upstream_proxy: Option<upstream_proxy::Settings>,
+        level: Level,
+    ) -> Self {
         let ports = match &args.inbound {
             Inbound::Ports(ports) => Some(ports.clone()),
             Inbound::Mirror | Inbound::None => None,
@@ -68,6 +76,7 @@ impl ProxyConfig {
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
             transparent: args.transparent == Transparent::On,
+            upstream_proxy,
             log_level: level.to_string(),
         }
     }
@@ -143,6 +152,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
             resolv_conf: PathBuf::from(RESOLV_CONF),
             hosts: PathBuf::from(HOSTS),
             transparent: config.transparent,
+            upstream_proxy: config.upstream_proxy.map(|settings| settings.proxy()).transpose()?,
         },
         control,
     )

@@ -14,7 +14,7 @@ use std::time::Duration;
 use ringfence::pki::{Authority, provider};
 use ringfence::policy::{self, Source};
 use ringfence::proxy::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
-use ringfence::proxy::{Config, Inbound, run};
+use ringfence::proxy::{Config, Inbound, UpstreamProxy, run};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -119,18 +119,23 @@ pub fn in_namespace_after(
     inbound: Inbound,
     test: impl FnOnce(Rig) + Send + 'static,
 ) {
-    start(Setup { inbound, captured: None, transparent: true }, before, test);
+    start(Setup { inbound, ..Setup::default() }, before, test);
+}
+
+/// With a proxy of the operator's on the way out.
+pub fn behind(upstream_proxy: UpstreamProxy, test: impl FnOnce(Rig) + Send + 'static) {
+    start(Setup { upstream_proxy: Some(upstream_proxy), ..Setup::default() }, || {}, test);
 }
 
 /// With programs that ignore the proxy, whose connections to this port of any address are caught.
 pub fn capturing(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
-    let setup = Setup { inbound: Inbound::Mirror, captured: Some(port), transparent: true };
+    let setup = Setup { captured: Some(port), ..Setup::default() };
     start(setup, || {}, test);
 }
 
 /// The same with all of that switched off.
 pub fn not_transparent(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
-    let setup = Setup { inbound: Inbound::Mirror, captured: Some(port), transparent: false };
+    let setup = Setup { captured: Some(port), transparent: false, ..Setup::default() };
     start(setup, || {}, test);
 }
 
@@ -138,6 +143,13 @@ struct Setup {
     inbound: Inbound,
     captured: Option<u16>,
     transparent: bool,
+    upstream_proxy: Option<UpstreamProxy>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { inbound: Inbound::Mirror, captured: None, transparent: true, upstream_proxy: None }
+    }
 }
 
 fn start(
@@ -182,6 +194,7 @@ impl Rig {
             inbound: setup.inbound,
             transparent: setup.transparent,
             admin_port: ADMIN_PORT,
+            upstream_proxy: setup.upstream_proxy,
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
         };
