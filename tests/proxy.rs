@@ -21,7 +21,13 @@ mod destinations;
 mod dns;
 #[path = "proxy/gateway.rs"]
 mod gateway;
+#[path = "proxy/half_closed.rs"]
+mod half_closed;
+#[path = "proxy/hostile.rs"]
+mod hostile;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;
+#[path = "proxy/upstream_proxy.rs"]
+mod upstream_proxy;

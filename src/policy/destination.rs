@@ -273,7 +273,8 @@ mod tests {
             assert_eq!(dial(&wild, "a.example.com", 443, ip), Err(Refusal::Private), "{ip}");
             assert_eq!(dial(&exact, "a.example.com", 443, ip), Ok(()), "{ip}");
         }
-        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1", "3ffe::1"] {
+        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1", "3ffe::1"]
+        {
             assert_eq!(dial(&wild, "a.example.com", 443, ip), Ok(()), "{ip}");
         }
     }

@@ -159,7 +159,9 @@ pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError)
     let what = (&session.caller().exe, origin.host.as_str(), origin.port);
     limited(Flooding::Address, what, || {
         let event = match error {
-            DialError::Forbidden { .. } | DialError::NotByProxy(_) => open(Severity::Medium, session, origin).denied(),
+            DialError::Forbidden { .. } | DialError::NotByProxy(_) => {
+                open(Severity::Medium, session, origin).denied()
+            }
             _ => Event::new(Class::Net, "FAIL", Severity::Low)
                 .subject(flow(session, &origin.host, origin.port))
                 .field("policy", &origin.grant.policy),

@@ -1,9 +1,9 @@
 //! How many connections the agent may have open, and that none of its programs takes them all.
 //!
-//! Each of the two listeners has connections that the other cannot take. Of what is left, a program
-//! gets another one while it holds no more than are free: one that opens all it can ends with half
-//! of them, two such with a third each, and a program that has none gets one as long as there is
-//! any. Whose a connection is takes a question to the supervisor; few of these are open at a time,
+//! Each of the two listeners has connections that the other cannot take. Of a listener's, a program
+//! gets another one while it holds no more than are free there: one that opens all it can ends with
+//! half of them, a second one with half of the rest, and a program that has none gets one as long as
+//! there is any. Whose a connection is takes a question to the supervisor; few of these are open at a time,
 //! and whatever comes meanwhile waits in the listener's backlog.
 
 use std::collections::HashMap;
@@ -58,7 +58,8 @@ impl Slots {
     pub(crate) fn take(&self) -> Option<Slot> {
         let own = Arc::clone(&self.own).try_acquire_owned().ok()?;
         let free = Arc::clone(&self.all.free).try_acquire_owned().ok()?;
-        Some(Slot { all: Arc::clone(&self.all), caller: None, _permits: (own, free) })
+        let slots = self.clone();
+        Some(Slot { slots, caller: None, _permits: (own, free) })
     }
 
     /// Waits until no connection of either listener is open.
@@ -70,7 +71,7 @@ impl Slots {
 
 /// One connection's place; free again when this is dropped.
 pub(crate) struct Slot {
-    all: Arc<All>,
+    slots: Slots,
     caller: Option<u32>,
     _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -79,9 +80,11 @@ impl Slot {
     /// Counts the connection as one of this process; `false` when it has its share already.
     #[must_use]
     pub(crate) fn belongs_to(&mut self, pid: u32) -> bool {
-        let mut held = self.all.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let Slots { all, own, .. } = &self.slots;
+        let mut held = all.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.get(&pid).copied().unwrap_or_default();
-        if self.caller.is_some() || count > self.all.free.available_permits() {
+        let free = own.available_permits().min(all.free.available_permits());
+        if self.caller.is_some() || count > free {
             return false;
         }
         held.insert(pid, count + 1);
@@ -93,7 +96,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         let Some(pid) = self.caller else { return };
-        let mut held = self.all.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.slots.all.held.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = held.get_mut(&pid) {
             *count -= 1;
             if *count == 0 {
@@ -139,13 +142,14 @@ mod tests {
     fn no_process_takes_all_and_every_other_gets_some() {
         let (one, other) = Slots::pair();
         let first = hog(&one, 1);
-        assert_eq!(first.len(), CONNECTIONS / 2);
-        let second = hog(&other, 2);
-        assert_eq!(second.len(), CONNECTIONS / 4);
-        let many: Vec<_> = (3..1000).map(|pid| hog(&other, pid).len()).collect();
-        assert!(many[0] >= 100, "{many:?}");
-        drop(second);
-        assert!(hog(&other, 5000).len() >= 100);
+        assert_eq!(first.len(), OF_ONE_LISTENER / 2);
+        let second = hog(&one, 2);
+        assert_eq!(second.len(), OF_ONE_LISTENER / 4);
+        // However many come, the next one gets some.
+        let many: Vec<_> = (3..8).map(|pid| hog(&one, pid)).collect();
+        assert!(many.iter().all(|held| !held.is_empty()));
+        assert!(hog(&other, 5000).len() >= 100, "and those of the other listener are there");
+        drop((second, many));
         assert!(one.take().filter_map_owner(1).is_none(), "the first has more than its share");
         drop(first);
         assert!(one.all.held.lock().expect("lock").is_empty(), "nothing is held, none is counted");

@@ -209,8 +209,7 @@ async fn connection(
             tunnel::run(&session, client, upstream, &origin).await;
         }
         Err(error) => {
-            let finding =
-                matches!(error, DialError::Forbidden { .. } | DialError::NotByProxy(_));
+            let finding = matches!(error, DialError::Forbidden { .. } | DialError::NotByProxy(_));
             if captured.tell(to, Some(&origin.host)) || finding {
                 report::dial_failed(&session, &origin, &error);
             }

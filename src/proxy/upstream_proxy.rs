@@ -188,7 +188,12 @@ impl UpstreamProxy {
         }
     }
 
-    async fn ask(&self, mut tcp: TcpStream, host: &Host, port: u16) -> Result<TcpStream, DialError> {
+    async fn ask(
+        &self,
+        mut tcp: TcpStream,
+        host: &Host,
+        port: u16,
+    ) -> Result<TcpStream, DialError> {
         let failed = |error: std::io::Error| DialError::Proxy(error.kind().to_string());
         let mut request = format!("CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n");
         if let Some(authorization) = &self.authorization {
@@ -323,9 +328,8 @@ mod tests {
     #[test]
     fn what_it_is_not_asked_for() {
         let proxy = UpstreamProxy::new("http://proxy.corp:3128", None, "").expect("ok");
-        let allows = |host: &str, port, restricted| {
-            proxy.allows(&origin(host, port, restricted)).is_ok()
-        };
+        let allows =
+            |host: &str, port, restricted| proxy.allows(&origin(host, port, restricted)).is_ok();
         assert!(allows("example.com", 443, false) && allows("8.8.8.8", 443, true));
         assert!(!allows("example.com", 443, true), "addresses cannot be held to");
         assert!(!allows("example.com", 6443, false) && !allows("proxy.corp", 3128, false));

@@ -110,7 +110,13 @@ pub struct RunArgs {
     pub upstream_proxy_auth_file: Option<PathBuf>,
     /// What is reached without the upstream proxy: *, hosts (with all below them), addresses and
     /// ranges, separated by commas.
-    #[arg(long, value_name = "LIST", requires = "upstream_proxy", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "LIST",
+        requires = "upstream_proxy",
+        default_value = "",
+        hide_default_value = true
+    )]
     pub no_upstream_proxy: String,
     /// The agent's working directory (default: this process's).
     #[arg(short = 'w', long, value_name = "DIR")]
@@ -280,8 +286,8 @@ mod tests {
         let run = |words: &[&str]| parse(words).map(|args| args.run);
         let proxy = ["--upstream-proxy", "http://p:1"];
         let args = run(&[&proxy[..], &["--no-upstream-proxy", "a,b", "--", "true"]].concat());
-        let args = args.unwrap().complete(|_| Some("http://forged:1".to_owned()));
-        assert_eq!(args.unwrap().no_upstream_proxy, "a,b");
+        let args = args.unwrap().no_upstream_proxy;
+        assert_eq!(args, "a,b");
         assert!(run(&["--no-upstream-proxy", "a", "--", "true"]).is_err());
         assert!(run(&["--upstream-proxy-auth-file", "/f", "--", "true"]).is_err());
         let plain = run(&["--", "true"]).unwrap();

@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -95,6 +96,8 @@ pub struct Who {
 pub struct Rig {
     pub upstream: Upstream,
     pub who: Arc<Mutex<Option<Who>>>,
+    /// The process that is said to have made every connection.
+    pub pid: Arc<AtomicU32>,
     pub ca_pem: String,
     pub bundle_pem: String,
     pub dir: tempfile::TempDir,
@@ -207,7 +210,12 @@ impl Rig {
         let (ready, _) = receive(&ours).expect("ready");
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
         let bundle = File::create(dir.path().join("bundle.pem")).expect("bundle");
-        let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
+        let tcp = |address| {
+            let listener = TcpListener::bind(address).expect("listener");
+            // As many wait as at the gateway's.
+            rustix::net::listen(&listener, 4096).expect("backlog");
+            OwnedFd::from(listener)
+        };
         let (captured, caught) = match setup.captured.map(capture) {
             Some((captured, listener)) => (Some(captured), OwnedFd::from(listener)),
             None => (None, tcp(CAPTURED)),
@@ -227,9 +235,10 @@ impl Rig {
         let curl = Who { exe: "/usr/bin/curl".into(), file: "/usr/bin/curl".into() };
         let who = Arc::new(Mutex::new(Some(curl)));
         let control = Arc::new(ours);
-        let fence = fence(Arc::clone(&control), Arc::clone(&who));
+        let pid = Arc::new(AtomicU32::new(42));
+        let fence = fence(Arc::clone(&control), Arc::clone(&who), Arc::clone(&pid));
         let proxy = Some(proxy);
-        Self { upstream, who, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
+        Self { upstream, who, pid, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
     }
 
     /// Says something to the proxy.
@@ -390,11 +399,12 @@ fn capture(port: u16) -> (Captured, TcpListener) {
 fn fence(
     control: Arc<OwnedFd>,
     who: Arc<Mutex<Option<Who>>>,
+    pid: Arc<AtomicU32>,
 ) -> Sender<(u16, Sender<TcpListener>)> {
     let (sender, wishes) = channel::<(u16, Sender<TcpListener>)>();
     std::thread::spawn(move || {
         new_namespace(&["link set lo up", "addr add 10.200.0.2/32 dev lo"]);
-        std::thread::spawn(move || answer(&control, &who));
+        std::thread::spawn(move || answer(&control, &who, &pid));
         for (port, wisher) in wishes {
             let _ = wisher.send(TcpListener::bind(("10.200.0.2", port)).expect("listener"));
         }
@@ -405,17 +415,36 @@ fn fence(
 /// Runs another test of this program by itself and returns what the proxy logged; none without
 /// root.
 pub fn log_of(test: &str) -> Option<String> {
+    log_with(test, &[])
+}
+
+/// The same of a test that only runs by itself (`#[ignore]`).
+pub fn log_of_alone(test: &str) -> Option<String> {
+    log_with(test, &["--ignored"])
+}
+
+fn log_with(test: &str, more: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return None;
     }
     let output = Command::new(std::env::current_exe().expect("path"))
         .args(["--exact", test, "--nocapture"])
+        .args(more)
         .output()
         .expect("test program");
     let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("1 passed"), "{test}: {told}");
-    Some(String::from_utf8_lossy(&output.stderr).into_owned())
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    let tail: Vec<&str> = log.lines().rev().take(20).collect();
+    let passed = output.status.success() && told.contains("1 passed");
+    assert!(passed, "{test}: {told}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    Some(log)
+}
+
+/// Runs `ip` in the namespace of the calling thread.
+pub fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
+    assert!(status.success(), "ip {words}");
 }
 
 /// Moves the calling thread, and what it starts, to a new network namespace.
@@ -424,20 +453,27 @@ fn new_namespace(addresses: &[&str]) {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
         .expect("new network namespace");
     for words in addresses {
-        let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
-        assert!(status.success(), "ip {words}");
+        ip(words);
     }
 }
 
-fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>) {
+fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
     while let Some((question, _)) = receive(control) {
         match question {
             ToSupervisor::Identify { id, .. } => match who.lock().expect("lock").clone() {
                 None => send(control, &ToProxy::Caller { id, caller: None }, &[]),
                 Some(Who { exe, file }) => {
-                    let file = File::open(file).expect("executable");
+                    let file = match File::open(file) {
+                        Ok(file) => file,
+                        Err(error) => {
+                            let reason = error.to_string();
+                            send(control, &ToProxy::Failed { id, reason }, &[]);
+                            continue;
+                        }
+                    };
+                    let pid = pid.load(Ordering::Relaxed);
                     let caller =
-                        Some(CallerRecord { pid: 42, exe, ancestors: Vec::new(), tainted: None });
+                        Some(CallerRecord { pid, exe, ancestors: Vec::new(), tainted: None });
                     send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
                 }
             },
