@@ -43,6 +43,7 @@ mod transparent;
 mod tunnel;
 mod upstream;
 mod upstream_proxy;
+mod wire;
 
 use std::fs::File;
 use std::net::{IpAddr, TcpListener, UdpSocket};

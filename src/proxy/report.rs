@@ -14,7 +14,7 @@ use super::metrics::{self, Layer, Refused, Side, Verdict};
 use super::quiet::{Flood, QUIET, period};
 use super::session::Session;
 use super::stream::Carried;
-use crate::event::{Class, Event, Severity, emit};
+use crate::event::{Class, Event, Severity, emit, inform};
 use crate::policy::{Denial, Host};
 
 /// Kinds of refusals, each limited by itself: a flood of one hides nothing of another.
@@ -100,7 +100,7 @@ fn with_advice(event: Event, denial: &Denial) -> Event {
 }
 
 pub(crate) fn connect_allowed(session: &Session, origin: &Origin) {
-    emit(&open(Severity::Info, session, origin).allowed());
+    inform(|| open(Severity::Info, session, origin).allowed());
 }
 
 pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: &Denial) {
@@ -196,14 +196,15 @@ pub(crate) fn tunnel_ended(
     carried: Carried,
     duration: Duration,
 ) {
-    let event = Event::new(Class::Net, "CLOSE", Severity::Info)
-        .allowed()
-        .subject(flow(session, &origin.host, origin.port))
-        .field("policy", &origin.grant.policy)
-        .field("up", carried.up)
-        .field("down", carried.down)
-        .field("ms", duration.as_millis());
-    emit(&event);
+    inform(|| {
+        Event::new(Class::Net, "CLOSE", Severity::Info)
+            .allowed()
+            .subject(flow(session, &origin.host, origin.port))
+            .field("policy", &origin.grant.policy)
+            .field("up", carried.up)
+            .field("down", carried.down)
+            .field("ms", duration.as_millis())
+    });
 }
 
 /// A request, as its event names it: never with its query.
@@ -225,7 +226,7 @@ pub(crate) fn request_allowed(line: &RequestLine<'_>, policy: &str, engine: &str
     if engine == "l7" {
         metrics::decided(Layer::L7, Verdict::Allowed, policy);
     }
-    emit(&http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
+    inform(|| http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
 }
 
 /// Let pass by `enforcement: audit`.

@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
 use super::metrics::{self, Counter};
+use super::wire::Wire;
 
 /// What a reader starts with, in bytes: one TLS record, or a request head.
 const BUFFER: usize = 16 * 1024;
@@ -26,7 +27,7 @@ pub(crate) enum Stream {
     /// TLS that we terminate, the agent's side.
     Agent(Box<server::TlsStream<TcpStream>>),
     /// TLS that we started, the upstream's side.
-    Upstream(Box<client::TlsStream<TcpStream>>),
+    Upstream(Box<client::TlsStream<Wire>>),
 }
 
 macro_rules! each {
@@ -81,7 +82,7 @@ impl Stream {
         match self {
             Self::Tcp(tcp) => tcp,
             Self::Agent(tls) => tls.get_ref().0,
-            Self::Upstream(tls) => tls.get_ref().0,
+            Self::Upstream(tls) => tls.get_ref().0.tcp(),
         }
     }
 }
@@ -131,7 +132,8 @@ impl AsyncWrite for Writer {
 const LOOK: Duration = Duration::from_secs(2);
 const ASK: Duration = Duration::from_secs(10);
 
-/// Tells when a peer is gone that has ended its half, or whose bytes nobody reads now.
+/// Tells when a peer is gone that has ended its half, or whose bytes nobody reads now. Made and
+/// dropped while its connection is borrowed.
 ///
 /// An end of stream is no sign of that: a client may end its half behind its request and wait for
 /// the answer. One that is gone answers what it gets with a reset: a program that was killed once
@@ -169,7 +171,8 @@ impl Conn {
         };
         let stream = Arc::new(Mutex::new(stream));
         let wr = Writer(Half(Arc::clone(&stream)));
-        Self { rd: Reader { io: Half(stream), buf: Vec::new(), start: 0, end: 0, counter }, wr }
+        let io = Half(stream);
+        Self { rd: Reader { io, buf: Vec::new(), start: 0, end: 0, counter, failed: None }, wr }
     }
 
     /// Has what is read counted. TLS says by itself which end it is, bare TCP does not.
@@ -178,12 +181,13 @@ impl Conn {
         self
     }
 
-    /// The stream again; none while a [`Line`] watches it. Bytes that were read and not consumed are
-    /// lost: whoever calls has used them.
-    pub(crate) fn into_stream(self) -> Option<Stream> {
+    /// The stream again. Bytes that were read and not consumed are lost: whoever calls has used
+    /// them.
+    pub(crate) fn into_stream(self) -> Stream {
         drop(self.wr);
-        let stream = Arc::into_inner(self.rd.io.0)?;
-        Some(stream.into_inner().unwrap_or_else(PoisonError::into_inner))
+        // Whoever watched it by a `Line` had borrowed it and is done.
+        let stream = Arc::into_inner(self.rd.io.0).expect("both halves are here");
+        stream.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes all of `bytes` and sends it on its way.
@@ -221,6 +225,8 @@ pub(crate) struct Reader {
     start: usize,
     end: usize,
     counter: Option<&'static Counter>,
+    /// Behind what was read.
+    failed: Option<io::Error>,
 }
 
 impl Reader {
@@ -236,6 +242,9 @@ impl Reader {
 
     /// Reads more behind what is there; 0 is the end of the stream. Cancel-safe.
     pub(crate) async fn fill(&mut self) -> io::Result<usize> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         self.make_room();
         let read = self.io.read(&mut self.buf[self.end..]).await?;
         self.end += read;
@@ -243,20 +252,48 @@ impl Reader {
         Ok(read)
     }
 
+    /// The same, and then what else is there without waiting, up to what is worth one write.
+    pub(crate) async fn fill_much(&mut self) -> io::Result<usize> {
+        let mut read = self.fill().await?;
+        if read > 0 {
+            // Records of TLS come one by one, 16 KiB at most.
+            while self.end - self.start < BUFFER_LARGE && self.end < self.buf.len() {
+                match self.read_now().await {
+                    Some(Ok(more)) if more > 0 => read += more,
+                    // Told by the next call: an error comes but once.
+                    Some(Err(error)) => {
+                        self.failed = Some(error);
+                        break;
+                    }
+                    // An end comes again.
+                    _ => break,
+                }
+            }
+        }
+        Ok(read)
+    }
+
     /// Takes what the socket has without waiting: `None` when there is nothing, `Some(0)` at the
     /// end of the stream or on an error.
     pub(crate) async fn fill_now(&mut self) -> Option<usize> {
+        if self.failed.is_some() {
+            return Some(0);
+        }
+        self.read_now().await.map(|read| read.unwrap_or(0))
+    }
+
+    async fn read_now(&mut self) -> Option<io::Result<usize>> {
         self.make_room();
         std::future::poll_fn(|cx| {
             let mut buf = ReadBuf::new(&mut self.buf[self.end..]);
             Poll::Ready(match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
                 Poll::Pending => None,
-                Poll::Ready(Err(_)) => Some(0),
+                Poll::Ready(Err(error)) => Some(Err(error)),
                 Poll::Ready(Ok(())) => {
                     let read = buf.filled().len();
                     self.end += read;
                     self.count(read);
-                    Some(read)
+                    Some(Ok(read))
                 }
             })
         })
@@ -346,7 +383,7 @@ async fn one_way(from: &mut Reader, to: &mut Writer, count: &mut u64) -> io::Res
             *count += moved as u64;
             from.start = from.end;
         }
-        if from.fill().await? == 0 {
+        if from.fill_much().await? == 0 {
             return to.shutdown().await;
         }
     }

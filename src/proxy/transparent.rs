@@ -274,7 +274,7 @@ fn denied(session: &Session, host: &Host, port: u16, why: NotAdmitted) {
 
 /// Resets a connection that may have been read from.
 fn abort(client: Conn) {
-    if let Some(Stream::Tcp(tcp)) = client.into_stream() {
+    if let Stream::Tcp(tcp) = client.into_stream() {
         reset(tcp);
     }
 }

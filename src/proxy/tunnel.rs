@@ -210,7 +210,7 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
             None => Alpn::Other(offered),
         }
     };
-    let (Some(Stream::Tcp(client_tcp)), Some(Stream::Tcp(upstream_tcp))) =
+    let (Stream::Tcp(client_tcp), Stream::Tcp(upstream_tcp)) =
         (client.into_stream(), upstream.into_stream())
     else {
         return;
