@@ -84,6 +84,8 @@ pub struct Config {
     pub policy: Policy,
     /// The pod's own addresses.
     pub pod_ips: Vec<IpAddr>,
+    /// The addresses of the Kubernetes API in the cluster, as far as they are known.
+    pub api_server: Vec<IpAddr>,
     /// Authorities that the operator trusts upstreams by, PEM; may be empty.
     pub extra_roots_pem: Vec<u8>,
     /// The image's trust store, PEM, if it has one; read when the first upstream is verified.
@@ -107,6 +109,7 @@ pub struct Config {
 pub(crate) struct Shared {
     policy: Policy,
     pod_ips: Vec<IpAddr>,
+    api_server: Vec<IpAddr>,
     control: Arc<Control>,
     executables: Executables,
     resolver: Resolver,
@@ -159,6 +162,7 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
         policy: config.policy,
         pod_ips: config.pod_ips.iter().map(IpAddr::to_canonical).collect(),
+        api_server: config.api_server.iter().map(IpAddr::to_canonical).collect(),
         executables: Executables::new(),
         agent_tls: AgentTls::new(authority)?,
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),

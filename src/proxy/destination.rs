@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
 use super::stream::tune;
-use crate::policy::{Grant, Host, NameMatch};
+use crate::policy::{Grant, Host, IpNet, NameMatch};
 
 /// The name by which the agent reaches what else runs in its pod, where the policy allows it.
 pub(crate) const POD_HOST: &str = "pod.ringfence.internal";
@@ -189,7 +189,33 @@ fn check(shared: &Shared, origin: &Origin, ip: IpAddr) -> Result<(), DialError> 
         }
         not_ours(shared, ip, *port)?;
     }
+    if shared.api_server.contains(&ip) && !means_api_server(grant, host, ip) {
+        return Err(DialError::Forbidden {
+            check: "internal address",
+            ip,
+            reason: "the Kubernetes API: name kubernetes.default.svc, or list it in allowed_ips"
+                .to_owned(),
+        });
+    }
     Ok(())
+}
+
+/// Whether the policy says that it is the Kubernetes API that is wanted: a name that somebody has
+/// lead there does not.
+fn means_api_server(grant: &Grant, host: &Host, ip: IpAddr) -> bool {
+    const OWN: &str = "kubernetes.default";
+    let own_name = host
+        .as_str()
+        .strip_prefix(OWN)
+        .is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."));
+    host.ip() == Some(ip)
+        || (own_name && grant.exact_host)
+        || grant.allowed_ips.iter().any(|net| net.contains(&ip) && is_narrow(net))
+}
+
+/// A range that was written for few hosts, not for a cluster.
+fn is_narrow(net: &IpNet) -> bool {
+    net.max_prefix_len() - net.prefix_len() <= 3
 }
 
 /// A port of the pod that leads back into the fence, or to the admin endpoint, is never dialled.

@@ -46,6 +46,7 @@ pub struct ProxyConfig {
     parent: i32,
     policy: PolicyFiles,
     pod_ips: Vec<IpAddr>,
+    api_server: Vec<IpAddr>,
     inbound: Option<Vec<u16>>,
     mirror: bool,
     admin_port: u16,
@@ -59,7 +60,7 @@ impl ProxyConfig {
     #[must_use]
     pub fn new(
         policy: PolicyFiles,
-        pod_ips: Vec<IpAddr>,
+        (pod_ips, api_server): (Vec<IpAddr>, Vec<IpAddr>),
         args: &RunArgs,
         upstream_proxy: Option<upstream_proxy::Settings>,
         level: Level,
@@ -72,6 +73,7 @@ impl ProxyConfig {
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             policy,
             pod_ips,
+            api_server,
             inbound: ports,
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
@@ -141,6 +143,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
         proxy::Config {
             policy,
             pod_ips: config.pod_ips,
+            api_server: config.api_server,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
             image_roots,
             inbound: match (config.mirror, config.inbound) {

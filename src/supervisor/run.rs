@@ -56,8 +56,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
     let gateway = gateway::start(keeper.try_clone()?)?;
-    let pod_ips = args::pod_ips(lookup);
-    let config = ProxyConfig::new(files.clone(), pod_ips, &args, upstream_proxy, level);
+    let addresses = (args::pod_ips(lookup), args::api_server(lookup));
+    let config = ProxyConfig::new(files.clone(), addresses, &args, upstream_proxy, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;

@@ -76,12 +76,11 @@ fn ten_thousand_connections() {
     in_namespace(|rig| {
         passes(&rig);
         let before = resident();
-        rig.pid.store(1000, Ordering::Relaxed);
         let mut held = Vec::new();
         for _ in 0..10_000 {
-            held.push(rig.connect());
+            held.push(rig.connect_as_other());
         }
-        // Half of all, which then say nothing.
+        // Many still wait; of those that were accepted most were turned away.
         passes(&rig);
         let grown = resident().saturating_sub(before);
         assert!(grown < GROWTH, "{grown} KiB");

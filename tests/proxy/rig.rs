@@ -32,6 +32,9 @@ pub const UPSTREAM: &str = "10.77.0.1";
 pub const ADMIN_PORT: u16 = 15200;
 
 const PROXY: &str = "10.200.0.1:3128";
+/// Where connections of another process come from, and its pid.
+const OTHER: &str = "10.200.0.2";
+const OTHER_PID: u32 = 1000;
 const CAPTURED: &str = "10.200.0.1:15001";
 pub const DNS: &str = "10.200.0.1:15053";
 
@@ -65,6 +68,7 @@ network_policies:
       - { host: pod.ringfence.internal, ports: [80, 7001, 15200] }
       - { port: 15200, allowed_ips: ["10.88.0.1/32"] }
       - { host: own.test, port: 80 }
+      - { host: kubernetes.default.svc, port: 443 }
       - { host: db.prod, port: 80 }
       - { host: short, port: 80 }
       - { host: broken.test, port: 80 }
@@ -192,6 +196,7 @@ impl Rig {
         let config = Config {
             policy: policy::load(&source, None).expect("policy").policy,
             pod_ips: vec!["10.88.0.1".parse().expect("ip")],
+            api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
             inbound: setup.inbound,
@@ -275,6 +280,17 @@ impl Rig {
         tcp.set_nodelay(true).expect("nodelay");
         tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
         tcp
+    }
+
+    /// A connection to the proxy of another process.
+    #[allow(clippy::unused_self, reason = "there is a proxy because there is a rig")]
+    pub fn connect_as_other(&self) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.expect("socket");
+        let address = |text: String| text.parse::<SocketAddr>().expect("address").into();
+        socket.bind(&address(format!("{OTHER}:0"))).expect("bind");
+        socket.connect(&address(PROXY.to_owned())).expect("proxy");
+        socket.into()
     }
 
     /// A connection to any address that the gateway catches.
@@ -460,7 +476,7 @@ fn new_namespace(addresses: &[&str]) {
 fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
     while let Some((question, _)) = receive(control) {
         match question {
-            ToSupervisor::Identify { id, .. } => match who.lock().expect("lock").clone() {
+            ToSupervisor::Identify { id, client, .. } => match who.lock().expect("lock").clone() {
                 None => send(control, &ToProxy::Caller { id, caller: None }, &[]),
                 Some(Who { exe, file }) => {
                     let file = match File::open(file) {
@@ -471,7 +487,10 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
                             continue;
                         }
                     };
-                    let pid = pid.load(Ordering::Relaxed);
+                    let pid = match client.ip().to_string().as_str() {
+                        OTHER => OTHER_PID,
+                        _ => pid.load(Ordering::Relaxed),
+                    };
                     let caller =
                         Some(CallerRecord { pid, exe, ancestors: Vec::new(), tainted: None });
                     send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
