@@ -27,7 +27,13 @@ mod gateway;
 mod h2_frames;
 #[path = "proxy/h2.rs"]
 mod h2_streams;
+#[path = "proxy/half_closed.rs"]
+mod half_closed;
+#[path = "proxy/hostile.rs"]
+mod hostile;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;
+#[path = "proxy/upstream_proxy.rs"]
+mod upstream_proxy;
