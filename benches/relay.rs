@@ -30,12 +30,12 @@ const ROLE: &str = "RINGFENCE_BENCH_ROLE";
 const DIRECTORY: &str = "RINGFENCE_BENCH_DIRECTORY";
 const ONLY: &str = "RINGFENCE_BENCH_ONLY";
 
-pub const UPSTREAM: &str = "10.77.0.1:443";
-pub const NAME: &str = "api.bench.test";
-pub const PROXY: &str = "10.200.0.1:3128";
+const UPSTREAM: &str = "10.77.0.1:443";
+const NAME: &str = "api.bench.test";
+const PROXY: &str = "10.200.0.1:3128";
 /// The body of a small answer, in bytes, and of the large one.
-pub const SMALL: usize = 1024;
-pub const LARGE: u64 = 256 << 20;
+const SMALL: usize = 1024;
+const LARGE: u32 = 256 << 20;
 
 /// How many connections are busy at a time.
 const KEEP_ALIVE: usize = 32;
@@ -183,14 +183,14 @@ async fn download(ways: Ways, proxy: bool) -> f64 {
     let start = Instant::now();
     tls.write_all(request.as_bytes()).await.expect("sent");
     tls.flush().await.expect("sent");
-    let (mut got, mut buffer) = (0u64, vec![0; 256 * 1024]);
-    while got < LARGE {
+    let (mut got, mut buffer) = (0, vec![0; 256 * 1024]);
+    while got < LARGE as usize {
         let count = tls.read(&mut buffer).await.expect("answered");
         assert!(count > 0, "closed after {got}");
-        got += count as u64;
+        got += count;
     }
-    assert!(got < LARGE + 1024, "the head and the body, no more");
-    LARGE as f64 / 1e6 / start.elapsed().as_secs_f64()
+    assert!(got < LARGE as usize + 1024, "the head and the body, no more");
+    f64::from(LARGE) / 1e6 / start.elapsed().as_secs_f64()
 }
 
 fn client() {
@@ -243,8 +243,6 @@ fn client() {
     if part("download") {
         table("256 MiB, MB/s", rounds, |proxy| runtime.block_on(download(ways.clone(), proxy)));
     }
-    // What the kernel had to do for it.
-    let _ = std::io::Write::flush(&mut std::io::stdout());
 }
 
 fn table(what: &str, rounds: u64, run: impl Fn(bool) -> f64) {

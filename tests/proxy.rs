@@ -33,6 +33,8 @@ mod half_closed;
 mod hostile;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
+#[path = "proxy/sessions.rs"]
+mod sessions;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;
 #[path = "proxy/upstream_proxy.rs"]

@@ -46,7 +46,7 @@ pub fn serve(directory: &Path) {
 async fn connection(tcp: TcpStream, acceptor: &TlsAcceptor) -> std::io::Result<()> {
     tcp.set_nodelay(true)?;
     let mut tls = acceptor.accept(tcp).await?;
-    let small = [answer(SMALL as u64).as_bytes(), &[b'x'; SMALL]].concat();
+    let small = [answer(SMALL).as_bytes(), &[b'x'; SMALL]].concat();
     let (mut request, mut buffer) = (Vec::new(), vec![0; 8192]);
     loop {
         let count = tls.read(&mut buffer).await?;
@@ -58,9 +58,9 @@ async fn connection(tcp: TcpStream, acceptor: &TlsAcceptor) -> std::io::Result<(
             continue;
         }
         if request.starts_with(b"GET /ok/large ") {
-            tls.write_all(answer(LARGE).as_bytes()).await?;
+            tls.write_all(answer(LARGE as usize).as_bytes()).await?;
             let piece = vec![b'x'; 256 * 1024];
-            for _ in 0..LARGE / piece.len() as u64 {
+            for _ in 0..LARGE as usize / piece.len() {
                 tls.write_all(&piece).await?;
             }
         } else {
@@ -71,6 +71,6 @@ async fn connection(tcp: TcpStream, acceptor: &TlsAcceptor) -> std::io::Result<(
     }
 }
 
-fn answer(length: u64) -> String {
+fn answer(length: usize) -> String {
     format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {length}\r\n\r\n")
 }

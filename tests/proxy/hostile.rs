@@ -373,17 +373,16 @@ fn addresses_that_do_not_answer_are_not_waited_for() {
         ] {
             ip(words);
         }
-        let mut hosts = String::new();
+        let mut hosts = vec!["10.77.0.1 raw.test".to_owned()];
         for last in 2..7 {
             ip(&format!("neigh add 10.66.0.{last} lladdr 02:00:00:00:00:0{last} dev v0"));
-            hosts += &format!("10.66.0.{last} raw.test\n");
+            hosts.insert(0, format!("10.66.0.{last} raw.test"));
         }
         let silent = Ipv4Addr::new(10, 66, 0, 2);
         let tried = TcpStream::connect_timeout(&(silent, 80).into(), Duration::from_secs(1));
         assert_eq!(tried.expect_err("silent").kind(), ErrorKind::TimedOut);
-        hosts += "10.77.0.1 raw.test\n";
         let path = rig.dir.path().join("hosts");
-        std::fs::write(&path, hosts).expect("hosts");
+        std::fs::write(&path, hosts.join("\n")).expect("hosts");
         let answer = rig.exchange(
             b"GET http://raw.test/ok HTTP/1.1\r\nHost: raw.test\r\nConnection: close\r\n\r\n",
         );

@@ -343,6 +343,12 @@ impl Rig {
 }
 
 pub fn client(ca_pem: &[u8], sni: &str, alpn: &[&str]) -> ClientConnection {
+    let name = ServerName::try_from(sni.to_owned()).expect("name");
+    ClientConnection::new(client_config(ca_pem, alpn), name).expect("client")
+}
+
+/// With sessions of its own.
+pub fn client_config(ca_pem: &[u8], alpn: &[&str]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem).expect("pem")).expect("root");
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -351,8 +357,7 @@ pub fn client(ca_pem: &[u8], sni: &str, alpn: &[&str]) -> ClientConnection {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
-    let name = ServerName::try_from(sni.to_owned()).expect("name");
-    ClientConnection::new(Arc::new(config), name).expect("client")
+    Arc::new(config)
 }
 
 /// One head, its empty line included.
