@@ -66,6 +66,7 @@ use tls::AgentTls;
 use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
+pub use l7::content::{Facts, read as read_content};
 
 /// The sandbox CA's common name.
 const CA_NAME: &str = "Ringfence Sandbox CA";
