@@ -251,8 +251,8 @@ impl OperationRule {
         kind && name && fields
     }
 
-    /// One root field is enough; and what the policy does not say of a registered query may be
-    /// what is denied.
+    /// One root field is enough; and where the policy does not say what a registered query selects,
+    /// it may be what is denied.
     fn denies(&self, asked: &Asked<'_>) -> bool {
         let any = |fields: &[String]| {
             let listed = |field: &String| self.fields.iter().any(|glob| glob.matches(field));
@@ -266,10 +266,10 @@ impl OperationRule {
                     && any(&operation.fields)
             }
             Asked::Registered(registered) => {
-                let named = registered.name.as_deref();
-                let kind = self.kind.zip(registered.kind).is_none_or(|(denied, is)| denied == is);
-                let name = self.name.as_ref().zip(named).is_none_or(|(glob, name)| glob.matches(name));
-                kind && name && registered.fields.as_deref().is_none_or(any)
+                let name = registered.name.as_deref().unwrap_or_default();
+                self.kind.zip(registered.kind).is_none_or(|(denied, kind)| denied == kind)
+                    && self.name.as_ref().is_none_or(|glob| glob.matches(name))
+                    && registered.fields.as_deref().is_none_or(any)
             }
         }
     }
