@@ -26,7 +26,7 @@ use super::document::{Compatibility, Filesystem, Process};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
-use super::payload::Inspection;
+use super::payload::{Inspection, Payload};
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -491,8 +491,11 @@ const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line ca
                           as the protocol says, or name another protocol for this path";
 
 fn rule_line(request: &Request<'_>) -> String {
-    let said = request.payload.map(content::summary).unwrap_or_default();
-    suggestion::printable(&format!("{} {}{said}", request.method, request.path))
+    let line = match request.payload.map(Payload::summary) {
+        Some(said) if !said.is_empty() => format!("{} {} {said}", request.method, request.path),
+        _ => format!("{} {}", request.method, request.path),
+    };
+    suggestion::printable(&line)
 }
 
 /// Counts only: a policy may be long.

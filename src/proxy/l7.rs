@@ -2,6 +2,8 @@
 
 pub(crate) mod content;
 mod graphql;
+pub(crate) mod held;
 mod json;
 mod jsonrpc;
+pub(crate) mod judge;
 pub(crate) mod rest;

@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 use crate::policy::glob::ValueGlob;
 use crate::policy::payload::{
     Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Rpc,
     RpcInspection,
 };
+use crate::policy::payload::short;
 use crate::policy::suggestion::printable;
 
 /// The method that calls a tool, in MCP.
@@ -204,9 +204,7 @@ impl GraphqlRules {
         if self.allow.iter().any(|rule| rule.allows(&asked)) {
             return Ok(());
         }
-        let mut what = String::from("no rule allows the ");
-        describe(&mut what, operation);
-        Err(what)
+        Err(format!("no rule allows the {operation}"))
     }
 
     fn denies(&self, operation: &Operation) -> bool {
@@ -366,65 +364,4 @@ impl CallRule {
 fn is_tool_name(name: &str) -> bool {
     (1..=128).contains(&name.len())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
-}
-
-/// What a request does, for a log line: at most about 200 printable characters.
-pub(super) fn summary(payload: &Payload) -> String {
-    let mut out = String::new();
-    for operation in payload.graphql.iter().flat_map(|graphql| &graphql.operations) {
-        out.push(' ');
-        describe(&mut out, operation);
-        if out.len() > 200 {
-            break;
-        }
-    }
-    if let Some(Rpc { exchange: Exchange::Messages(messages), .. }) = &payload.rpc {
-        for call in messages.iter().filter_map(Message::call) {
-            let _ = write!(out, " {}", short(&call.method));
-            if let Some(tool) = &call.tool {
-                let _ = write!(out, " {}", short(tool));
-            }
-            if out.len() > 200 {
-                break;
-            }
-        }
-    }
-    if out.len() > 200 {
-        out.truncate(200);
-        out.push_str("...");
-    }
-    out
-}
-
-/// `mutation createIssue,addLabel`.
-fn describe(out: &mut String, operation: &Operation) {
-    let start = out.len();
-    match (operation.kind, &operation.persisted) {
-        (Some(kind), _) => {
-            out.push_str(kind.word());
-            for (index, field) in operation.fields.iter().enumerate() {
-                out.push(if index == 0 { ' ' } else { ',' });
-                out.push_str(&short(field));
-                if out.len() - start > 200 {
-                    out.push_str("...");
-                    break;
-                }
-            }
-        }
-        (None, persisted) => {
-            let key = persisted.as_ref().map_or("", |persisted| persisted.key());
-            let _ = write!(out, "persisted query {}", short(key));
-        }
-    }
-}
-
-/// What the agent chose, for a message.
-fn short(text: &str) -> String {
-    const MAX: usize = 80;
-    let mut shown = printable(text);
-    if shown.len() > MAX {
-        shown.truncate(MAX);
-        shown.push_str("...");
-    }
-    shown
 }
