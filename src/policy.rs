@@ -32,8 +32,8 @@ pub use host::{Host, HostError};
 pub use ipnet::IpNet;
 pub use path::{CanonicalTarget, PathError, canonical_path};
 pub use payload::{
-    Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Persisted, Rpc,
-    RpcInspection,
+    Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Persisted,
+    Rpc, RpcInspection,
 };
 pub use problem::{LoadError, Problem, Source};
 

@@ -94,9 +94,7 @@ impl Inspected {
 
     fn denies(&self, request: &Request<'_>) -> bool {
         let denied = match &self.content {
-            None => {
-                !self.deny.is_empty() && self.deny.iter().any(|rule| rule.denies(request))
-            }
+            None => !self.deny.is_empty() && self.deny.iter().any(|rule| rule.denies(request)),
             Some(content) => content.denies(request.payload),
         };
         denied && self.scope.denies(request.path)

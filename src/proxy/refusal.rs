@@ -208,15 +208,14 @@ mod tests {
         let mut denial = denial();
         denial.policy = "a\r\nX: b\u{e9}".to_owned();
         let host = host();
-        let request =
-            DeniedRequest {
-                method: "GET",
-                path: "/",
-                host: &host,
-                port: 1,
-                binary: "/b",
-                payload: None,
-            };
+        let request = DeniedRequest {
+            method: "GET",
+            path: "/",
+            host: &host,
+            port: 1,
+            binary: "/b",
+            payload: None,
+        };
         let text =
             String::from_utf8(Refusal::request(&request, &denial).to_bytes()).expect("utf-8");
         assert!(text.contains("\r\nX-OpenShell-Policy: aX: b\r\n"), "{text}");

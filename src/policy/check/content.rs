@@ -68,7 +68,12 @@ pub(super) fn options(endpoint: &Endpoint, problems: &mut Problems) {
 }
 
 /// What an endpoint as a whole needs.
-pub(super) fn endpoint(endpoint: &Endpoint, at: Place, protocol: Protocol, problems: &mut Problems) {
+pub(super) fn endpoint(
+    endpoint: &Endpoint,
+    at: Place,
+    protocol: Protocol,
+    problems: &mut Problems,
+) {
     let name = &endpoint.name;
     if protocol != Protocol::Mcp {
         return;
@@ -211,7 +216,9 @@ fn transport(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
     if let Some(at) = path.map(|path| path.at).or(query) {
         problems.error(
             at,
-            format!("{name}: a GraphQL rule is not bound to a path: it would allow more than it says"),
+            format!(
+                "{name}: a GraphQL rule is not bound to a path: it would allow more than it says"
+            ),
             fix,
         );
     } else if let Some(at) = rule.path.as_ref().map(|path| path.at).or(rule.query_at) {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::policy::destination::{CONTROL_PLANE_PORTS, forbidden};
 use super::content;
+use crate::policy::destination::{CONTROL_PLANE_PORTS, forbidden};
 use crate::policy::document::{Access, Endpoint, Matcher, NetworkPolicy, Protocol, Rule};
 use crate::policy::fields::Located;
 use crate::policy::glob::never_matches;

@@ -52,7 +52,8 @@ pub(super) fn read(fields: &mut Fields<'_>, problems: &mut Problems) -> Content 
     if let Some(node) = fields.take("graphql_persisted_queries") {
         let what = fields.name("graphql_persisted_queries");
         let entries = node.map(&what, problems).unwrap_or_default();
-        let entries = entries.iter().filter_map(|(key, node)| registered(&what, key, node, problems));
+        let entries =
+            entries.iter().filter_map(|(key, node)| registered(&what, key, node, problems));
         content.registry = Some((node.at, entries.collect()));
     }
     if let Some(node) = fields.take("graphql_max_body_bytes") {

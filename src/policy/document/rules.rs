@@ -119,12 +119,7 @@ pub(super) fn operation_rule(fields: &mut Fields<'_>, problems: &mut Problems) -
         let what = format!("an entry of {what}");
         (node.at, items.iter().filter_map(|item| item.text(&what, problems)).collect())
     });
-    OperationRule {
-        at: fields.at(),
-        operation_type,
-        operation_name,
-        fields: list,
-    }
+    OperationRule { at: fields.at(), operation_type, operation_name, fields: list }
 }
 
 fn text(fields: &mut Fields<'_>, key: &'static str, problems: &mut Problems) -> Option<Located> {

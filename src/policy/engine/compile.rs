@@ -208,11 +208,7 @@ impl Compiler<'_> {
     }
 
     /// `None` for what `check` refuses.
-    fn operation(
-        &mut self,
-        name: &str,
-        rule: &document::OperationRule,
-    ) -> Option<OperationRule> {
+    fn operation(&mut self, name: &str, rule: &document::OperationRule) -> Option<OperationRule> {
         let kind = rule.operation_type.as_ref()?;
         let written = rule.operation_name.as_ref().filter(|name| !name.text.is_empty());
         let operation = match written {

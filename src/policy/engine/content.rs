@@ -4,11 +4,11 @@
 use std::collections::HashMap;
 
 use crate::policy::glob::ValueGlob;
+use crate::policy::payload::short;
 use crate::policy::payload::{
     Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Rpc,
     RpcInspection,
 };
-use crate::policy::payload::short;
 use crate::policy::suggestion::printable;
 
 /// The method that calls a tool, in MCP.

@@ -99,7 +99,8 @@ async fn judged(
     let Some(inspection) = prepared.inspection() else {
         return Ok((prepared.judge(session, origin, None)?, None));
     };
-    let fields = head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    let fields =
+        head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
     let facts = content::Facts::new(method, prepared.query(), fields);
     let held = if facts.is_worth_reading(inspection) {
         ask(head, body, respond);

@@ -107,20 +107,17 @@ impl<'a> Facts<'a> {
 #[must_use]
 pub fn read(inspection: &Inspection, facts: &Facts<'_>, body: &[u8]) -> Payload {
     let wrong = || facts.wrong.map_or(Ok(()), |wrong| Err(wrong.to_owned()));
-    let graphql = inspection.graphql.then(|| {
-        match wrong().and_then(|()| graphql::read(facts, body)) {
+    let graphql =
+        inspection.graphql.then(|| match wrong().and_then(|()| graphql::read(facts, body)) {
             Ok(operations) => Graphql { operations, error: None },
             Err(error) => Graphql { operations: Vec::new(), error: Some(error) },
-        }
-    });
+        });
     let rpc = inspection.rpc.as_ref().map(|asked| {
         match wrong().and_then(|()| read_rpc(facts, asked, body)) {
             Ok(exchange) => Rpc { mcp: asked.mcp, exchange, error: None },
-            Err(error) => Rpc {
-                mcp: asked.mcp,
-                exchange: Exchange::Messages(Vec::new()),
-                error: Some(error),
-            },
+            Err(error) => {
+                Rpc { mcp: asked.mcp, exchange: Exchange::Messages(Vec::new()), error: Some(error) }
+            }
         }
     });
     Payload { graphql, rpc }
@@ -153,7 +150,9 @@ fn check_rpc(facts: &Facts<'_>, asked: &RpcInspection, body: bool) -> Result<(),
             _ => Err("a content type other than application/json"),
         },
         "GET" | "DELETE" if !asked.mcp => Err("JSON-RPC is sent with POST"),
-        "GET" | "DELETE" if body && facts.content_type.is_some() => Err("a GET or DELETE with a body"),
+        "GET" | "DELETE" if body && facts.content_type.is_some() => {
+            Err("a GET or DELETE with a body")
+        }
         "GET" if facts.event_stream => Ok(()),
         "GET" => Err("a GET that does not accept text/event-stream"),
         "DELETE" if facts.session => Ok(()),
@@ -185,3 +184,8 @@ fn agree(facts: &Facts<'_>, read: &[jsonrpc::Read]) -> Result<(), &'static str> 
 pub(super) fn fold(key: &str) -> String {
     key.to_uppercase().to_lowercase()
 }
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;

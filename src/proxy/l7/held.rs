@@ -147,7 +147,13 @@ impl Room {
             0 => None,
             room => {
                 let wait = Arc::clone(&self.0).acquire_many_owned(room);
-                Some(timeout_at(deadline, wait).await.ok().and_then(Result::ok).ok_or(Unread::NoRoom)?)
+                Some(
+                    timeout_at(deadline, wait)
+                        .await
+                        .ok()
+                        .and_then(Result::ok)
+                        .ok_or(Unread::NoRoom)?,
+                )
             }
         };
         Ok(Gather { bytes: Vec::new(), max, room })

@@ -294,9 +294,9 @@ impl<'de> Visitor<'de> for Wanted<'_, '_> {
         while let Some(key) = map.next_key_seed(Key)? {
             keys.add(&key)?;
             if self.top {
-                folded.add::<A::Error>(&fold(&key)).map_err(|_| {
-                    refuse::<A::Error>("keys of params that differ in case only")
-                })?;
+                folded
+                    .add::<A::Error>(&fold(&key))
+                    .map_err(|_| refuse::<A::Error>("keys of params that differ in case only"))?;
             }
             let (here, below) = self.under(&key);
             // In MCP these are strings, and what is called. Rules ask for them as the tool.
@@ -316,6 +316,10 @@ impl<'de> Visitor<'de> for Wanted<'_, '_> {
 
 impl Wanted<'_, '_> {
     fn scalar<E: Error>(self, value: &str) -> Result<(), E> {
-        if self.top { Err(refuse("params that is neither a map nor a list")) } else { self.keep(value) }
+        if self.top {
+            Err(refuse("params that is neither a map nor a list"))
+        } else {
+            self.keep(value)
+        }
     }
 }

@@ -7,9 +7,7 @@
 
 use std::fmt::Write as _;
 
-use crate::policy::{
-    self, CanonicalTarget, Inspect, Inspection, Payload, Verdict, canonical_path,
-};
+use crate::policy::{self, CanonicalTarget, Inspect, Inspection, Payload, Verdict, canonical_path};
 use crate::proxy::connect::authority;
 use crate::proxy::destination::Origin;
 use crate::proxy::l7::held::Unread;

@@ -180,8 +180,7 @@ pub(crate) async fn request(
     };
     let upgrade = judged.upgrade && head.fields.connection("upgrade");
     let content = held.as_ref().map(|held| &*held.bytes);
-    let rewrite =
-        Rewrite { target: &judged.target, host: &judged.authority, upgrade, content };
+    let rewrite = Rewrite { target: &judged.target, host: &judged.authority, upgrade, content };
     forward(session, client, link, origin, head, &rewrite).await
 }
 
