@@ -184,6 +184,11 @@ fn json_rpc_and_mcp_calls_are_judged() {
         };
         assert_eq!(code(&["-H", "Accept: text/event-stream"]), "200", "the stream of events");
         assert_eq!(code(&["-H", "Accept: text/html"]), "403");
+        for kind in ["Content-Type: text/plain", "Content-Type:", JSON] {
+            let args =
+                ["-X", "GET", "-H", "Accept: text/event-stream", "-H", kind, "-d", &call("x")];
+            assert_eq!(code(&args), "403", "a body behind a GET is not passed on: {kind}");
+        }
         assert_eq!(code(&["-X", "DELETE", "-H", "Mcp-Session-Id: s"]), "200", "end of a session");
         assert_eq!(code(&["-X", "DELETE"]), "403");
 

@@ -102,15 +102,15 @@ async fn judged(
     let fields =
         head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
     let facts = content::Facts::new(method, prepared.query(), fields);
-    let held = if facts.is_worth_reading(inspection) {
-        ask(head, body, respond);
-        let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
-        Some(read.map_err(|why| prepared.unread(session, origin, &why))?)
-    } else {
-        None
+    let (payload, held) = match facts.settled(inspection) {
+        Some(payload) => (payload, None),
+        None => {
+            ask(head, body, respond);
+            let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
+            let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
+            (content::read(inspection, &facts, &held.bytes), Some(held))
+        }
     };
-    let bytes = held.as_ref().map_or(&b""[..], |held| &held.bytes);
-    let payload = content::read(inspection, &facts, bytes);
     Ok((prepared.judge(session, origin, Some(&payload))?, held))
 }
 

@@ -197,8 +197,8 @@ async fn read_content(
         return Ok(None);
     };
     let facts = content::Facts::new(head.method(), prepared.query(), head.fields.iter());
-    if !facts.is_worth_reading(inspection) {
-        return Ok(Some((content::read(inspection, &facts, b""), None)));
+    if let Some(payload) = facts.settled(inspection) {
+        return Ok(Some((payload, None)));
     }
     let room = &session.shared.room;
     let held = room.http1(client, head, inspection.max_bytes).await;

@@ -242,7 +242,7 @@ fn values_for_rules_are_bounded() {
 #[test]
 fn heads_that_settle_it_need_no_body() {
     let worth = |method: &str, fields: &[(&[u8], &[u8])]| {
-        Facts::new(method, &[], fields.iter().copied()).is_worth_reading(&graphql())
+        Facts::new(method, &[], fields.iter().copied()).settled(&graphql()).is_none()
     };
     assert!(worth("POST", &[JSON]));
     assert!(worth("GET", &[]));
@@ -251,4 +251,11 @@ fn heads_that_settle_it_need_no_body() {
     assert!(!worth("POST", &[JSON, (b"content-encoding", b"gzip")]));
     assert!(worth("POST", &[JSON, (b"content-encoding", b"identity")]));
     assert!(!worth("POST", &[(b"content-type", b"multipart/form-data; boundary=x")]));
+    // What was settled without the body never says that the request may pass.
+    let rpc = Some(RpcInspection { mcp: true, params: Vec::new() });
+    let both = Inspection { max_bytes: 1, graphql: true, rpc };
+    let facts = Facts::new("DELETE", &[], [(&b"Mcp-Session-Id"[..], &b"s"[..])].into_iter());
+    let settled = facts.settled(&both).expect("GraphQL has no DELETE");
+    assert!(settled.graphql.is_some_and(|graphql| graphql.error.is_some()));
+    assert!(settled.rpc.is_some_and(|rpc| rpc.error.is_some()));
 }
