@@ -139,9 +139,9 @@ fn http(severity: Severity, line: &RequestLine<'_>) -> Event {
     let RequestLine { method, scheme, authority, path, payload } = line;
     let event = Event::new(Class::Http, (*method).to_owned(), severity)
         .subject(format!("{method} {scheme}://{authority}{path}"));
-    match payload {
-        Some(payload) => event.field(payload.protocol(), payload.summary()),
-        None => event,
+    match payload.map(|payload| (payload.protocol(), payload.summary())) {
+        Some((protocol, said)) if !said.is_empty() => event.field(protocol, said),
+        _ => event,
     }
 }
 

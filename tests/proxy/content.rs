@@ -212,7 +212,7 @@ fn log_lines() {
     };
     let denied = line("DENIED POST https://api.test/graphql");
     assert!(denied.contains("HTTP:POST [MED]"), "{denied}");
-    assert!(denied.contains("[graphql:mutation deleteAll]"), "{denied}");
+    assert!(denied.contains("[graphql:\"mutation deleteAll\" policy:api engine:l7]"), "{denied}");
     assert!(denied.contains("no rule allows the mutation deleteAll"), "{denied}");
     assert!(log.contains("operation_type: mutation"), "the lines that would allow it: {log}");
 }

@@ -67,7 +67,9 @@ fn write(
             Node::Field { alias, name } => {
                 roots.insert(name.clone());
                 if let Some(alias) = alias {
-                    out += &format!("{alias}{blank}:{blank}");
+                    // The library takes no comma here, and refuses the document.
+                    let gap = if blank.contains(',') { "" } else { blank };
+                    out += &format!("{alias}{gap}:{blank}");
                 }
                 out += &format!("{name}(a:{blank}\"}} {{ # {name}\"){blank}{{ hidden }}{blank}");
             }
