@@ -306,6 +306,7 @@ impl Policy {
         let mut unreadable = None;
         // Why an endpoint that read the content does not allow it.
         let mut missing = None;
+        let mut near = Smallest::default();
         // By `enforce`.
         let mut denied = [Smallest::default(); 2];
         for endpoint in self.matching(caller, host, port) {
@@ -321,6 +322,9 @@ impl Policy {
                 denied[enforce].see(endpoint.policy);
             }
             if !rules.scope.allows(request.path) {
+                if rules.content.as_ref().is_some_and(|content| content.is_near(request.path)) {
+                    near.see(endpoint.policy);
+                }
                 continue;
             }
             let seen = &mut seen[usize::from(rules.content.is_some())];
@@ -368,6 +372,9 @@ impl Policy {
         };
         // Where content is read, endpoints that do not read it have nothing to say.
         let [plain, reading] = seen;
+        if let (Some(index), false) = (near.0, reading.covers()) {
+            return deny(index, NEAR, NO_NEAR.into());
+        }
         let Seen { allowed, covered } = if reading.covers() { reading } else { plain };
         if let Some(index) = allowed.0 {
             return match denied[0].0 {
@@ -485,6 +492,10 @@ const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
+const NEAR: &str =
+    "many servers take this path for one whose requests are read, and nobody reads it";
+const NO_NEAR: &str = "# write the path as the endpoint does, or give it a pattern that covers this \
+                       spelling too";
 const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line can allow it: send it \
                           as the protocol says, or name another protocol for this path";
 

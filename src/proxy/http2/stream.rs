@@ -96,12 +96,12 @@ async fn judged(
     }
     let facts = Facts { method, target, scheme, authorities: &authorities, upgrade: None };
     let prepared = prepare(session, origin, &facts)?;
-    let Some(inspection) = prepared.inspection() else {
+    let Some((inspection, target)) = prepared.inspection() else {
         return Ok((prepared.judge(session, origin, None)?, None));
     };
     let fields =
         head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
-    let facts = content::Facts::new(method, prepared.query(), fields);
+    let facts = content::Facts::new(method, target, fields);
     let (payload, held) = match facts.settled(inspection) {
         Some(payload) => (payload, None),
         None => {

@@ -6,7 +6,9 @@
 //! in another case, members that the protocol does not have, calls in the query string.
 
 use super::{graphql, jsonrpc};
-use crate::policy::{Exchange, Graphql, Inspection, Message, Payload, Rpc, RpcInspection};
+use crate::policy::{
+    CanonicalTarget, Exchange, Graphql, Inspection, Message, Payload, Rpc, RpcInspection,
+};
 
 /// What is known of a request besides its content.
 #[derive(Debug, Clone, Copy)]
@@ -31,18 +33,20 @@ impl<'a> Facts<'a> {
     /// `fields` are the request's header fields, names and values as sent.
     pub fn new(
         method: &'a str,
-        query: &'a [(String, String)],
+        target: &'a CanonicalTarget,
         fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Self {
+        // To some servers it parts two pairs.
+        let semicolon = target.query.as_deref().is_some_and(|query| query.contains(';'));
         let mut facts = Self {
             method,
-            query,
+            query: &target.pairs,
             content_type: None,
             event_stream: false,
             session: false,
             mcp_method: None,
             mcp_name: None,
-            wrong: None,
+            wrong: semicolon.then_some("a semicolon in the query string"),
         };
         for (name, value) in fields {
             let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());

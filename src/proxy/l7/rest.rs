@@ -193,10 +193,10 @@ async fn read_content(
     head: &RequestHead,
     prepared: &Prepared<'_>,
 ) -> Result<Option<(Payload, Option<Held>)>, Refusal> {
-    let Some(inspection) = prepared.inspection() else {
+    let Some((inspection, target)) = prepared.inspection() else {
         return Ok(None);
     };
-    let facts = content::Facts::new(head.method(), prepared.query(), head.fields.iter());
+    let facts = content::Facts::new(head.method(), target, head.fields.iter());
     if let Some(payload) = facts.settled(inspection) {
         return Ok(Some((payload, None)));
     }

@@ -5,6 +5,7 @@
 
 use serde_json::Value;
 
+use super::tests::target;
 use super::*;
 
 /// xorshift64*: small, and the same everywhere.
@@ -124,7 +125,8 @@ const WORDS: [&str; 24] = [
 fn documents() {
     let inspection = Inspection { max_bytes: usize::MAX, graphql: true, rpc: None };
     let fields = [(&b"Content-Type"[..], &b"application/graphql"[..])];
-    let facts = Facts::new("POST", &[], fields.into_iter());
+    let target = target();
+    let facts = Facts::new("POST", &target, fields.into_iter());
     fuzz("documents", |random| {
         let valid = DOCUMENTS[random.below(DOCUMENTS.len())];
         let body = random.bend(valid, &WORDS);
@@ -180,7 +182,8 @@ fn envelopes() {
     fuzz("envelopes", |random| {
         let valid = ENVELOPES[random.below(ENVELOPES.len())];
         let body = random.bend(valid, &MEMBERS);
-        let facts = Facts::new("POST", &[], JSON.into_iter());
+        let target = target();
+        let facts = Facts::new("POST", &target, JSON.into_iter());
         let graphql = read(&inspection, &facts, &body).graphql.expect("asked for");
         if graphql.error.is_some() {
             return;
@@ -216,7 +219,8 @@ fn messages() {
     fuzz("messages", |random| {
         let valid = MESSAGES[random.below(MESSAGES.len())];
         let body = random.bend(valid, &MEMBERS);
-        let facts = Facts::new("POST", &[], JSON.into_iter());
+        let target = target();
+        let facts = Facts::new("POST", &target, JSON.into_iter());
         let rpc = read(&inspection, &facts, &body).rpc.expect("asked for");
         let Exchange::Messages(messages) = rpc.exchange else { panic!("POST is messages") };
         if rpc.error.is_some() {

@@ -11,12 +11,16 @@ use crate::policy::{
 
 const JSON: (&[u8], &[u8]) = (b"Content-Type", b"application/json");
 
+pub(super) fn target() -> CanonicalTarget {
+    crate::policy::canonical_path("/x", false).expect("target")
+}
+
 fn graphql() -> Inspection {
     Inspection { max_bytes: 65536, graphql: true, rpc: None }
 }
 
 fn post<'a>(body: &str, fields: &[(&'a [u8], &'a [u8])]) -> Payload {
-    read(&graphql(), &Facts::new("POST", &[], fields.iter().copied()), body.as_bytes())
+    read(&graphql(), &Facts::new("POST", &target(), fields.iter().copied()), body.as_bytes())
 }
 
 fn document(text: &str) -> Result<Operation, String> {
@@ -132,7 +136,7 @@ proptest! {
     fn any_bytes_are_read_or_refused(body in proptest::collection::vec(any::<u8>(), 0..256)) {
         let rpc = RpcInspection { mcp: true, params: vec!["a".into()] };
         let inspection = Inspection { max_bytes: 1, graphql: true, rpc: Some(rpc) };
-        let payload = read(&inspection, &Facts::new("POST", &[], [JSON].into_iter()), &body);
+        let payload = read(&inspection, &Facts::new("POST", &target(), [JSON].into_iter()), &body);
         let graphql = payload.graphql.expect("asked for");
         prop_assert_eq!(graphql.operations.is_empty(), graphql.error.is_some());
         let rpc = payload.rpc.expect("asked for");
@@ -154,7 +158,8 @@ fn allowed(policy: &Policy, body: &str) -> bool {
     let caller = Caller { exe: "/x".into(), ..Caller::default() };
     let host = Host::parse("h.test").expect("host");
     let inspection = policy.inspection(&caller, &host, 1, "/").expect("content is judged");
-    let facts = Facts::new("POST", &[], [JSON].into_iter());
+    let target = target();
+    let facts = Facts::new("POST", &target, [JSON].into_iter());
     let payload = read(&inspection, &facts, body.as_bytes());
     let payload = Some(&payload);
     let request = Request { method: "POST", path: "/", query: &[], payload };
@@ -213,7 +218,8 @@ fn values_for_rules_are_bounded() {
     let inspection = Inspection { max_bytes: 1, graphql: false, rpc };
     let read = |params: &str| {
         let body = format!("{{\"jsonrpc\":\"2.0\",\"method\":\"m\",\"params\":{params}}}");
-        let facts = Facts::new("POST", &[], [JSON].into_iter());
+        let target = target();
+        let facts = Facts::new("POST", &target, [JSON].into_iter());
         let rpc = super::read(&inspection, &facts, body.as_bytes()).rpc.expect("asked for");
         match (rpc.error, rpc.exchange) {
             (None, Exchange::Messages(mut messages)) => match messages.remove(0) {
@@ -244,7 +250,7 @@ fn values_for_rules_are_bounded() {
 #[test]
 fn heads_that_settle_it_need_no_body() {
     let worth = |method: &str, fields: &[(&[u8], &[u8])]| {
-        Facts::new(method, &[], fields.iter().copied()).settled(&graphql()).is_none()
+        Facts::new(method, &target(), fields.iter().copied()).settled(&graphql()).is_none()
     };
     assert!(worth("POST", &[JSON]));
     assert!(worth("GET", &[]));
@@ -256,7 +262,8 @@ fn heads_that_settle_it_need_no_body() {
     // What was settled without the body never says that the request may pass.
     let rpc = Some(RpcInspection { mcp: true, params: Vec::new() });
     let both = Inspection { max_bytes: 1, graphql: true, rpc };
-    let facts = Facts::new("DELETE", &[], [(&b"Mcp-Session-Id"[..], &b"s"[..])].into_iter());
+    let target = target();
+    let facts = Facts::new("DELETE", &target, [(&b"Mcp-Session-Id"[..], &b"s"[..])].into_iter());
     let settled = facts.settled(&both).expect("GraphQL has no DELETE");
     assert!(settled.graphql.is_some_and(|graphql| graphql.error.is_some()));
     assert!(settled.rpc.is_some_and(|rpc| rpc.error.is_some()));
