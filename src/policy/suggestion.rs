@@ -39,7 +39,7 @@ fn rules(payload: &Payload) -> (&'static str, Result<Vec<String>, &'static str>)
     match &payload.rpc {
         Some(Rpc { mcp, exchange: Exchange::Messages(messages), .. }) => {
             let calls = messages.iter().filter_map(|message| match message {
-                Message::Call(call) => Some(if *mcp { mcp_call(call) } else { rpc_call(call) }),
+                Message::Call(call) => Some(if *mcp { mcp_call(call) } else { Ok(rpc_call(call)) }),
                 Message::Response if *mcp => None,
                 Message::Response => Some(Err("# only `protocol: mcp` has responses of clients")),
             });
@@ -79,9 +79,9 @@ fn operation(operation: &Operation) -> Result<String, &'static str> {
     Ok(format!("operation_type: {}, fields: [{}]", kind.word(), fields.join(", ")))
 }
 
-fn rpc_call(call: &Call) -> Result<String, &'static str> {
+fn rpc_call(call: &Call) -> String {
     let name = if call.method == "*" { "\\*".into() } else { escape_glob(&call.method) };
-    Ok(format!("method: {}", quote(&name)))
+    format!("method: {}", quote(&name))
 }
 
 fn mcp_call(call: &Call) -> Result<String, &'static str> {
@@ -243,9 +243,9 @@ mod tests {
     }
 
     /// The same for what is read of a content.
-    fn content_round_trip(payload: Payload) {
+    fn content_round_trip(payload: &Payload) {
         let host = Host::parse("example.com").expect("host");
-        let asked = Request { method: "POST", path: "/a*b", query: &[], payload: Some(&payload) };
+        let asked = Request { method: "POST", path: "/a*b", query: &[], payload: Some(payload) };
         let yaml = request("/usr/bin/curl", &host, 8443, &asked);
         assert!(yaml.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{yaml}");
         let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
@@ -281,10 +281,10 @@ mod tests {
             graphql(OperationKind::Mutation, &["createIssue"]),
         ];
         let graphql = Some(Graphql { operations, error: None });
-        content_round_trip(Payload { graphql, rpc: None });
-        content_round_trip(rpc(false, &[("reports.list", None), ("a[b]*", None), ("*", None)]));
+        content_round_trip(&Payload { graphql, rpc: None });
+        content_round_trip(&rpc(false, &[("reports.list", None), ("a[b]*", None), ("*", None)]));
         let calls = [("initialize", None), ("tools/call", Some("a.b-c_d"))];
-        content_round_trip(rpc(true, &calls));
+        content_round_trip(&rpc(true, &calls));
     }
 
     #[test]

@@ -176,7 +176,7 @@ impl ContentRules {
                 if operations.is_empty() {
                     return Err(NOT_READ.into());
                 }
-                operations.iter().map(|operation| rules.allows(operation)).collect()
+                operations.iter().try_for_each(|operation| rules.allows(operation))
             }
             Kind::Rpc(rules) => {
                 rules.allows(payload.and_then(|payload| payload.rpc.as_ref()).ok_or(NOT_READ)?)

@@ -102,14 +102,13 @@ async fn judged(
     let fields =
         head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
     let facts = content::Facts::new(method, target, fields);
-    let (payload, held) = match facts.settled(inspection) {
-        Some(payload) => (payload, None),
-        None => {
-            ask(head, body, respond);
-            let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
-            let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
-            (content::read(inspection, &facts, &held.bytes), Some(held))
-        }
+    let (payload, held) = if let Some(payload) = facts.settled(inspection) {
+        (payload, None)
+    } else {
+        ask(head, body, respond);
+        let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
+        let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
+        (content::read(inspection, &facts, &held.bytes), Some(held))
     };
     Ok((prepared.judge(session, origin, Some(&payload))?, held))
 }

@@ -1,6 +1,7 @@
 //! What is read of contents, beside the corpus (`tests/corpus/policy`), which has the bulk.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 
 use proptest::prelude::*;
 
@@ -26,13 +27,11 @@ fn post<'a>(body: &str, fields: &[(&'a [u8], &'a [u8])]) -> Payload {
 fn document(text: &str) -> Result<Operation, String> {
     let body = serde_json::json!({ "query": text }).to_string();
     let Graphql { mut operations, error } = post(&body, &[JSON]).graphql.expect("asked for");
-    match error {
-        Some(error) => Err(error),
-        None => {
-            assert_eq!(operations.len(), 1);
-            Ok(operations.remove(0))
-        }
+    if let Some(error) = error {
+        return Err(error);
     }
+    assert_eq!(operations.len(), 1);
+    Ok(operations.remove(0))
 }
 
 /// A selection, and what it adds to the root fields.
@@ -59,7 +58,7 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
 }
 
 /// Writes a selection set; `blank` goes between tokens, `fragments` gets what is spread.
-fn write(
+fn spell(
     nodes: &[Node],
     blank: &str,
     fragments: &mut Vec<String>,
@@ -73,20 +72,21 @@ fn write(
                 if let Some(alias) = alias {
                     // The library takes no comma here, and refuses the document.
                     let gap = if blank.contains(',') { "" } else { blank };
-                    out += &format!("{alias}{gap}:{blank}");
+                    let _ = write!(out, "{alias}{gap}:{blank}");
                 }
-                out += &format!("{name}(a:{blank}\"}} {{ # {name}\"){blank}{{ hidden }}{blank}");
+                let _ =
+                    write!(out, "{name}(a:{blank}\"}} {{ # {name}\"){blank}{{ hidden }}{blank}");
             }
             Node::Inline { on, inner } => {
-                let inner = write(inner, blank, fragments, roots);
+                let inner = spell(inner, blank, fragments, roots);
                 let on = on.as_ref().map_or(String::new(), |on| format!("on {on}"));
-                out += &format!("... {on} @include(if: false) {inner}{blank}");
+                let _ = write!(out, "... {on} @include(if: false) {inner}{blank}");
             }
             Node::Spread { inner } => {
-                let inner = write(inner, blank, fragments, roots);
+                let inner = spell(inner, blank, fragments, roots);
                 let name = format!("F{}", fragments.len());
                 fragments.push(format!("fragment {name} on T {inner}"));
-                out += &format!("...{name}{blank}");
+                let _ = write!(out, "...{name}{blank}");
             }
         }
     }
@@ -103,7 +103,7 @@ proptest! {
     ) {
         let mut fragments = Vec::new();
         let mut roots = BTreeSet::new();
-        let set = write(&nodes, blank, &mut fragments, &mut roots);
+        let set = spell(&nodes, blank, &mut fragments, &mut roots);
         let operation = format!("mutation M($a: [Int!]! = [1]) {set}");
         let fragments = fragments.join(blank);
         let text = if first { operation + blank + &fragments } else { fragments + blank + &operation };
@@ -205,9 +205,10 @@ fn deep_and_long_documents_are_refused_in_no_time() {
     assert!(document(&format!("{{ {} }}", "a ".repeat(9_000))).is_ok());
     assert!(document(&format!("{{ {} }}", "a ".repeat(20_000))).is_err());
     // Fragments that spread each other are walked once each.
-    let fragments: String = (0..900)
-        .map(|n| format!("fragment F{n} on T {{ ...F{} ...F{} a{n} }}\n", n + 1, n + 1))
-        .collect();
+    let mut fragments = String::new();
+    for n in 0..900 {
+        let _ = writeln!(fragments, "fragment F{n} on T {{ ...F{} ...F{} a{n} }}", n + 1, n + 1);
+    }
     let text = format!("{{ ...F0 }} {fragments} fragment F900 on T {{ last }}");
     assert_eq!(document(&text).map(|operation| operation.fields.len()), Ok(901));
 }
