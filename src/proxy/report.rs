@@ -249,10 +249,13 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
     emit(&event);
 }
 
-pub(crate) fn too_many_streams(session: &Session, origin: &Origin) {
+/// A stream beyond the most; told in the log only the `first` time.
+pub(crate) fn too_many_streams(session: &Session, origin: &Origin, first: bool) {
     metrics::refused(Refused::Limit, 1);
-    let event = open(Severity::Low, session, origin).denied();
-    emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
+    if first {
+        let event = open(Severity::Low, session, origin).denied();
+        emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
+    }
 }
 
 pub(crate) fn too_many_connections() {

@@ -2,7 +2,10 @@
 
 use std::io::Write as _;
 
+use bytes::Bytes;
+
 use crate::curl::{curl, stdout};
+use crate::h2::{open, over_tls, read, request, with_rig};
 use crate::rig::{Rig, in_namespace, log_of, read_head, read_response};
 
 const JSON: &str = "Content-Type: application/json";
@@ -199,6 +202,62 @@ fn json_rpc_and_mcp_calls_are_judged() {
         assert_eq!(status, "403");
         assert!(refused.contains("\"protocol\":\"json-rpc\""), "{refused}");
         assert_eq!(rig.upstream.requests().len(), 5);
+    });
+}
+
+#[test]
+fn streams_of_http2_are_judged_each_by_itself() {
+    in_namespace(|rig| {
+        let url = "https://rpc.test:4433/graphql";
+        let viewer = r#"{"query":"{ viewer }"}"#;
+        let (status, seen) = post(&rig, url, &["-d", viewer]);
+        assert_eq!(status, "200", "{seen}");
+        assert!(seen.starts_with("POST https://rpc.test:4433/graphql\n"), "{seen}");
+        assert!(seen.ends_with(viewer), "byte for byte: {seen}");
+        let long = format!("{{\"query\":\"{{ viewer }} # {}\"}}", "x".repeat(60_000));
+        let (status, seen) = post(&rig, url, &["-H", "Expect: 100-continue", "-d", &long]);
+        assert_eq!(status, "200");
+        assert!(seen.ends_with(&long) && !seen.contains("expect"), "{} bytes", seen.len());
+        let (status, refused) = post(&rig, url, &["-d", r#"{"query":"mutation { deleteAll }"}"#]);
+        assert_eq!(status, "403");
+        assert!(refused.contains("\"protocol\":\"graphql\""), "{refused}");
+        let (status, _) = post(&rig, url, &["-d", &format!("{long}{long}")]);
+        assert_eq!(status, "413");
+        let asked = rig.upstream.requests();
+        assert_eq!(asked.iter().filter(|one| one.contains("/graphql")).count(), 2, "{asked:?}");
+    });
+}
+
+#[test]
+fn streams_over_an_upstream_of_http1_are_judged_too() {
+    with_rig(async |rig| {
+        let send = over_tls(&rig, "api.test:443").await;
+        let post = async |body: &'static str| {
+            let mut head = request("POST", "https://api.test/graphql");
+            let json = "application/json".parse().expect("value");
+            head.headers_mut().insert("content-type", json);
+            head.headers_mut().insert("expect", "100-continue".parse().expect("value"));
+            let (answer, mut up) = open(&send, head, false).await;
+            // In two parts, of no length that was told.
+            let (one, other) = body.split_at(9);
+            up.send_data(Bytes::from_static(one.as_bytes()), false).expect("sent");
+            up.send_data(Bytes::from_static(other.as_bytes()), true).expect("sent");
+            let (head, mut body) = answer.await.expect("response").into_parts();
+            let (body, _) = read(&mut body).await.expect("body");
+            (head.status.as_u16(), String::from_utf8(body).expect("utf-8"))
+        };
+        let viewer = r#"{"query":"{ viewer }"}"#;
+        let (status, seen) = post(viewer).await;
+        assert_eq!(status, 200, "{seen}");
+        assert!(seen.contains("\r\nContent-Length: 22\r\n") && seen.ends_with(viewer), "{seen}");
+        assert!(!seen.contains("expect") && !seen.contains("Transfer-Encoding"), "{seen}");
+        let (status, refused) = post(r#"{"query":"mutation { deleteAll }"}"#).await;
+        assert_eq!(status, 403, "{refused}");
+        let (status, _) = post(r#"{"query":"{ viewer"}"#).await;
+        assert_eq!(status, 403, "what cannot be read");
+        let (status, _) = post(viewer).await;
+        assert_eq!(status, 200, "the connection lives on");
+        assert_eq!(rig.upstream.requests().len(), 2);
     });
 }
 

@@ -57,11 +57,19 @@ network_policies:
         enforcement: enforce
         rules: [{ allow: { method: initialize } }, { allow: { method: tools/call, tool: search } }]
       - { host: api.test, port: 80, path: /rpc, protocol: json-rpc, enforcement: enforce, rules: [{ allow: { method: reports.list } }] }
+      - { host: rpc.test, port: 4433, path: /graphql, protocol: graphql, enforcement: enforce, access: read-only }
+      - host: rpc.test
+        ports: [4433, 8081]
+        protocol: rest
+        enforcement: enforce
+        rules:
+          - allow: { method: POST, path: "/echo.Echo/*" }
+          - allow: { method: GET, path: "/ok/**" }
       - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
     binaries: [{ path: /usr/bin/curl }]
   whole:
     endpoints:
-      - { host: raw.test, ports: [80, 443, 2525, 4433] }
+      - { host: raw.test, ports: [80, 443, 2525, 4433, 8081] }
       - { host: skip.test, port: 443, tls: skip }
       - { host: expired.test, port: 4434 }
       - { host: nowhere.test, port: 443 }
@@ -87,7 +95,7 @@ network_policies:
 "#;
 
 const HOSTS: &str = "\
-10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test
+10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
 127.0.0.1 mixed.test
