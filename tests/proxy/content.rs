@@ -5,7 +5,7 @@ use std::io::Write as _;
 use bytes::Bytes;
 
 use crate::curl::{curl, stdout};
-use crate::h2::{open, over_tls, read, request, with_rig};
+use crate::h2_streams::{open, over_tls, read, request, with_rig};
 use crate::rig::{Rig, in_namespace, log_of, read_head, read_response};
 
 const JSON: &str = "Content-Type: application/json";
