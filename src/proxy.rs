@@ -66,12 +66,14 @@ use caller::Executables;
 use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
 use dns::pool::Pool;
+use l7::held::Room;
 use resolve::Resolver;
 use slots::Slots;
 use tls::AgentTls;
 use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
+pub use l7::content::{Facts, read as read_content};
 pub use upstream_proxy::{UpstreamProxy, UpstreamProxyError};
 
 /// The sandbox CA's common name.
@@ -126,6 +128,8 @@ pub(crate) struct Shared {
     http2: http2::Limits,
     /// Becomes true when the proxy is to end: long connections begin nothing new then.
     stopping: watch::Sender<bool>,
+    /// For bodies that are read before they are judged.
+    room: Room,
 }
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
@@ -177,6 +181,7 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         admin: Arc::clone(&admin),
         transparent: config.transparent,
         pool: Pool::new(),
+        room: Room::new(),
         http2: http2::Limits::new(),
         stopping: watch::Sender::new(false),
         control,

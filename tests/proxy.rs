@@ -15,6 +15,8 @@ mod admin;
 mod bypasses;
 #[path = "proxy/captured.rs"]
 mod captured;
+#[path = "proxy/content.rs"]
+mod content;
 #[path = "proxy/curl.rs"]
 mod curl;
 #[path = "proxy/destinations.rs"]

@@ -15,7 +15,7 @@ use super::quiet::{Flood, QUIET, period};
 use super::session::Session;
 use super::stream::Carried;
 use crate::event::{Class, Event, Severity, emit, inform};
-use crate::policy::{Denial, Host};
+use crate::policy::{Denial, Host, Payload};
 
 /// Kinds of refusals, each limited by itself: a flood of one hides nothing of another.
 #[derive(Debug, Clone, Copy)]
@@ -213,12 +213,18 @@ pub(crate) struct RequestLine<'a> {
     pub(crate) scheme: &'a str,
     pub(crate) authority: &'a str,
     pub(crate) path: &'a str,
+    /// What its content says, where that was judged.
+    pub(crate) payload: Option<&'a Payload>,
 }
 
 fn http(severity: Severity, line: &RequestLine<'_>) -> Event {
-    let RequestLine { method, scheme, authority, path } = line;
-    Event::new(Class::Http, (*method).to_owned(), severity)
-        .subject(format!("{method} {scheme}://{authority}{path}"))
+    let RequestLine { method, scheme, authority, path, payload } = line;
+    let event = Event::new(Class::Http, (*method).to_owned(), severity)
+        .subject(format!("{method} {scheme}://{authority}{path}"));
+    match payload.map(|payload| (payload.protocol(), payload.summary())) {
+        Some((protocol, said)) if !said.is_empty() => event.field(protocol, said),
+        _ => event,
+    }
 }
 
 /// `engine` is what judged it: `l7` each request, `l4` only the connection, which was counted then.

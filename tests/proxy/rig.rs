@@ -52,6 +52,16 @@ network_policies:
           - allow: { method: POST, path: "/post" }
           - allow: { method: GET, path: "/search", query: { q: "cats" } }
       - { host: api.test, port: 80, protocol: rest, enforcement: enforce, access: read-only }
+      - { host: api.test, ports: [80, 443], path: /graphql, protocol: graphql, enforcement: enforce, access: read-only }
+      - { host: audited.test, port: 443, path: /graphql, protocol: graphql, enforcement: audit, access: read-only }
+      - host: api.test
+        port: 443
+        path: /mcp
+        protocol: mcp
+        enforcement: enforce
+        rules: [{ allow: { method: initialize } }, { allow: { method: tools/call, tool: search } }]
+      - { host: api.test, port: 80, path: /rpc, protocol: json-rpc, enforcement: enforce, rules: [{ allow: { method: reports.list } }] }
+      - { host: rpc.test, port: 4433, path: /graphql, protocol: graphql, enforcement: enforce, access: read-only }
       - host: rpc.test
         ports: [4433, 8081]
         protocol: rest
