@@ -208,6 +208,7 @@ fn a_groups_policy_that_cannot_be_kept_is_refused() {
 fn whether_anything_is_fenced_is_asked_of_the_plan() {
     let bare = json!({"spec": {"containers": [{"name": "a"}]}});
     let exempt = namespace(&[("unfenced-containers", "*")]);
+    let is_fenced = |pod: &Value, ns: &Namespace| is_fenced(pod, ns, &Settings::default());
     assert_eq!(is_fenced(&bare, &namespace(&[])), Ok(true));
     assert_eq!(is_fenced(&bare, &exempt), Ok(false));
     assert_eq!(is_fenced(&json!({}), &namespace(&[])), Ok(false));
