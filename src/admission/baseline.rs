@@ -44,7 +44,7 @@ const SYSCTLS: [&str; 12] = [
     "net.ipv4.tcp_wmem",
 ];
 
-/// SELinux types that keep a container in.
+/// `SELinux` types that keep a container in.
 const SELINUX: [&str; 5] =
     ["", "container_t", "container_init_t", "container_kvm_t", "container_engine_t"];
 

@@ -239,7 +239,7 @@ pub fn ephemeral(pod: &Value, ns: &Namespace) -> Outcome {
     let checked = list(spec, "ephemeralContainers").iter().try_for_each(|container| {
         mounts::unfenced(container)?;
         let name = text(container, "name").unwrap_or_default();
-        notes.meet(Class::EphemeralContainer, mode, format!("container {name}"))
+        notes.meet(Class::EphemeralContainer, mode, format!("ephemeral container {name}"))
     });
     match checked {
         Ok(()) => finish(pod, pod, notes),

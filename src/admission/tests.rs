@@ -13,6 +13,7 @@ use super::*;
 
 mod cases;
 mod final_pod;
+mod fuzz;
 mod strict;
 
 /// Every pod of the corpus, with its file's name.

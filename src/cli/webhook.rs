@@ -387,6 +387,24 @@ mod tests {
         assert_eq!(settings(&["--ip-family=ipv4"]), expected);
     }
 
+    #[test]
+    fn both_kinds_of_configurations_are_kept_right() {
+        let line = [
+            "webhook",
+            "--namespace=ns",
+            "--supervisor-image=r/i:1",
+            "--webhook-configuration=m",
+            "--validating-configuration=v",
+        ];
+        let line = Line::try_parse_from(line).unwrap_or_else(|e| panic!("{e}"));
+        let names: Vec<String> =
+            line.args.configurations().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            names,
+            ["MutatingWebhookConfiguration `m`", "ValidatingWebhookConfiguration `v`"]
+        );
+    }
+
     #[tokio::test]
     async fn what_keeps_the_certificate_from_being_made_is_shown() {
         let (trust, trusted) = watch::channel(Err(String::new()));
