@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 use super::*;
 
 mod cases;
+mod every_field;
 mod final_pod;
-mod fuzz;
+pub(in crate::admission) mod fuzz;
 mod strict;
 
 /// Every pod of the corpus, with its file's name.
@@ -32,7 +33,9 @@ fn read_corpus() -> Vec<(String, Value)> {
             serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         (path.file_stem().unwrap().to_string_lossy().into_owned(), pod)
     };
-    files.into_iter().map(read).collect()
+    let mut all: Vec<_> = files.into_iter().map(read).collect();
+    all.push(("every-field".to_owned(), every_field::pod()));
+    all
 }
 
 fn pod(name: &str) -> Value {

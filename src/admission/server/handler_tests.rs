@@ -279,3 +279,32 @@ async fn a_policy_is_judged_when_it_is_written() {
     let (_, answer) = answer_with(None, &good).await;
     assert!(answer["response"]["warnings"].to_string().contains("configmaps"), "{answer}");
 }
+
+/// The whole way from body to answer, whatever the cluster answers to look-ups.
+#[test]
+fn bent_reviews_are_answered_or_called_bad_requests() {
+    use crate::admission::tests::fuzz::{assert_well_formed, cases};
+    let exempt = json!({ "metadata": { "name": "agents",
+        "labels": { "ringfence.dev/inject": "enabled" },
+        "annotations": { "ringfence.dev/unfenced-containers": "*" } } });
+    let found = [None, Some(namespace("enabled")), Some(namespace("strict")), Some(exempt)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let handlers = {
+        let _entered = runtime.enter();
+        found.map(handler)
+    };
+    cases(|body, random| {
+        let handler = &handlers[random.below(handlers.len())];
+        let hook = [Hook::Mutate, Hook::Validate][random.below(2)];
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let answer = runtime.block_on(handler.admit(hook, body.clone().into(), deadline));
+        if answer.status == StatusCode::OK {
+            let review = serde_json::from_slice(&body).expect("it was read as a review");
+            assert_well_formed(&answer.body, &review, hook == Hook::Mutate);
+        } else {
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+            assert!(!answer.body.is_empty());
+        }
+    });
+}

@@ -15,7 +15,7 @@ use super::super::*;
 use super::{Value, apply, corpus, images, json, labelled, policy, run, shapes};
 
 /// xorshift64*: small, and the same everywhere.
-struct Random(u64);
+pub(in crate::admission) struct Random(u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -25,7 +25,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, limit: usize) -> usize {
+    pub(in crate::admission) fn below(&mut self, limit: usize) -> usize {
         usize::try_from(self.next() >> 33).unwrap_or(0) % limit.max(1)
     }
 
@@ -153,7 +153,7 @@ fn bend(tree: &mut Value, random: &mut Random) {
                 list.insert(random.below(list.len()), twice);
             }
             (1, Value::Array(list)) if !list.is_empty() => {
-                drop(list.remove(random.below(list.len())))
+                drop(list.remove(random.below(list.len())));
             }
             (2, Value::Object(map)) if !map.is_empty() => {
                 let key = map.keys().nth(random.below(map.len())).cloned().unwrap_or_default();
@@ -228,7 +228,7 @@ impl Drop for Named {
     }
 }
 
-fn cases(mut test: impl FnMut(Vec<u8>, &mut Random)) {
+pub(in crate::admission) fn cases(mut test: impl FnMut(Vec<u8>, &mut Random)) {
     let seed = number("RINGFENCE_FUZZ_SEED").unwrap_or(0x5eed);
     let cases = match number("RINGFENCE_FUZZ_CASE") {
         Some(case) => case..case + 1,
@@ -251,7 +251,7 @@ fn cases(mut test: impl FnMut(Vec<u8>, &mut Random)) {
 }
 
 /// What the API server checks, and what this project promises beyond that.
-fn assert_well_formed(answer: &[u8], review: &Value, may_patch: bool) {
+pub(in crate::admission) fn assert_well_formed(answer: &[u8], review: &Value, may_patch: bool) {
     let answer: Value = serde_json::from_slice(answer).expect("an answer is JSON");
     assert_eq!(answer["apiVersion"], review["apiVersion"]);
     assert_eq!(answer["kind"], "AdmissionReview");
