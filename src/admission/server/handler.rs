@@ -278,7 +278,9 @@ fn not_copied(error: &propagate::CopyError) -> Refusal {
                 "let the service account of ringfence make ConfigMaps in the namespace, or change the admission rule that refuses them"
             }
         }
-        propagate::CopyError::Api { .. } => return Refusal::new(Class::Lookup, error),
+        propagate::CopyError::Api { .. } | propagate::CopyError::Ending { .. } => {
+            return Refusal::new(Class::Lookup, error);
+        }
     };
     Refusal::with_fix(Class::Policy, error, fix)
 }
