@@ -1,0 +1,211 @@
+//! The clients that agents use, as they are, through a real fence to real servers: each does its
+//! work, and each is refused where the policy says so.
+//!
+//! Needs root. Runs itself again in a network and a mount namespace of its own: the servers listen
+//! on addresses of the test's loopback, and the agent finds the clients under /usr and /mnt.
+//! `tests/clients/setup` makes what the machine has not (`RINGFENCE_CLIENTS` names another place of
+//! it); a client that is missing is SKIPPED.
+//!
+//! A word on the command line runs the clients whose name contains it. `-- --write-docs` writes
+//! `docs/clients.md`, whose fixed part every run compares.
+
+mod page;
+mod rig;
+mod table;
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use page::Seen;
+use rig::{Outcome, Rig};
+use table::{CLIENTS, Client};
+
+const INSIDE: &str = "RINGFENCE_TEST_INSIDE";
+/// How many clients run at a time: they wait more than they work.
+const AT_ONCE: usize = 3;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    page::check_rows();
+    if !is_root() {
+        println!("SKIPPED: tests/clients needs root");
+        println!("0 passed, 0 failed");
+        return;
+    }
+    if std::env::var_os(INSIDE).is_none() {
+        let error = Command::new("unshare")
+            .args(["--net", "--mount", "--propagation", "private", "--"])
+            .arg(std::env::current_exe().unwrap())
+            .args(&words)
+            .env(INSIDE, "1")
+            .exec();
+        panic!("cannot run unshare(1): {error}");
+    }
+    let only = words.iter().find(|word| !word.starts_with('-'));
+    let rig = Rig::new(&clients());
+    if let Ok(script) = std::env::var("TRY") {
+        let n = std::env::var("TRIES").map_or(1, |n| n.parse().unwrap());
+        for _ in 1..n { let o = rig.run(&script, &[]); print!("{}", o.stdout); }
+        let o = rig.run(&script, &[]);
+        println!("{}\n---\n{}\n---\n{}", o.stdout, o.stderr, o.log);
+        drop(rig);
+        return;
+    }
+    let tests: Vec<Test<'_>> = CLIENTS
+        .iter()
+        .flat_map(|client| Test::KINDS.map(|kind| Test { client, kind }))
+        .filter(|test| only.is_none_or(|only| test.name().contains(only.as_str())))
+        .collect();
+    let queue = Mutex::new(tests.iter());
+    let results = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(test) = { queue.lock().unwrap().next() } {
+                    let result = test.run(&rig);
+                    results.lock().unwrap().insert(test.name(), result);
+                }
+            });
+        }
+    });
+    let results = results.into_inner().unwrap();
+    let (mut passed, mut failed) = (0, 0);
+    for test in &tests {
+        let name = test.name();
+        match &results[&name] {
+            Ok(_) => println!("test {name} ... ok"),
+            Err(Not::Here(why)) => println!("test {name} ... SKIPPED: {why}"),
+            Err(Not::Right(why)) => println!("test {name} ... FAILED\n{why}"),
+        }
+        match &results[&name] {
+            Ok(_) => passed += 1,
+            Err(Not::Here(_)) => {}
+            Err(Not::Right(_)) => failed += 1,
+        }
+    }
+    println!("{passed} passed, {failed} failed");
+    if words.iter().any(|word| word == "--write-docs") {
+        page::write(&rig, &results);
+    }
+    drop(rig);
+    std::process::exit(i32::from(failed > 0));
+}
+
+/// What `tests/clients/setup` made.
+fn clients() -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(dir) = set("RINGFENCE_CLIENTS") {
+        return dir.into();
+    }
+    let cache = set("RINGFENCE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
+        let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
+        let base = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+        base.unwrap_or_default().join("ringfence")
+    });
+    cache.join("clients")
+}
+
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self")
+        .is_ok_and(|meta| std::os::unix::fs::MetadataExt::uid(&meta) == 0)
+}
+
+/// One thing that is tried with one client.
+struct Test<'a> {
+    client: &'a Client,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Works,
+    Refused,
+    /// The same work where the fence's authority is not trusted: what trusts it is the fence's
+    /// doing, and the client looks.
+    Untrusting,
+}
+
+enum Not {
+    Here(String),
+    Right(String),
+}
+
+type Result<T, E = Not> = std::result::Result<T, E>;
+
+/// Each by which some client trusts the fence.
+const TRUST: &str = "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO PIP_CERT \
+                     CARGO_HTTP_CAINFO AWS_CA_BUNDLE NPM_CONFIG_CAFILE NODE_EXTRA_CA_CERTS \
+                     DENO_CERT GRPC_DEFAULT_SSL_ROOTS_FILE_PATH SYSTEM_WGETRC APT_CONFIG \
+                     JAVA_TOOL_OPTIONS";
+
+impl Test<'_> {
+    const KINDS: [Kind; 3] = [Kind::Works, Kind::Refused, Kind::Untrusting];
+
+    fn name(&self) -> String {
+        let kind = match self.kind {
+            Kind::Works => "works",
+            Kind::Refused => "is refused",
+            Kind::Untrusting => "looks whom it trusts",
+        };
+        format!("{} {kind}", self.client.name)
+    }
+
+    fn run(&self, rig: &Rig) -> Result<Seen> {
+        let client = self.client;
+        if !Rig::has(client.program) {
+            return Err(Not::Here(format!("there is no {}", client.program)));
+        }
+        match self.kind {
+            Kind::Works => works(client, &rig.run(client.works.script, &[])),
+            Kind::Refused => {
+                refused(client, rig, &rig.run(client.refused.script, &[]))
+            }
+            Kind::Untrusting => {
+                let script = format!("unset {TRUST}; {}", client.works.script);
+                let outcome = rig.run(&script, &[]);
+                let passed = outcome.succeeded && outcome.stdout.trim_end().ends_with(client.works.prints);
+                told(!passed, "it works without any trust", &outcome)?;
+                told(outcome.log.contains("TLS handshake with the agent"), "no handshake failed", &outcome)?;
+                Ok(Seen::default())
+            }
+        }
+    }
+}
+
+fn works(client: &Client, outcome: &Outcome) -> Result<Seen> {
+    told(outcome.succeeded, "it failed", outcome)?;
+    let prints = client.works.prints;
+    let last = outcome.stdout.trim_end().lines().last().unwrap_or_default();
+    told(last == prints, &format!("it does not print {prints:?} at last"), outcome)?;
+    Ok(Seen::default())
+}
+
+fn refused(client: &Client, rig: &Rig, outcome: &Outcome) -> Result<Seen> {
+    let expected = &client.refused;
+    told(!outcome.succeeded, "it succeeded", outcome)?;
+    let lines = outcome.stderr.lines().chain(outcome.stdout.lines());
+    let line = lines.filter(|line| line.contains(expected.says)).last();
+    told(line.is_some(), &format!("it does not say {:?}", expected.says), outcome)?;
+    let denied = |line: &str| {
+        line.contains("DENIED") && expected.log.iter().all(|word| line.contains(word))
+    };
+    let what = format!("the log has no denial with {:?}", expected.log);
+    told(outcome.log.lines().any(denied), &what, outcome)?;
+    let requests = rig.requests();
+    let came = requests.lines().find(|line| line.starts_with(expected.never));
+    told(came.is_none(), &format!("the upstream saw {came:?}"), outcome)?;
+    Ok(Seen { line: line.unwrap_or_default().trim().to_owned() })
+}
+
+/// `what` with all that was seen, unless `held`.
+fn told(held: bool, what: &str, outcome: &Outcome) -> Result<()> {
+    if held {
+        return Ok(());
+    }
+    let Outcome { stdout, stderr, log, .. } = outcome;
+    let text = format!("{what}\n--- stdout\n{stdout}\n--- stderr\n{stderr}\n--- fence\n{log}");
+    Err(Not::Right(text))
+}
