@@ -250,3 +250,10 @@ pub(crate) fn too_many_connections() {
         .subject("too many connections through the proxy at a time");
     emit(&event);
 }
+
+pub(crate) fn no_java_store(error: &std::io::Error) {
+    let event = Event::new(Class::Config, "DEGRADED", Severity::Low)
+        .subject("Java finds no certificates")
+        .reason(error.to_string());
+    emit(&event);
+}

@@ -45,6 +45,7 @@ pub struct ProxyConfig {
     parent: i32,
     policy: PolicyFiles,
     pod_ips: Vec<IpAddr>,
+    java: bool,
     inbound: Option<Vec<u16>>,
     mirror: bool,
     admin_port: u16,
@@ -53,9 +54,15 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// From the supervisor's own arguments.
+    /// From the supervisor's own arguments. `java`: the image has one.
     #[must_use]
-    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, args: &RunArgs, level: Level) -> Self {
+    pub fn new(
+        policy: PolicyFiles,
+        pod_ips: Vec<IpAddr>,
+        java: bool,
+        args: &RunArgs,
+        level: Level,
+    ) -> Self {
         let ports = match &args.inbound {
             Inbound::Ports(ports) => Some(ports.clone()),
             Inbound::Mirror | Inbound::None => None,
@@ -64,6 +71,7 @@ impl ProxyConfig {
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             policy,
             pod_ips,
+            java,
             inbound: ports,
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
@@ -134,6 +142,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
             pod_ips: config.pod_ips,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
             image_roots,
+            java: config.java,
             inbound: match (config.mirror, config.inbound) {
                 (true, _) => proxy::Inbound::Mirror,
                 (false, Some(ports)) => proxy::Inbound::Ports(ports),
@@ -187,13 +196,14 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the gateway's listeners to the proxy, and the file for the agent's certificates; this
-/// process keeps none.
-pub fn hand_over(control: impl AsFd, listeners: Listeners, bundle: &File) -> Result<()> {
+/// Hands the gateway's listeners to the proxy, and the files for the agent's certificates, PEM and
+/// for Java; this process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners, files: [File; 2]) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
     let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
     let [proxy, captured, dns_udp, dns_tcp] = listeners;
-    let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle.as_fd()];
+    let [bundle, java] = files.each_ref().map(AsFd::as_fd);
+    let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle, java];
     packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")
 }

@@ -21,7 +21,7 @@ use std::sync::Mutex;
 
 use page::Seen;
 use rig::{Outcome, Rig};
-use table::{CLIENTS, Client};
+use table::{CLIENTS, Client, Finds};
 
 const INSIDE: &str = "RINGFENCE_TEST_INSIDE";
 /// How many clients run at a time: they wait more than they work.
@@ -29,7 +29,9 @@ const AT_ONCE: usize = 3;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    page::check_rows();
+    if !words.iter().any(|word| word == "--write-docs") {
+        page::check();
+    }
     if !is_root() {
         println!("SKIPPED: tests/clients needs root");
         println!("0 passed, 0 failed");
@@ -126,6 +128,8 @@ enum Kind {
     /// The same work where the fence's authority is not trusted: what trusts it is the fence's
     /// doing, and the client looks.
     Untrusting,
+    /// The same work in an image that names other bundles and proxies.
+    Image,
 }
 
 enum Not {
@@ -138,17 +142,56 @@ type Result<T, E = Not> = std::result::Result<T, E>;
 /// Each by which some client trusts the fence.
 const TRUST: &str = "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO PIP_CERT \
                      CARGO_HTTP_CAINFO AWS_CA_BUNDLE NPM_CONFIG_CAFILE NODE_EXTRA_CA_CERTS \
-                     DENO_CERT GRPC_DEFAULT_SSL_ROOTS_FILE_PATH SYSTEM_WGETRC APT_CONFIG \
+                     DENO_CERT GRPC_DEFAULT_SSL_ROOTS_FILE_PATH SYSTEM_WGETRC SYSTEM_WGET2RC \
                      JAVA_TOOL_OPTIONS";
+/// For clients that would try again what cannot work.
+const AT_ONCE_OR_NEVER: &str = "export PIP_RETRIES=0 CARGO_NET_RETRY=0 NPM_CONFIG_FETCH_RETRIES=0 \
+                                APT_CONFIG=/mnt/image/apt.conf";
+
+const OTHER: &str = "/mnt/image/other.pem";
+const ELSEWHERE: &str = "http://10.77.0.9:3128";
+/// What an image sets that was made for another network.
+const IMAGE: &[(&str, &str)] = &[
+    ("SSL_CERT_FILE", OTHER),
+    ("SSL_CERT_DIR", "/mnt/image"),
+    ("REQUESTS_CA_BUNDLE", OTHER),
+    ("CURL_CA_BUNDLE", OTHER),
+    ("GIT_SSL_CAINFO", OTHER),
+    ("PIP_CERT", OTHER),
+    ("CARGO_HTTP_CAINFO", OTHER),
+    ("npm_config_cafile", OTHER),
+    ("NPM_CONFIG_CAFILE", OTHER),
+    ("NODE_EXTRA_CA_CERTS", OTHER),
+    ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", OTHER),
+    ("WGETRC", "/mnt/image/wgetrc"),
+    ("APT_CONFIG", "/mnt/image/apt.conf"),
+    ("JAVA_TOOL_OPTIONS", "-Xmx99m -Djavax.net.ssl.trustStorePassword=x -Djavax.net.ssl.trustStore=/x"),
+    ("_JAVA_OPTIONS", "-Djavax.net.ssl.trustStore=/x -Djavax.net.ssl.trustStoreType=PKCS12"),
+    ("HTTPS_PROXY", ELSEWHERE),
+    ("https_proxy", ELSEWHERE),
+    ("ALL_PROXY", ELSEWHERE),
+    ("NO_PROXY", "*"),
+    ("PIP_PROXY", ELSEWHERE),
+    ("CARGO_HTTP_PROXY", ELSEWHERE),
+    ("npm_config_https_proxy", ELSEWHERE),
+    ("NPM_CONFIG_PROXY", ELSEWHERE),
+];
+/// Files in the agent's home to the same end.
+const IMAGE_FILES: &str = "echo \"cafile=/mnt/image/other.pem\" >.npmrc; \
+    mkdir -p .config/pip cargo; \
+    printf '[global]\ncert = /mnt/image/other.pem\n' >.config/pip/pip.conf; \
+    printf '[http]\nsslCAInfo = /mnt/image/other.pem\n' >.gitconfig; \
+    printf '[http]\ncainfo = \"/mnt/image/other.pem\"\n' >cargo/config.toml";
 
 impl Test<'_> {
-    const KINDS: [Kind; 3] = [Kind::Works, Kind::Refused, Kind::Untrusting];
+    const KINDS: [Kind; 4] = [Kind::Works, Kind::Refused, Kind::Untrusting, Kind::Image];
 
     fn name(&self) -> String {
         let kind = match self.kind {
             Kind::Works => "works",
             Kind::Refused => "is refused",
             Kind::Untrusting => "looks whom it trusts",
+            Kind::Image => "works in an image of another network",
         };
         format!("{} {kind}", self.client.name)
     }
@@ -158,18 +201,20 @@ impl Test<'_> {
         if !Rig::has(client.program) {
             return Err(Not::Here(format!("there is no {}", client.program)));
         }
+        let words: &[&str] = match client.finds {
+            Finds::Proxy(_) => &["--transparent", "off"],
+            Finds::Nothing => &[],
+        };
+        let script = client.works.script;
         match self.kind {
-            Kind::Works => works(client, &rig.run(client.works.script, &[])),
-            Kind::Refused => {
-                refused(client, rig, &rig.run(client.refused.script, &[]))
+            Kind::Works => works(client, &rig.run(script, words)),
+            Kind::Image => {
+                works(client, &rig.run_in(IMAGE, &format!("{IMAGE_FILES}; {script}"), words))
             }
+            Kind::Refused => refused(client, rig, &rig.run(client.refused.script, &[])),
             Kind::Untrusting => {
-                let script = format!("unset {TRUST}; {}", client.works.script);
-                let outcome = rig.run(&script, &[]);
-                let passed = outcome.succeeded && outcome.stdout.trim_end().ends_with(client.works.prints);
-                told(!passed, "it works without any trust", &outcome)?;
-                told(outcome.log.contains("TLS handshake with the agent"), "no handshake failed", &outcome)?;
-                Ok(Seen::default())
+                let script = format!("unset {TRUST}; {AT_ONCE_OR_NEVER}; {script}");
+                untrusting(client, &rig.run(&script, &[]))
             }
         }
     }
@@ -180,6 +225,16 @@ fn works(client: &Client, outcome: &Outcome) -> Result<Seen> {
     let prints = client.works.prints;
     let last = outcome.stdout.trim_end().lines().last().unwrap_or_default();
     told(last == prints, &format!("it does not print {prints:?} at last"), outcome)?;
+    Ok(Seen::default())
+}
+
+/// It has the trust of the image's own store only, and says what is wrong.
+fn untrusting(client: &Client, outcome: &Outcome) -> Result<Seen> {
+    let passed = outcome.succeeded && outcome.stdout.trim_end().ends_with(client.works.prints);
+    told(!passed, "it works without any trust", outcome)?;
+    let words = [&outcome.stderr, &outcome.stdout].map(|text| text.to_lowercase());
+    let says = words.iter().any(|text| text.contains("certificate"));
+    told(says, "it does not say that it is the certificate", outcome)?;
     Ok(Seen::default())
 }
 

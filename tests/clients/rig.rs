@@ -81,6 +81,7 @@ impl Rig {
             }
         }
         certificates(dir.path());
+        image_settings();
         let mut rig = Self { dir, servers: Vec::new(), works: AtomicU32::new(0) };
         rig.serve("/usr/bin/python3", "upstream.py", ADDRESSES[0]);
         rig.serve("/mnt/clients/venv/bin/python3", "grpc_server.py", ADDRESSES[1]);
@@ -114,8 +115,13 @@ impl Rig {
     }
 
     /// Runs a script in a fence of its own and in a directory of its own, which is also its home.
-    /// `image` are variables that the image sets.
-    pub fn run(&self, script: &str, image: &[(&str, &str)]) -> Outcome {
+    /// `words` are further arguments of the supervisor.
+    pub fn run(&self, script: &str, words: &[&str]) -> Outcome {
+        self.run_in(&[], script, words)
+    }
+
+    /// The same where the image sets variables.
+    pub fn run_in(&self, image: &[(&str, &str)], script: &str, words: &[&str]) -> Outcome {
         let number = self.works.fetch_add(1, Ordering::Relaxed);
         let home = PathBuf::from(format!("/mnt/work/{number}"));
         fs::create_dir(&home).unwrap();
@@ -134,6 +140,7 @@ impl Rig {
             .arg(Path::new(HERE).join("policy.yaml"))
             .arg("--workdir")
             .arg(&home)
+            .args(words)
             .args(["--", "sh", "-c", &script])
             .stdin(Stdio::null())
             .output()
@@ -176,6 +183,19 @@ fn certificates(dir: &Path) {
         ("leaf.key", &key.key_pem()),
     ] {
         fs::write(dir.join(name), pem).unwrap();
+    }
+}
+
+/// What an image has that was made for another network than the fence's.
+fn image_settings() {
+    fs::create_dir("/mnt/image").unwrap();
+    let other = Authority::ephemeral("Another CA", Duration::from_secs(86_400)).unwrap();
+    for (name, text) in [
+        ("other.pem", other.certificate_pem()),
+        ("wgetrc", "user_agent = image\n"),
+        ("apt.conf", "Acquire::Retries \"0\";\n"),
+    ] {
+        fs::write(Path::new("/mnt/image").join(name), text).unwrap();
     }
 }
 

@@ -10,10 +10,19 @@ pub struct Client {
     pub program: &'static str,
     /// Prints its version, as a script.
     pub version: &'static str,
+    pub finds: Finds,
     /// What the fence sets by which the client trusts it.
     pub trusts: &'static str,
     pub works: Works,
     pub refused: Refused,
+}
+
+/// How a client finds the proxy.
+pub enum Finds {
+    /// By this variable.
+    Proxy(&'static str),
+    /// It does not: its connections are caught.
+    Nothing,
 }
 
 /// Something that must succeed.
@@ -85,6 +94,7 @@ pub const CLIENTS: &[Client] = &[
         name: "curl",
         program: "curl",
         version: "curl --version",
+        finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "CURL_CA_BUNDLE",
         works: Works {
             what: "downloads a file",
@@ -103,6 +113,7 @@ pub const CLIENTS: &[Client] = &[
         name: "wget",
         program: "wget",
         version: "wget --version",
+        finds: Finds::Proxy("https_proxy"),
         trusts: "SYSTEM_WGETRC",
         works: Works {
             what: "downloads a file",
@@ -121,6 +132,7 @@ pub const CLIENTS: &[Client] = &[
         name: "git clone",
         program: "git",
         version: "git --version",
+        finds: Finds::Proxy("https_proxy"),
         trusts: "GIT_SSL_CAINFO",
         works: Works {
             what: "clones and fetches",
@@ -139,6 +151,7 @@ pub const CLIENTS: &[Client] = &[
         name: "git push",
         program: "git",
         version: "git --version",
+        finds: Finds::Proxy("https_proxy"),
         trusts: "GIT_SSL_CAINFO",
         works: Works {
             what: "clones, commits, pushes, and finds it in the next clone",
@@ -164,6 +177,7 @@ pub const CLIENTS: &[Client] = &[
         name: "pip",
         program: "pip",
         version: "pip --version | cut -d' ' -f1,2",
+        finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "PIP_CERT",
         works: Works {
             what: "installs a wheel",
@@ -175,7 +189,7 @@ pub const CLIENTS: &[Client] = &[
         refused: Refused {
             what: "an index that the policy does not have",
             script: "export PIP_INDEX_URL=https://elsewhere.test/simple; \
-                     pip install --retries 0 --target lib ringfence-demo",
+                     pip install --retries 1 --target lib ringfence-demo",
             says: "Tunnel connection failed: 403",
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
@@ -185,11 +199,12 @@ pub const CLIENTS: &[Client] = &[
         name: "npm",
         program: "npm",
         version: "echo npm $(npm --version)",
+        finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "NPM_CONFIG_CAFILE",
         works: Works {
             what: "installs a package",
             script: "export NPM_CONFIG_REGISTRY=https://npm.test; \
-                     npm install --silent ringfence-demo >/dev/null; \
+                     npm install --loglevel error ringfence-demo >/dev/null; \
                      node -p 'require(\"ringfence-demo\")'",
             prints: "hello from the package",
         },
@@ -207,6 +222,7 @@ pub const CLIENTS: &[Client] = &[
         name: "cargo",
         program: "cargo",
         version: "cargo --version",
+        finds: Finds::Proxy("https_proxy"),
         trusts: "CARGO_HTTP_CAINFO",
         works: Works {
             what: "builds and runs with a crate of a sparse registry",
@@ -233,6 +249,7 @@ pub const CLIENTS: &[Client] = &[
         name: "go",
         program: "go",
         version: "go version",
+        finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "SSL_CERT_FILE",
         works: Works {
             what: "gets a module",
@@ -254,6 +271,7 @@ pub const CLIENTS: &[Client] = &[
         name: "apt",
         program: "apt-get",
         version: "apt-get --version",
+        finds: Finds::Proxy("https_proxy"),
         trusts: "APT_CONFIG",
         works: Works {
             what: "reads an archive's lists and downloads a package; the agent is not root, so its \
@@ -277,6 +295,7 @@ pub const CLIENTS: &[Client] = &[
         name: "Node fetch",
         program: "node",
         version: "echo Node $(node --version)",
+        finds: Finds::Nothing,
         trusts: "NODE_EXTRA_CA_CERTS",
         works: Works {
             what: "GET, and POST of 1 MB",
@@ -299,6 +318,7 @@ pub const CLIENTS: &[Client] = &[
         name: "Python requests",
         program: "python3",
         version: "python3 -c 'import requests as c; print(\"requests\", c.__version__)'",
+        finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "REQUESTS_CA_BUNDLE",
         works: Works {
             what: "GET and POST in one session",
@@ -321,6 +341,7 @@ requests.delete(\"https://api.test/v1/items\").raise_for_status()'",
         name: "Python httpx",
         program: "python3",
         version: "python3 -c 'import httpx as c; print(\"httpx\", c.__version__)'",
+        finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "SSL_CERT_FILE",
         works: Works {
             what: "GET and POST in one session",
@@ -342,6 +363,7 @@ with httpx.Client() as c:
         name: "Python aiohttp",
         program: "python3",
         version: "python3 -c 'import aiohttp as c; print(\"aiohttp\", c.__version__)'",
+        finds: Finds::Nothing,
         trusts: "SSL_CERT_FILE",
         works: Works {
             what: "GET and POST in one session",
@@ -371,6 +393,7 @@ asyncio.run(main())'",
         name: "Java HttpClient",
         program: "java",
         version: "java -version 2>&1 | grep -i version",
+        finds: Finds::Nothing,
         trusts: "JAVA_TOOL_OPTIONS",
         works: Works {
             what: "POST",
@@ -389,6 +412,7 @@ asyncio.run(main())'",
         name: "a static Go program",
         program: "/mnt/clients/go/fetch",
         version: "go version",
+        finds: Finds::Nothing,
         trusts: "SSL_CERT_FILE",
         works: Works {
             what: "GET; it knows nothing of proxies and has a resolver of its own",
@@ -407,6 +431,7 @@ asyncio.run(main())'",
         name: "gRPC (Python, C core)",
         program: "python3",
         version: "python3 -c 'import grpc as c; print(\"grpcio\", c.__version__)'",
+        finds: Finds::Proxy("grpc_proxy"),
         trusts: "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
         works: Works {
             what: "a call with trailers, and a stream of answers",
