@@ -48,7 +48,11 @@ impl AgentFiles {
         let bundle = self.bundle.display();
         dir.write(&self.wgetrc, 0o644, format!("ca_certificate = {bundle}\n").as_bytes())?;
         let own = apt.map(apt_include).unwrap_or_default();
-        dir.write(&self.apt, 0o644, format!("{own}Acquire::https::CaInfo \"{bundle}\";\n").as_bytes())
+        dir.write(
+            &self.apt,
+            0o644,
+            format!("{own}Acquire::https::CaInfo \"{bundle}\";\n").as_bytes(),
+        )
     }
 }
 

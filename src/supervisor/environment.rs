@@ -193,8 +193,7 @@ pub fn agent(
 /// The options with our trust store, the last of which counts; `None` where they stay as they are.
 fn java_options(own: Option<&OsStr>, always: bool, store: &Path) -> Option<OsString> {
     let mut options = own.unwrap_or_default().to_owned();
-    let names_another =
-        memchr::memmem::find(options.as_bytes(), JAVA_STORE.as_bytes()).is_some();
+    let names_another = memchr::memmem::find(options.as_bytes(), JAVA_STORE.as_bytes()).is_some();
     if !always && !names_another {
         return None;
     }

@@ -48,14 +48,6 @@ fn main() {
     }
     let only = words.iter().find(|word| !word.starts_with('-'));
     let rig = Rig::new(&clients());
-    if let Ok(script) = std::env::var("TRY") {
-        let n = std::env::var("TRIES").map_or(1, |n| n.parse().unwrap());
-        for _ in 1..n { let o = rig.run(&script, &[]); print!("{}", o.stdout); }
-        let o = rig.run(&script, &[]);
-        println!("{}\n---\n{}\n---\n{}", o.stdout, o.stderr, o.log);
-        drop(rig);
-        return;
-    }
     let tests: Vec<Test<'_>> = CLIENTS
         .iter()
         .flat_map(|client| Test::KINDS.map(|kind| Test { client, kind }))
@@ -145,8 +137,8 @@ const TRUST: &str = "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAI
                      DENO_CERT GRPC_DEFAULT_SSL_ROOTS_FILE_PATH SYSTEM_WGETRC SYSTEM_WGET2RC \
                      JAVA_TOOL_OPTIONS";
 /// For clients that would try again what cannot work.
-const AT_ONCE_OR_NEVER: &str = "export PIP_RETRIES=0 CARGO_NET_RETRY=0 NPM_CONFIG_FETCH_RETRIES=0 \
-                                APT_CONFIG=/mnt/image/apt.conf";
+const AT_ONCE_OR_NEVER: &str = "export PIP_RETRIES=1 CARGO_NET_RETRY=0 NPM_CONFIG_FETCH_RETRIES=0 \
+                                UV_HTTP_RETRIES=0 APT_CONFIG=/mnt/image/apt.conf";
 
 const OTHER: &str = "/mnt/image/other.pem";
 const ELSEWHERE: &str = "http://10.77.0.9:3128";
@@ -165,7 +157,10 @@ const IMAGE: &[(&str, &str)] = &[
     ("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", OTHER),
     ("WGETRC", "/mnt/image/wgetrc"),
     ("APT_CONFIG", "/mnt/image/apt.conf"),
-    ("JAVA_TOOL_OPTIONS", "-Xmx99m -Djavax.net.ssl.trustStorePassword=x -Djavax.net.ssl.trustStore=/x"),
+    (
+        "JAVA_TOOL_OPTIONS",
+        "-Xmx99m -Djavax.net.ssl.trustStorePassword=x -Djavax.net.ssl.trustStore=/x",
+    ),
     ("_JAVA_OPTIONS", "-Djavax.net.ssl.trustStore=/x -Djavax.net.ssl.trustStoreType=PKCS12"),
     ("HTTPS_PROXY", ELSEWHERE),
     ("https_proxy", ELSEWHERE),
@@ -244,9 +239,8 @@ fn refused(client: &Client, rig: &Rig, outcome: &Outcome) -> Result<Seen> {
     let lines = outcome.stderr.lines().chain(outcome.stdout.lines());
     let line = lines.filter(|line| line.contains(expected.says)).last();
     told(line.is_some(), &format!("it does not say {:?}", expected.says), outcome)?;
-    let denied = |line: &str| {
-        line.contains("DENIED") && expected.log.iter().all(|word| line.contains(word))
-    };
+    let denied =
+        |line: &str| line.contains("DENIED") && expected.log.iter().all(|word| line.contains(word));
     let what = format!("the log has no denial with {:?}", expected.log);
     told(outcome.log.lines().any(denied), &what, outcome)?;
     let requests = rig.requests();

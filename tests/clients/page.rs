@@ -71,7 +71,7 @@ fn fixed(page: &str) -> String {
 
 /// Long lines are about the policy, which the log has as well.
 fn shortened(line: &str) -> String {
-    const MOST: usize = 200;
+    const MOST: usize = 250;
     match line.char_indices().nth(MOST) {
         Some((end, _)) => format!("{} …", &line[..end]),
         None => line.to_owned(),

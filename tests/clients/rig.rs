@@ -16,11 +16,10 @@ const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients");
 /// The agent's user.
 const AGENT: u32 = 1000;
 /// Where the image has its programs.
-const PATH: &str =
-    "/mnt/clients/venv/bin:/mnt/rust/bin:/mnt/go/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
+const PATH: &str = "/mnt/clients/venv/bin:/mnt/clients/more:/mnt/rust/bin:/mnt/go/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 /// The upstream's addresses, all but gRPC and gRPC.
 const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 12] = [
     "api.test",
     "apt.test",
     "crates.test",
@@ -32,6 +31,7 @@ const NAMES: [&str; 11] = [
     "grpc.test",
     "npm.test",
     "pypi.test",
+    "s3.test",
 ];
 
 /// The pod and the world outside of it.

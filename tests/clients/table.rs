@@ -89,11 +89,19 @@ macro_rules! apt {
     };
 }
 
+macro_rules! s3 {
+    () => {
+        "export AWS_ACCESS_KEY_ID=a AWS_SECRET_ACCESS_KEY=b AWS_DEFAULT_REGION=c; python3 -c 'import boto3
+s3 = boto3.client(\"s3\", endpoint_url=\"https://s3.test\")
+"
+    };
+}
+
 pub const CLIENTS: &[Client] = &[
     Client {
         name: "curl",
         program: "curl",
-        version: "curl --version",
+        version: "curl --version | cut -d' ' -f1,2",
         finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "CURL_CA_BUNDLE",
         works: Works {
@@ -112,7 +120,7 @@ pub const CLIENTS: &[Client] = &[
     Client {
         name: "wget",
         program: "wget",
-        version: "wget --version",
+        version: "wget --version | cut -d' ' -f1-3",
         finds: Finds::Proxy("https_proxy"),
         trusts: "SYSTEM_WGETRC",
         works: Works {
@@ -159,8 +167,8 @@ pub const CLIENTS: &[Client] = &[
                 commit!("https://forge.test/demo.git"),
                 "head -c 3000000 /dev/urandom >large; git add large; ",
                 "git -c user.name=a -c user.email=a@b commit -qm large; ",
-                "git push -q origin HEAD:pushed; cd ..; ",
-                "git clone -q -b pushed https://forge.test/demo.git again; ",
+                "branch=pushed-$(basename $HOME); git push -q origin HEAD:$branch; cd ..; ",
+                "git clone -q -b $branch https://forge.test/demo.git again; ",
                 "cmp demo/large again/large; tail -n 1 again/README"
             ),
             prints: "more",
@@ -196,6 +204,28 @@ pub const CLIENTS: &[Client] = &[
         },
     },
     Client {
+        name: "uv",
+        program: "uv",
+        version: "uv --version | cut -d' ' -f1,2",
+        finds: Finds::Proxy("HTTPS_PROXY"),
+        trusts: "SSL_CERT_FILE",
+        works: Works {
+            what: "installs a wheel",
+            script: "export UV_DEFAULT_INDEX=https://pypi.test/simple; \
+                     uv pip install -q --target lib ringfence-demo; \
+                     PYTHONPATH=lib python3 -c 'import ringfence_demo as r; print(r.GREETING)'",
+            prints: "hello from the wheel",
+        },
+        refused: Refused {
+            what: "an index that the policy does not have",
+            script: "export UV_DEFAULT_INDEX=https://elsewhere.test/simple UV_HTTP_RETRIES=0; \
+                     uv pip install -q --target lib ringfence-demo",
+            says: "tunnel error",
+            log: &["elsewhere.test:443", "no policy allows"],
+            never: "elsewhere.test",
+        },
+    },
+    Client {
         name: "npm",
         program: "npm",
         version: "echo npm $(npm --version)",
@@ -221,7 +251,7 @@ pub const CLIENTS: &[Client] = &[
     Client {
         name: "cargo",
         program: "cargo",
-        version: "cargo --version",
+        version: "cargo --version | cut -d' ' -f1,2",
         finds: Finds::Proxy("https_proxy"),
         trusts: "CARGO_HTTP_CAINFO",
         works: Works {
@@ -248,7 +278,7 @@ pub const CLIENTS: &[Client] = &[
     Client {
         name: "go",
         program: "go",
-        version: "go version",
+        version: "go version | cut -d' ' -f1,3",
         finds: Finds::Proxy("HTTPS_PROXY"),
         trusts: "SSL_CERT_FILE",
         works: Works {
@@ -270,7 +300,7 @@ pub const CLIENTS: &[Client] = &[
     Client {
         name: "apt",
         program: "apt-get",
-        version: "apt-get --version",
+        version: "apt-get --version | cut -d' ' -f1,2",
         finds: Finds::Proxy("https_proxy"),
         trusts: "APT_CONFIG",
         works: Works {
@@ -309,6 +339,54 @@ pub const CLIENTS: &[Client] = &[
             what: "DELETE, which the rules do not have",
             script: "node -e 'fetch(\"https://api.test/v1/items\", { method: \"DELETE\" })
                      .then(r => r.text()).then(t => { console.error(t); process.exit(1) })'",
+            says: "policy_denied",
+            log: &["DELETE", "api.test", "no rule"],
+            never: "api.test DELETE",
+        },
+    },
+    Client {
+        name: "Deno",
+        program: "deno",
+        version: "echo Deno $(deno --version | head -n 1)",
+        finds: Finds::Proxy("HTTPS_PROXY"),
+        trusts: "DENO_CERT",
+        works: Works {
+            what: "GET, and POST of 1 MB",
+            script: "deno eval 'const url = \"https://api.test/v1/items\";
+                     const got = await (await fetch(url)).json();
+                     const body = \"x\".repeat(1e6);
+                     const put = await (await fetch(url, { method: \"POST\", body })).json();
+                     console.log(got.method, put.method, put.body.length)'",
+            prints: "GET POST 1000000",
+        },
+        refused: Refused {
+            what: "DELETE, which the rules do not have",
+            script: "deno eval 'const r = await fetch(\"https://api.test/v1/items\", { method: \"DELETE\" });
+                     throw new Error(await r.text())'",
+            says: "policy_denied",
+            log: &["DELETE", "api.test", "no rule"],
+            never: "api.test DELETE",
+        },
+    },
+    Client {
+        name: "Bun",
+        program: "bun",
+        version: "echo Bun $(bun --version | head -n 1)",
+        finds: Finds::Proxy("HTTPS_PROXY"),
+        trusts: "NODE_EXTRA_CA_CERTS",
+        works: Works {
+            what: "GET, and POST of 1 MB",
+            script: "bun -e 'const url = \"https://api.test/v1/items\";
+                     const got = await (await fetch(url)).json();
+                     const body = \"x\".repeat(1e6);
+                     const put = await (await fetch(url, { method: \"POST\", body })).json();
+                     console.log(got.method, put.method, put.body.length)'",
+            prints: "GET POST 1000000",
+        },
+        refused: Refused {
+            what: "DELETE, which the rules do not have",
+            script: "bun -e 'const r = await fetch(\"https://api.test/v1/items\", { method: \"DELETE\" });
+                     throw new Error(await r.text())'",
             says: "policy_denied",
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
@@ -390,9 +468,29 @@ asyncio.run(main())'",
         },
     },
     Client {
+        name: "AWS (boto3)",
+        program: "python3",
+        version: "python3 -c 'import boto3 as c; print(\"boto3\", c.__version__)'",
+        finds: Finds::Proxy("HTTPS_PROXY"),
+        trusts: "AWS_CA_BUNDLE",
+        works: Works {
+            what: "gets an object",
+            script: concat!(s3!(), "import hashlib
+print(hashlib.sha256(s3.get_object(Bucket=\"bucket\", Key=\"data.bin\")[\"Body\"].read()).hexdigest())'"),
+            prints: data_digest!(),
+        },
+        refused: Refused {
+            what: "putting one where only reading is allowed",
+            script: concat!(s3!(), "s3.put_object(Bucket=\"bucket\", Key=\"own\", Body=b\"hello\")'"),
+            says: "PutObject",
+            log: &["PUT", "s3.test", "no rule"],
+            never: "s3.test PUT",
+        },
+    },
+    Client {
         name: "Java HttpClient",
         program: "java",
-        version: "java -version 2>&1 | grep -i version",
+        version: "java -version 2>&1 | grep version | cut -d' ' -f1,3",
         finds: Finds::Nothing,
         trusts: "JAVA_TOOL_OPTIONS",
         works: Works {
@@ -411,7 +509,7 @@ asyncio.run(main())'",
     Client {
         name: "a static Go program",
         program: "/mnt/clients/go/fetch",
-        version: "go version",
+        version: "go version | cut -d' ' -f1,3",
         finds: Finds::Nothing,
         trusts: "SSL_CERT_FILE",
         works: Works {

@@ -193,6 +193,7 @@ STATIC = {
     "crates.test": cargo_registry(),
     "goproxy.test": go_proxy(),
     "apt.test": apt_repository(),
+    "s3.test": {"/bucket/data.bin": ("application/octet-stream", DATA)},
 }
 LOG = threading.Lock()
 
