@@ -19,7 +19,7 @@ pub struct AgentFiles {
     pub bundle: PathBuf,
     /// The same for Java.
     pub java: PathBuf,
-    /// For GNU Wget, which with GnuTLS reads no variable.
+    /// For wget, which reads no variable for a bundle where it is built with `GnuTLS`.
     pub wgetrc: PathBuf,
     /// For apt, whose methods read none either.
     pub apt: PathBuf,

@@ -6,8 +6,9 @@
 //! `tests/clients/setup` makes what the machine has not (`RINGFENCE_CLIENTS` names another place of
 //! it); a client that is missing is SKIPPED.
 //!
-//! A word on the command line runs the clients whose name contains it. `-- --write-docs` writes
-//! `docs/clients.md`, whose fixed part every run compares.
+//! A word on the command line runs the clients whose name contains it, `-- --try SCRIPT` runs
+//! something of your own in such a fence. `-- --write-docs` writes `docs/clients.md`, whose fixed
+//! part every run compares.
 
 mod page;
 mod rig;
@@ -48,6 +49,10 @@ fn main() {
     }
     let only = words.iter().find(|word| !word.starts_with('-'));
     let rig = Rig::new(&clients());
+    if let ["--try", script] = words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        let Outcome { stdout, stderr, log, .. } = rig.run(script, &[]);
+        return print!("{stdout}--- stderr\n{stderr}--- fence\n{log}");
+    }
     let tests: Vec<Test<'_>> = CLIENTS
         .iter()
         .flat_map(|client| Test::KINDS.map(|kind| Test { client, kind }))
@@ -94,11 +99,9 @@ fn clients() -> PathBuf {
     if let Some(dir) = set("RINGFENCE_CLIENTS") {
         return dir.into();
     }
-    let cache = set("RINGFENCE_CACHE").map(PathBuf::from).unwrap_or_else(|| {
-        let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
-        let base = set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-        base.unwrap_or_default().join("ringfence")
-    });
+    let home = || set("HOME").map(|home| Path::new(&home).join(".cache"));
+    let base = || set("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_default();
+    let cache = set("RINGFENCE_CACHE").map_or_else(|| base().join("ringfence"), PathBuf::from);
     cache.join("clients")
 }
 
@@ -236,8 +239,8 @@ fn untrusting(client: &Client, outcome: &Outcome) -> Result<Seen> {
 fn refused(client: &Client, rig: &Rig, outcome: &Outcome) -> Result<Seen> {
     let expected = &client.refused;
     told(!outcome.succeeded, "it succeeded", outcome)?;
-    let lines = outcome.stderr.lines().chain(outcome.stdout.lines());
-    let line = lines.filter(|line| line.contains(expected.says)).last();
+    let mut lines = outcome.stderr.lines().chain(outcome.stdout.lines());
+    let line = lines.rfind(|line| line.contains(expected.says));
     told(line.is_some(), &format!("it does not say {:?}", expected.says), outcome)?;
     let denied =
         |line: &str| line.contains("DENIED") && expected.log.iter().all(|word| line.contains(word));

@@ -2,6 +2,7 @@
 //! the page at each run; versions and messages are those of the machine that wrote it.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 
 use crate::rig::Rig;
@@ -55,7 +56,7 @@ fn render(seen: impl Fn(&Client) -> [String; 2]) -> String {
         let cells = cells.map(str::to_owned).into_iter().chain(seen(client));
         // A cell must not end one.
         let cells: Vec<_> = cells.map(|cell| cell.replace('|', "/")).collect();
-        page += &format!("| {} |\n", cells.join(" | "));
+        writeln!(page, "| {} |", cells.join(" | ")).expect("to a string");
     }
     page
 }
