@@ -1,19 +1,28 @@
 """A gRPC server without generated code: bytes in, bytes out.
 
-    grpc_server.py ADDRESS CERTIFICATE KEY
+    grpc_server.py ADDRESS CERTIFICATE KEY DIRECTORY
+
+A call of Delete is written to DIRECTORY/requests.log.
 """
 
+import os
 import sys
 from concurrent import futures
 
 import grpc
 
-ADDRESS, CERTIFICATE, KEY = sys.argv[1:]
+ADDRESS, CERTIFICATE, KEY, DIRECTORY = sys.argv[1:]
 
 
 def say(request, context):
     context.set_trailing_metadata((("greeted", "yes"),))
     return b"hello, " + request
+
+
+def delete(_request, _context):
+    with open(os.path.join(DIRECTORY, "requests.log"), "a") as log:
+        log.write("gRPC Delete\n")
+    return b""
 
 
 def count(request, _):
@@ -29,7 +38,7 @@ def read(path):
 methods = {
     "Say": grpc.unary_unary_rpc_method_handler(say),
     "Count": grpc.unary_stream_rpc_method_handler(count),
-    "Delete": grpc.unary_unary_rpc_method_handler(say),
+    "Delete": grpc.unary_unary_rpc_method_handler(delete),
 }
 server = grpc.server(futures.ThreadPoolExecutor(4))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("demo.Greeter", methods),))

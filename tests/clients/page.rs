@@ -55,7 +55,8 @@ fn render(seen: impl Fn(&Client) -> [String; 2]) -> String {
         let cells = [client.name, &finds, &trusts, client.works.what, client.refused.what];
         let cells = cells.map(str::to_owned).into_iter().chain(seen(client));
         // A cell must not end one.
-        let cells: Vec<_> = cells.map(|cell| cell.replace('|', "/")).collect();
+        let cells: Vec<_> =
+            cells.map(|cell| cell.replace('|', "/").replace(char::is_control, "")).collect();
         writeln!(page, "| {} |", cells.join(" | ")).expect("to a string");
     }
     page

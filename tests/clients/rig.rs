@@ -19,7 +19,7 @@ const AGENT: u32 = 1000;
 const PATH: &str = "/mnt/clients/venv/bin:/mnt/clients/more:/mnt/rust/bin:/mnt/go/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin";
 /// The upstream's addresses, all but gRPC and gRPC.
 const ADDRESSES: [&str; 2] = ["10.77.0.1", "10.77.0.2"];
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "api.test",
     "apt.test",
     "crates.test",
@@ -29,6 +29,7 @@ const NAMES: [&str; 12] = [
     "git.test",
     "goproxy.test",
     "grpc.test",
+    "judged.test",
     "npm.test",
     "pypi.test",
     "s3.test",
@@ -98,7 +99,7 @@ impl Rig {
             .arg(Path::new(HERE).join(script))
             .arg(address)
             .args([self.path("leaf.pem"), self.path("leaf.key")])
-            .args((script == "upstream.py").then(|| self.dir.path()))
+            .arg(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn();
@@ -130,7 +131,7 @@ impl Rig {
         let script = format!("exec 2>\"$HOME/stderr\"; set -e; {script}");
         let output = Command::new(SUPERVISOR)
             .env_clear()
-            .envs([("PATH", PATH), ("HOME", home.to_str().unwrap())])
+            .envs([("PATH", PATH), ("HOME", home.to_str().unwrap()), ("NO_COLOR", "1")])
             .envs(image.iter().copied())
             .args(["--run-as", &format!("{AGENT}:{AGENT}"), "--no-env", "--run-dir", "/run/rig"])
             .args(["--log-level", "info"])

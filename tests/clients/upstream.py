@@ -3,7 +3,7 @@
     upstream.py ADDRESS CERTIFICATE KEY DIRECTORY
 
 HTTPS on ADDRESS:443, told apart by the name in Host; DNS on ADDRESS:53, where every name under
-`.test` is ADDRESS (and grpc.test the next one). Each request is written to DIRECTORY/requests.log
+`.test` is ADDRESS (grpc.test and judged.test are the next one). Each request is written to DIRECTORY/requests.log
 as `HOST METHOD PATH` before it is answered: what the fence refused is not there.
 """
 
@@ -293,7 +293,7 @@ def serve_dns():
             end += length + 1
         question, kind = query[12 : end + 5], query[end + 1 : end + 3]
         known = len(labels) == 2 and labels[1] == "test"
-        ip = ipaddress.ip_address(ADDRESS) + (labels[0] == "grpc") if known else None
+        ip = ipaddress.ip_address(ADDRESS) + (labels[0] in ("grpc", "judged")) if known else None
         answers = [b"\xc0\x0c\x00\x01\x00\x01\0\0\0\x1e\0\x04" + ip.packed] if known and kind == b"\0\x01" else []
         head = query[:2] + (b"\x81\x80" if known else b"\x81\x83")
         counts = b"\0\x01" + len(answers).to_bytes(2, "big") + b"\0\0\0\0"
