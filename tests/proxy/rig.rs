@@ -48,11 +48,18 @@ network_policies:
           - allow: { method: POST, path: "/post" }
           - allow: { method: GET, path: "/search", query: { q: "cats" } }
       - { host: api.test, port: 80, protocol: rest, enforcement: enforce, access: read-only }
+      - host: rpc.test
+        ports: [4433, 8081]
+        protocol: rest
+        enforcement: enforce
+        rules:
+          - allow: { method: POST, path: "/echo.Echo/*" }
+          - allow: { method: GET, path: "/ok/**" }
       - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
     binaries: [{ path: /usr/bin/curl }]
   whole:
     endpoints:
-      - { host: raw.test, ports: [80, 443, 2525, 4433] }
+      - { host: raw.test, ports: [80, 443, 2525, 4433, 8081] }
       - { host: skip.test, port: 443, tls: skip }
       - { host: expired.test, port: 4434 }
       - { host: nowhere.test, port: 443 }
@@ -78,7 +85,7 @@ network_policies:
 "#;
 
 const HOSTS: &str = "\
-10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test
+10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
 127.0.0.1 mixed.test
