@@ -15,8 +15,6 @@ pub struct Client {
     pub trusts: &'static str,
     pub works: Works,
     pub refused: Refused,
-    /// Why the fence may not carry it yet: where it does not work it is skipped.
-    pub pending: Option<&'static str>,
 }
 
 /// How a client finds the proxy.
@@ -118,7 +116,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["DELETE", "files.test"],
             never: "files.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "wget",
@@ -138,7 +135,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "git clone",
@@ -158,7 +154,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["git.test", "/demo.git/info/refs", "no rule"],
             never: "git.test GET /demo.git/info/refs?service=git-receive-pack",
         },
-        pending: None,
     },
     Client {
         name: "git push",
@@ -185,7 +180,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["forge.test", "/other.git/info/refs", "no rule"],
             never: "forge.test GET /other.git",
         },
-        pending: None,
     },
     Client {
         name: "pip",
@@ -208,7 +202,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "uv",
@@ -231,7 +224,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "npm",
@@ -255,7 +247,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["PUT", "npm.test", "no rule"],
             never: "npm.test PUT",
         },
-        pending: None,
     },
     Client {
         name: "cargo",
@@ -283,7 +274,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["PUT", "crates.test", "no rule"],
             never: "crates.test PUT",
         },
-        pending: None,
     },
     Client {
         name: "go",
@@ -306,7 +296,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "apt",
@@ -331,7 +320,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "Node fetch",
@@ -355,7 +343,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "Deno",
@@ -380,7 +367,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "Bun",
@@ -405,7 +391,6 @@ pub const CLIENTS: &[Client] = &[
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "Python requests",
@@ -429,7 +414,6 @@ requests.delete(\"https://api.test/v1/items\").raise_for_status()'",
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "Python httpx",
@@ -452,7 +436,6 @@ with httpx.Client() as c:
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "Python aiohttp",
@@ -483,7 +466,6 @@ asyncio.run(main())'",
             log: &["DNS A elsewhere.test.", "no endpoint"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "AWS (boto3)",
@@ -504,7 +486,6 @@ print(hashlib.sha256(s3.get_object(Bucket=\"bucket\", Key=\"data.bin\")[\"Body\"
             log: &["PUT", "s3.test", "no rule"],
             never: "s3.test PUT",
         },
-        pending: None,
     },
     Client {
         name: "Java HttpClient",
@@ -524,7 +505,6 @@ print(hashlib.sha256(s3.get_object(Bucket=\"bucket\", Key=\"data.bin\")[\"Body\"
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "a static Go program",
@@ -544,7 +524,6 @@ print(hashlib.sha256(s3.get_object(Bucket=\"bucket\", Key=\"data.bin\")[\"Body\"
             log: &["DELETE", "api.test", "no rule"],
             never: "api.test DELETE",
         },
-        pending: None,
     },
     Client {
         name: "gRPC (Python, C core)",
@@ -571,7 +550,6 @@ with grpc.secure_channel(\"elsewhere.test:443\", grpc.ssl_channel_credentials())
             log: &["elsewhere.test:443", "no policy allows"],
             never: "elsewhere.test",
         },
-        pending: None,
     },
     Client {
         name: "gRPC, each call judged",
@@ -598,6 +576,5 @@ with grpc.secure_channel(\"judged.test:443\", grpc.ssl_channel_credentials()) as
             log: &["POST", "/demo.Greeter/Delete", "no rule"],
             never: "gRPC Delete",
         },
-        pending: Some("inspected endpoints speak no HTTP/2 yet"),
     },
 ];
