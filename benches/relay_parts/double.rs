@@ -49,6 +49,7 @@ pub fn serve(directory: &Path) {
         api_server: Vec::new(),
         extra_roots_pem: std::fs::read(directory.join("upstream-ca.pem")).expect("certificate"),
         image_roots: None,
+        java: false,
         inbound: Inbound::None,
         transparent: true,
         admin_port: 0,

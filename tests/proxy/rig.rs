@@ -216,6 +216,7 @@ impl Rig {
             api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
+            java: true,
             inbound: setup.inbound,
             transparent: setup.transparent,
             admin_port: ADMIN_PORT,
@@ -231,7 +232,10 @@ impl Rig {
         let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
         let (ready, _) = receive(&ours).expect("ready");
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
-        let bundle = File::create(dir.path().join("bundle.pem")).expect("bundle");
+        let file = |name: &str| {
+            let options = File::options().read(true).write(true).create_new(true).to_owned();
+            OwnedFd::from(options.open(dir.path().join(name)).expect("a file"))
+        };
         let tcp = |address| {
             let listener = TcpListener::bind(address).expect("listener");
             // As many wait as at the gateway's.
@@ -247,7 +251,8 @@ impl Rig {
             caught,
             OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
             tcp(DNS),
-            OwnedFd::from(bundle),
+            file("bundle.pem"),
+            file("java.jks"),
         ];
         send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
         let (bundled, _) = receive(&ours).expect("bundled");
