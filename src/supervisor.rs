@@ -42,3 +42,4 @@ mod stdio;
 mod steering;
 pub mod taint;
 mod trust_store;
+pub mod upstream_proxy;

@@ -26,7 +26,10 @@ use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::signals::Signals;
 use super::taint::Watched;
-use super::{filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering};
+use super::{
+    filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering,
+    upstream_proxy,
+};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::{credentials, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
@@ -45,6 +48,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     check(&args)?;
     progress::loading(&args);
     let files = PolicyFiles::read(&args)?;
+    let upstream_proxy = upstream_proxy::Settings::read(&args)?;
 
     // 2. In parallel with us: the keeper makes the fence's network namespace, a thread makes the
     //    gateway's and builds the network between them, and the proxy gets ready. The keeper is
@@ -55,7 +59,9 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let gateway = gateway::start(keeper.try_clone()?)?;
     let [java_home, path, apt_config] = ["JAVA_HOME", "PATH", "APT_CONFIG"].map(std::env::var_os);
     let java = agent_files::has_java(&args.command, java_home.as_deref(), path.as_deref());
-    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), java, &args, level);
+    let addresses = (args::pod_ips(lookup), args::api_server(lookup));
+    let config =
+        ProxyConfig::new(files.clone(), addresses, &args, upstream_proxy, level).for_java(java);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;

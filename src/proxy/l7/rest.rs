@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
-use super::judge::{Facts, Scheme, judge};
-use crate::policy::Host;
+use super::content;
+use super::held::Held;
+use super::judge::{Facts, Prepared, Scheme, prepare};
+use crate::policy::{Host, Payload};
 use crate::proxy::destination::{DialError, Origin, dial};
 use crate::proxy::http::head::{self, RequestHead};
 use crate::proxy::http::relay::{self, RelayError};
@@ -162,13 +164,46 @@ pub(crate) async fn request(
         authorities: &head.fields.all("host").collect::<Vec<_>>(),
         upgrade: head.upgrade(),
     };
-    let judged = match judge(session, origin, &facts) {
+    let prepared = match prepare(session, origin, &facts) {
+        Ok(prepared) => prepared,
+        Err(refusal) => return Next::Refuse(refusal),
+    };
+    // The room of the body is taken until it has been sent.
+    let (payload, held) = match read_content(session, client, origin, head, &prepared).await {
+        Ok(Some((payload, held))) => (Some(payload), held),
+        Ok(None) => (None, None),
+        Err(refusal) => return Next::Refuse(refusal),
+    };
+    let judged = match prepared.judge(session, origin, payload.as_ref()) {
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
     let upgrade = judged.upgrade && head.fields.connection("upgrade");
-    let rewrite = Rewrite { target: &judged.target, host: &judged.authority, upgrade };
+    let content = held.as_ref().map(|held| &*held.bytes);
+    let rewrite = Rewrite { target: &judged.target, host: &judged.authority, upgrade, content };
     forward(session, client, link, origin, head, &rewrite).await
+}
+
+/// What the content of a request says, where the policy asks for it, and the content itself if it
+/// had to be read: one that is refused for its head is not waited for.
+async fn read_content(
+    session: &Session,
+    client: &mut Conn,
+    origin: &Origin,
+    head: &RequestHead,
+    prepared: &Prepared<'_>,
+) -> Result<Option<(Payload, Option<Held>)>, Refusal> {
+    let Some((inspection, target)) = prepared.inspection() else {
+        return Ok(None);
+    };
+    let facts = content::Facts::new(head.method(), target, head.fields.iter());
+    if let Some(payload) = facts.settled(inspection) {
+        return Ok(Some((payload, None)));
+    }
+    let room = &session.shared.room;
+    let held = room.http1(client, head, inspection.max_bytes).await;
+    let held = held.map_err(|why| prepared.unread(session, origin, &why))?;
+    Ok(Some((content::read(inspection, &facts, &held.bytes), Some(held))))
 }
 
 /// Sends a judged request on, and its response back.
