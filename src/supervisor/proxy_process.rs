@@ -57,11 +57,12 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// From the supervisor's own arguments.
+    /// From the supervisor's own arguments. `java`: the image has one.
     #[must_use]
     pub fn new(
         policy: PolicyFiles,
         (pod_ips, api_server): (Vec<IpAddr>, Vec<IpAddr>),
+        java: bool,
         args: &RunArgs,
         upstream_proxy: Option<upstream_proxy::Settings>,
         level: Level,
@@ -75,7 +76,7 @@ impl ProxyConfig {
             policy,
             pod_ips,
             api_server,
-            java: false,
+            java,
             inbound: ports,
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
@@ -83,12 +84,6 @@ impl ProxyConfig {
             upstream_proxy,
             log_level: level.to_string(),
         }
-    }
-
-    /// Whether the image has a Java, whose certificates are then written first.
-    #[must_use]
-    pub fn for_java(self, java: bool) -> Self {
-        Self { java, ..self }
     }
 }
 

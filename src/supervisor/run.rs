@@ -60,8 +60,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let [java_home, path, apt_config] = ["JAVA_HOME", "PATH", "APT_CONFIG"].map(std::env::var_os);
     let java = agent_files::has_java(&args.command, java_home.as_deref(), path.as_deref());
     let addresses = (args::pod_ips(lookup), args::api_server(lookup));
-    let config =
-        ProxyConfig::new(files.clone(), addresses, &args, upstream_proxy, level).for_java(java);
+    let config = ProxyConfig::new(files.clone(), addresses, java, &args, upstream_proxy, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;
