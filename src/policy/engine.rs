@@ -20,7 +20,7 @@ pub use names::NameMatch;
 
 use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 use super::destination::{self, DestinationDenied};
-use super::document::{Compatibility, Filesystem, Process};
+use super::document::{Compatibility, Filesystem, Process, Protocol};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
@@ -66,6 +66,7 @@ struct Endpoint {
 
 #[derive(Debug, Clone)]
 struct Inspected {
+    protocol: Protocol,
     scope: Scope,
     enforce: bool,
     encoded_slash: bool,
@@ -87,6 +88,11 @@ enum Method {
     Get,
     Other(String),
 }
+
+/// The method of a client's text message.
+pub const WEBSOCKET_TEXT: &str = "WEBSOCKET_TEXT";
+/// The method of a client's binary message. Ours: upstream's rules do not name these.
+pub const WEBSOCKET_BINARY: &str = "WEBSOCKET_BINARY";
 
 impl Rule {
     fn matches(&self, request: &Request<'_>) -> bool {
@@ -233,6 +239,33 @@ impl Policy {
         port: u16,
         request: &Request<'_>,
     ) -> Verdict {
+        self.judge(caller, host, port, request, Protocol::Rest)
+    }
+
+    /// Judges what a client does on a WebSocket: its handshake, with method `GET`, and each of its
+    /// messages, with [`WEBSOCKET_TEXT`] or [`WEBSOCKET_BINARY`] and the handshake's path and query.
+    ///
+    /// Endpoints with `protocol: websocket` allow it, and rules of `protocol: rest` for every
+    /// method. Deny rules of both count.
+    #[must_use]
+    pub fn websocket(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+    ) -> Verdict {
+        self.judge(caller, host, port, request, Protocol::WebSocket)
+    }
+
+    fn judge(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+        asked: Protocol,
+    ) -> Verdict {
         let encoded_slash = request.path.contains("%2F");
         let mut uninspected = Smallest::default();
         let mut inspected = Smallest::default();
@@ -241,6 +274,8 @@ impl Policy {
         let mut denied = [Smallest::default(); 2];
         let mut covered = [Smallest::default(); 2];
         let mut slash_refused = false;
+        // An endpoint of the other protocol covers the path.
+        let mut other = false;
         for endpoint in self.matching(caller, host, port) {
             let Some(rules) = &endpoint.inspected else {
                 uninspected.see(endpoint.policy);
@@ -257,10 +292,19 @@ impl Policy {
             if !rules.scope.allows(request.path) {
                 continue;
             }
-            covered[enforce].see(endpoint.policy);
+            let speaks = rules.protocol == asked;
+            if speaks {
+                covered[enforce].see(endpoint.policy);
+            } else {
+                other = true;
+            }
+            // A WebSocket begins as a GET: rules that name methods of HTTP do not mean it.
+            let whole = asked == Protocol::WebSocket;
+            let means = |rule: &Rule| speaks || (whole && matches!(rule.method, Method::Any));
+            let allows = |rule: &Rule| means(rule) && rule.allows(request);
             if encoded_slash && !rules.encoded_slash {
-                slash_refused = true;
-            } else if rules.allow.iter().any(|rule| rule.allows(request)) {
+                slash_refused |= speaks;
+            } else if rules.allow.iter().any(allows) {
                 allowed.see(endpoint.policy);
             }
         }
@@ -273,8 +317,10 @@ impl Policy {
                 suggestion,
             })
         };
-        let suggest =
-            || suggestion::allow(&caller.exe, host, port, Some((request.method, request.path)));
+        let suggest = || {
+            let request = (asked, request.method, request.path);
+            suggestion::allow(&caller.exe, host, port, Some(request))
+        };
         if let Some(index) = denied[1].0 {
             return deny(index, DENY_RULE, NO_LINE.into());
         }
@@ -296,7 +342,14 @@ impl Policy {
         match (covered[1].0, covered[0].0) {
             (Some(index), _) => deny(index, NO_RULE, suggest()),
             (None, Some(index)) => Verdict::Audit { policy: key(index), reason: NO_RULE.into() },
-            (None, None) => deny(any, NO_COVER, suggest()),
+            (None, None) => {
+                let reason = match (other, asked) {
+                    (false, _) => NO_COVER,
+                    (true, Protocol::Rest) => ONLY_WEBSOCKET,
+                    (true, Protocol::WebSocket) => NO_WEBSOCKET,
+                };
+                deny(any, reason, suggest())
+            }
         }
     }
 
@@ -392,6 +445,9 @@ const NO_BINARY: &str = "the policy allows this host and port, but not for this 
 const ONLY_ITSELF: &str = "only the executable itself counts";
 const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
+const ONLY_WEBSOCKET: &str = "only WebSocket connections are allowed here, not plain requests";
+const NO_WEBSOCKET: &str = "no endpoint with `protocol: websocket` covers this path, and no rule \
+                            allows every method of it";
 const NO_COVER: &str = "no endpoint of the policy covers this path";
 const ENCODED_SLASH: &str = "the endpoint does not allow an encoded slash (%2F) in paths";
 const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and asks more of it \

@@ -6,14 +6,20 @@
 
 use std::fmt::Write as _;
 
+use super::document::Protocol;
 use super::host::Host;
 
 /// Longer strings than this are not repeated.
 const MAX_PART: usize = 512;
 
 /// A policy of its own that allows this connection; with a method and a path, this request only.
-pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &str)>) -> String {
-    let parts = request.map_or([0, 0], |(method, path)| [method.len(), path.len()]);
+pub(super) fn allow(
+    exe: &str,
+    host: &Host,
+    port: u16,
+    request: Option<(Protocol, &str, &str)>,
+) -> String {
+    let parts = request.map_or([0, 0], |(_, method, path)| [method.len(), path.len()]);
     if exe.len() > MAX_PART || parts.iter().any(|len| *len > MAX_PART) {
         return "# too long to suggest".into();
     }
@@ -28,11 +34,15 @@ pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &s
         None => {
             let _ = writeln!(out, "      - {{ host: {host}, port: {port} }}");
         }
-        Some((method, path)) => {
+        Some((protocol, method, path)) => {
+            let protocol = match protocol {
+                Protocol::Rest => "rest",
+                Protocol::WebSocket => "websocket",
+            };
             let (method, path) = (quote(method), quote(&escape_glob(path)));
             let _ = writeln!(out, "      - host: {host}");
             let _ = writeln!(out, "        port: {port}");
-            let _ = writeln!(out, "        protocol: rest");
+            let _ = writeln!(out, "        protocol: {protocol}");
             let _ = writeln!(out, "        enforcement: enforce");
             if path.contains("%2F") {
                 let _ = writeln!(out, "        allow_encoded_slash: true");
@@ -111,6 +121,7 @@ mod tests {
 
     /// What is suggested is loaded, and allows what was refused.
     fn round_trip(exe: &str, host: &str, request: Option<(&str, &str)>) {
+        let request = request.map(|(method, path)| (Protocol::Rest, method, path));
         let host = Host::parse(host).expect("host");
         let yaml = allow(exe, &host, 8443, request);
         assert!(yaml.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{yaml}");
@@ -121,7 +132,7 @@ mod tests {
         assert!(matches!(connect, Connect::Allow(_)), "{yaml}\n{connect:?}");
         let other = Caller { exe: "/usr/bin/other".into(), ..Caller::default() };
         assert!(matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)), "{yaml}");
-        if let Some((method, path)) = request {
+        if let Some((_, method, path)) = request {
             let request = Request { method, path, query: &[] };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
             assert!(matches!(verdict, Verdict::Allow { .. }), "{yaml}\n{verdict:?}");
@@ -146,7 +157,8 @@ mod tests {
     fn too_long_is_not_repeated() {
         let host = Host::parse("example.com").expect("host");
         assert!(allow(&"x".repeat(MAX_PART + 1), &host, 1, None).starts_with('#'));
-        assert!(allow("/x", &host, 1, Some(("GET", &"x".repeat(9999)))).starts_with('#'));
+        let request = (Protocol::Rest, "GET", &*"x".repeat(9999));
+        assert!(allow("/x", &host, 1, Some(request)).starts_with('#'));
         assert!(allow("", &host, 1, None).starts_with('#'));
         assert!(printable(&"\u{7}".repeat(9999)).len() < MAX_PART + 16);
     }

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::policy::destination::{CONTROL_PLANE_PORTS, forbidden};
-use crate::policy::document::{Access, Endpoint, NetworkPolicy, Rule};
+use crate::policy::document::{Access, Endpoint, NetworkPolicy, Protocol, Rule};
 use crate::policy::fields::Located;
 use crate::policy::glob::never_matches;
 use crate::policy::problem::{Place, Problems};
@@ -17,7 +17,7 @@ pub(in crate::policy) fn endpoints(policy: &NetworkPolicy, problems: &mut Proble
     for endpoint in &policy.endpoints {
         destination(endpoint, problems);
         match endpoint.protocol {
-            Some((at, Some(_))) => inspected(endpoint, at, problems),
+            Some((at, Some(protocol))) => inspected(endpoint, at, protocol, problems),
             // Refused already.
             Some((_, None)) => {}
             None => uninspected(endpoint, problems),
@@ -79,7 +79,7 @@ fn uninspected(endpoint: &Endpoint, problems: &mut Problems) {
 }
 
 /// An endpoint whose requests are judged.
-fn inspected(endpoint: &Endpoint, at: Place, problems: &mut Problems) {
+fn inspected(endpoint: &Endpoint, at: Place, protocol: Protocol, problems: &mut Problems) {
     let name = &endpoint.name;
     let rules = endpoint.rules.as_ref();
     match (rules, endpoint.access) {
@@ -129,10 +129,13 @@ fn inspected(endpoint: &Endpoint, at: Place, problems: &mut Problems) {
         );
     }
     for allow in rules.iter().flat_map(|(_, rules)| rules) {
-        rule(name, allow, false, problems);
+        rule(name, protocol, allow, false, problems);
     }
     for deny in endpoint.deny_rules.iter().flat_map(|(_, rules)| rules) {
-        rule(name, deny, true, problems);
+        rule(name, protocol, deny, true, problems);
+    }
+    if let (Protocol::WebSocket, Some((at, rules))) = (protocol, rules) {
+        handshake(name, *at, rules, problems);
     }
 }
 
@@ -155,8 +158,56 @@ fn scope(name: &str, path: &Located, problems: &mut Problems) {
     }
 }
 
+/// Rules of a WebSocket that allow messages and nothing to send them on.
+fn handshake(name: &str, at: Place, rules: &[Rule], problems: &mut Problems) {
+    let opens = |rule: &Rule| {
+        let method = rule.method.as_ref().map(|method| method.text.as_str());
+        method.is_some_and(|method| method == "*" || method.eq_ignore_ascii_case("GET"))
+    };
+    if !rules.is_empty() && !rules.iter().any(opens) {
+        problems.warn(
+            at,
+            format!("{name} allows no handshake: messages need a connection first"),
+            "add `- allow: { method: GET, path: … }`",
+        );
+    }
+}
+
+/// A rule that says what a `GraphQL` operation must be, which nobody judges yet.
+fn operation(
+    name: &str,
+    protocol: Protocol,
+    rule: &Rule,
+    (at, key): (Place, &str),
+    problems: &mut Problems,
+) {
+    let of_messages = rule.method.is_some() || rule.path.is_some() || !rule.query.is_empty();
+    match protocol {
+        Protocol::Rest => {
+            let what = format!("{name}: {key} has no effect on a REST rule");
+            problems.warn(at, what, "remove it");
+        }
+        Protocol::WebSocket if of_messages => problems.error(
+            at,
+            format!("{name}: {key} cannot stand beside method, path or query in one rule"),
+            "write two rules",
+        ),
+        Protocol::WebSocket => problems.error(
+            at,
+            format!("{name}: {key}: GraphQL over WebSocket is not supported by this version yet"),
+            "allow messages whole with `method: WEBSOCKET_TEXT`, or remove the rule",
+        ),
+    }
+}
+
 /// A rule that never matches is lost: of an allow rule that is a warning, of a deny rule an error.
-fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
+fn rule(name: &str, protocol: Protocol, rule: &Rule, deny: bool, problems: &mut Problems) {
+    if let Some(found) = rule.operation {
+        operation(name, protocol, rule, found, problems);
+        if protocol == Protocol::WebSocket {
+            return;
+        }
+    }
     let mut lost = |at: Place, what: String, fix: &str| {
         let what = format!("{name}: {what}: the rule can never match");
         if deny {
@@ -184,7 +235,15 @@ fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
             const KNOWN: &[&str] = &[
                 "*", "GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT",
             ];
-            if !KNOWN.contains(&method.text.to_ascii_uppercase().as_str()) {
+            const SOCKET: &[&str] = &["*", "GET", "WEBSOCKET_TEXT", "WEBSOCKET_BINARY"];
+            let upper = method.text.to_ascii_uppercase();
+            if protocol == Protocol::WebSocket {
+                if !SOCKET.contains(&upper.as_str()) {
+                    let what = format!("{:?} is not a method of a WebSocket", method.text);
+                    let fix = "write GET (the handshake), WEBSOCKET_TEXT, WEBSOCKET_BINARY or \"*\"";
+                    lost(method.at, what, fix);
+                }
+            } else if !KNOWN.contains(&upper.as_str()) {
                 let what = format!("{name}: {:?} is not a method of HTTP", method.text);
                 problems.warn(method.at, what, "check its spelling");
             }

@@ -62,6 +62,8 @@ pub(in crate::policy) struct Endpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::policy) enum Protocol {
     Rest,
+    /// The handshake, and each message that the client sends.
+    WebSocket,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +80,7 @@ pub(in crate::policy) enum Access {
 }
 
 /// Upstream's words for what this version does not judge yet.
-const NOT_YET: &[&str] = &["websocket", "graphql", "sql", "json-rpc", "mcp", "tcp"];
+const NOT_YET: &[&str] = &["graphql", "sql", "json-rpc", "mcp", "tcp"];
 
 pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> NetworkPolicy {
     let mut policy = NetworkPolicy { at: key.at, endpoints: Vec::new(), binaries: Vec::new() };
@@ -248,6 +250,9 @@ fn read_protocol(name: &str, word: &Located, problems: &mut Problems) -> Option<
     if lower == "rest" {
         return Some(Protocol::Rest);
     }
+    if lower == "websocket" {
+        return Some(Protocol::WebSocket);
+    }
     if NOT_YET.contains(&lower.as_str()) {
         problems.error(
             word.at,
@@ -258,7 +263,7 @@ fn read_protocol(name: &str, word: &Located, problems: &mut Problems) -> Option<
         problems.error(
             word.at,
             format!("{name}: unknown protocol {:?}", word.text),
-            "use `protocol: rest`, or remove the key to allow the whole host and port",
+            "use rest or websocket, or remove the key to allow the whole host and port",
         );
     }
     None

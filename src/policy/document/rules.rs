@@ -12,6 +12,8 @@ pub(in crate::policy) struct Rule {
     pub method: Option<Located>,
     pub path: Option<Located>,
     pub query: Vec<(String, Matcher)>,
+    /// Where a key stands that only GraphQL's operations have, and its name.
+    pub operation: Option<(Place, &'static str)>,
 }
 
 /// Globs, of which one must match.
@@ -60,17 +62,18 @@ fn rule(what: String, node: &Node, problems: &mut Problems) -> Option<Rule> {
             query.extend(matcher(&what, value, problems).map(|m| (key.name.clone(), m)));
         }
     }
-    for key in ["command", "operation_type", "operation_name", "fields"] {
-        if let Some(node) = fields.take(key) {
-            let what = format!("{} has no effect on a REST rule", fields.name(key));
-            problems.warn(node.at, what, "remove it");
-        }
+    if let Some(node) = fields.take("command") {
+        problems.warn(node.at, format!("{} has no effect", fields.name("command")), "remove it");
+    }
+    let mut operation = None;
+    for key in ["operation_type", "operation_name", "fields"] {
+        operation = operation.or(fields.take(key).map(|node| (node.at, key)));
     }
     fields.finish(
         Some("remove it: ignored, the rule would match other requests than it says"),
         problems,
     );
-    Some(Rule { at: node.at, method, path, query })
+    Some(Rule { at: node.at, method, path, query, operation })
 }
 
 /// `"glob"`, `{glob: "glob"}` or `{any: ["glob", …]}`.

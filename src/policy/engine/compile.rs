@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::binaries::Asks;
 use super::{Endpoint, Inspected, Method, Named, Names, Policy, Port, Rule};
-use crate::policy::document::{self, Document, Enforcement, NetworkPolicy};
+use crate::policy::document::{self, Document, Enforcement, NetworkPolicy, Protocol};
 use crate::policy::fields::Located;
 use crate::policy::glob::{Bad, PathGlob, Scope, ValueGlob};
 use crate::policy::host_pattern::HostPattern;
@@ -117,6 +117,9 @@ impl Compiler<'_> {
 
     fn inspected(&mut self, endpoint: &document::Endpoint) -> Inspected {
         let name = &endpoint.name;
+        // What is none was refused, and the policy does not load.
+        let protocol = endpoint.protocol.and_then(|(_, protocol)| protocol);
+        let protocol = protocol.unwrap_or(Protocol::Rest);
         let scope = match &endpoint.path {
             Some(path) => self.good(path.at, name, Scope::new(&path.text)).unwrap_or(Scope::Any),
             None => Scope::Any,
@@ -128,7 +131,7 @@ impl Compiler<'_> {
             .filter_map(|rule| self.rule(name, rule))
             .collect();
         if let Some((_, Some(access))) = endpoint.access {
-            let preset = presets::methods(access).iter().map(|method| Rule {
+            let preset = presets::methods(protocol, access).iter().map(|method| Rule {
                 method: read_method(method),
                 path: PathGlob::Any,
                 query: Vec::new(),
@@ -137,6 +140,7 @@ impl Compiler<'_> {
         }
         let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
         Inspected {
+            protocol,
             scope,
             enforce: endpoint.enforcement.is_some_and(|(_, e)| e == Enforcement::Enforce),
             encoded_slash: endpoint.allow_encoded_slash,
