@@ -7,9 +7,7 @@ mod rules;
 
 use std::collections::BTreeMap;
 
-pub(super) use network::{
-    Access, Binary, Endpoint, Enforcement, NetworkPolicy, Protocol, Tainted,
-};
+pub(super) use network::{Access, Binary, Endpoint, Enforcement, NetworkPolicy, Protocol, Tainted};
 pub use process::{Memfd, Process, ProcessLimits, UnixSockets};
 pub(super) use rules::Rule;
 

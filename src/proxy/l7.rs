@@ -1,3 +1,4 @@
 //! Protocols that are judged request by request.
 
 pub(crate) mod rest;
+pub(crate) mod websocket;

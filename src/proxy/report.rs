@@ -12,7 +12,7 @@ use super::metrics::{self, Layer, Refused, Side, Verdict};
 use super::quiet::QUIET;
 use super::session::Session;
 use super::stream::Carried;
-use crate::event::{Class, Event, Severity, emit};
+use crate::event::{Class, Event, Severity, emit, inform};
 use crate::policy::{Denial, Host};
 
 /// `/usr/bin/curl(123) -> host:port`.
@@ -145,6 +145,12 @@ pub(crate) fn request_allowed(line: &RequestLine<'_>, policy: &str, engine: &str
         metrics::decided(Layer::L7, Verdict::Allowed, policy);
     }
     emit(&http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
+}
+
+/// A message of a WebSocket. There may be many: a line is made only where somebody reads it.
+pub(crate) fn message_allowed(line: &RequestLine<'_>, policy: &str) {
+    metrics::decided(Layer::L7, Verdict::Allowed, policy);
+    inform(|| http(Severity::Info, line).allowed().field("policy", policy).field("engine", "l7"));
 }
 
 /// Let pass by `enforcement: audit`.

@@ -240,7 +240,8 @@ fn rule(name: &str, protocol: Protocol, rule: &Rule, deny: bool, problems: &mut 
             if protocol == Protocol::WebSocket {
                 if !SOCKET.contains(&upper.as_str()) {
                     let what = format!("{:?} is not a method of a WebSocket", method.text);
-                    let fix = "write GET (the handshake), WEBSOCKET_TEXT, WEBSOCKET_BINARY or \"*\"";
+                    let fix =
+                        "write GET (the handshake), WEBSOCKET_TEXT, WEBSOCKET_BINARY or \"*\"";
                     lost(method.at, what, fix);
                 }
             } else if !KNOWN.contains(&upper.as_str()) {

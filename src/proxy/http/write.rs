@@ -20,6 +20,8 @@ const NOT_FORWARDED: [&str; 11] = [
     "upgrade",
 ];
 
+const EXTENSIONS: &str = "sec-websocket-extensions";
+
 /// What a request becomes on the upstream connection.
 pub(crate) struct Rewrite<'a> {
     /// The judged target, origin-form.
@@ -28,6 +30,9 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) host: &'a str,
     /// Pass on the wish to change protocols.
     pub(crate) upgrade: bool,
+    /// The WebSocket extensions to offer in place of the client's; empty for none. `None`: as the
+    /// client wrote them.
+    pub(crate) extensions: Option<&'a str>,
 }
 
 /// The head as it goes to the upstream.
@@ -44,7 +49,7 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
             b"\r\n",
         ],
     );
-    fields(&mut out, &head.fields);
+    fields(&mut out, &head.fields, rewrite.extensions.map(|_| EXTENSIONS));
     match head.framing {
         // Writing to a Vec cannot fail.
         Framing::Length(length) => drop(write!(out, "Content-Length: {length}\r\n")),
@@ -53,6 +58,9 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
     }
     if let Some(protocol) = head.upgrade().filter(|_| rewrite.upgrade) {
         put(&mut out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
+    }
+    if let Some(extensions) = rewrite.extensions.filter(|extensions| !extensions.is_empty()) {
+        put(&mut out, &[b"Sec-WebSocket-Extensions: ", extensions.as_bytes(), b"\r\n"]);
     }
     out.extend_from_slice(b"\r\n");
     out
@@ -64,7 +72,7 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     let mut out = Vec::with_capacity(1024);
     let _ = write!(out, "HTTP/1.1 {} ", head.status);
     put(&mut out, &[head.reason(), b"\r\n"]);
-    fields(&mut out, &head.fields);
+    fields(&mut out, &head.fields, None);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     } else if !matches!(head.status, 100..=199 | 204) {
@@ -86,11 +94,13 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     out
 }
 
-fn fields(out: &mut Vec<u8>, fields: &Fields) {
+/// All fields that are forwarded, but for `without`.
+fn fields(out: &mut Vec<u8>, fields: &Fields, without: Option<&str>) {
     let nominated: Vec<&[u8]> = fields.members("connection").collect();
     for (name, value) in fields.iter() {
-        let dropped = NOT_FORWARDED.iter().any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
-            || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
+        let dropped =
+            NOT_FORWARDED.iter().chain(&without).any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
+                || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
         if !dropped {
             put(out, &[name, b": ", value, b"\r\n"]);
         }

@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::policy::{self, Host, Inspect, Verdict, canonical_path};
 use crate::proxy::connect::authority;
 use crate::proxy::destination::{DialError, Origin, dial};
-use crate::proxy::http::head::{self, RequestHead};
+use crate::proxy::http::head::{self, RequestHead, ResponseHead};
 use crate::proxy::http::relay::{self, RelayError};
-use crate::proxy::http::write::Rewrite;
+use crate::proxy::http::write::{self, Rewrite};
+use crate::proxy::l7::websocket::{self, Offer, Socket};
 use crate::proxy::listener::{refusal_for, refuse};
 use crate::proxy::metrics;
 use crate::proxy::refusal::{DeniedRequest, Refusal};
@@ -125,6 +126,8 @@ pub(crate) enum Next {
     Refuse(Refusal),
     /// Not HTTP any more: copy.
     Copy(Box<Conn>),
+    /// Frames: each message is judged.
+    WebSocket(Box<(Conn, Socket)>),
 }
 
 /// Serves the requests of one tunnel to its end.
@@ -172,6 +175,10 @@ pub(crate) async fn finish(
             let carried = duplex(&mut client, &mut upstream).await;
             report::tunnel_ended(session, origin, carried, start.elapsed());
         }
+        Next::WebSocket(both) => {
+            let (upstream, socket) = *both;
+            websocket::run(session, client, upstream, origin, &socket).await;
+        }
     }
     None
 }
@@ -184,6 +191,15 @@ fn in_origin_form(head: &RequestHead) -> bool {
 struct Judged {
     target: String,
     upgrade: bool,
+    websocket: Option<Handshake>,
+}
+
+/// A handshake that may pass: what the client asks for, and what its messages are judged with.
+struct Handshake {
+    offer: Offer,
+    extensions: String,
+    path: String,
+    query: Vec<(String, String)>,
 }
 
 /// Takes one request through all its steps. `target` is origin-form, as sent.
@@ -208,8 +224,61 @@ pub(crate) async fn request(
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
-    let rewrite = Rewrite { target: &judged.target, host: &host, upgrade: judged.upgrade };
-    forward(session, client, link, origin, head, &rewrite).await
+    let extensions = judged.websocket.as_ref().map(|handshake| handshake.extensions.as_str());
+    let rewrite =
+        Rewrite { target: &judged.target, host: &host, upgrade: judged.upgrade, extensions };
+    match forward(session, client, link, origin, head, &rewrite).await {
+        Forwarded::Next(next) => next,
+        Forwarded::Upgraded(upstream, answer) => {
+            let host = host.clone();
+            upgraded(
+                session,
+                client,
+                upstream,
+                origin,
+                &answer,
+                judged.websocket,
+                (link.scheme, host),
+            )
+            .await
+        }
+    }
+}
+
+/// The upstream has agreed to change protocols: the client is told, if what it agreed to is what
+/// was asked for.
+async fn upgraded(
+    session: &Session,
+    client: &mut Conn,
+    upstream: Conn,
+    origin: &Origin,
+    answer: &ResponseHead,
+    handshake: Option<Handshake>,
+    (scheme, authority): (Scheme, String),
+) -> Next {
+    let socket = match handshake {
+        None => None,
+        Some(Handshake { offer, path, query, .. }) => match offer.agree(answer) {
+            Ok(agreed) => {
+                let scheme = match scheme {
+                    Scheme::Http => "ws",
+                    Scheme::Https => "wss",
+                };
+                Some(Socket { agreed, scheme, authority, path, query })
+            }
+            Err(error) => {
+                let error = DialError::Connect(format!("WebSocket handshake: {error}"));
+                return Next::Refuse(session.unreachable("GET", origin, &error));
+            }
+        },
+    };
+    if client.send(&write::response(answer, false, true, 1)).await.is_err() {
+        return Next::Cut;
+    }
+    match socket {
+        None => Next::Copy(Box::new(upstream)),
+        Some(socket) => Next::WebSocket(Box::new((upstream, socket))),
+    }
 }
 
 /// The authority to send on: the judged host, with a port where the client wrote one (a client may
@@ -261,10 +330,18 @@ fn judge(
         let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
         report::request_allowed(&line, &origin.grant.policy, "l4");
         let upgrade = head.fields.connection("upgrade");
-        return Ok(Judged { target: target.to_owned(), upgrade });
+        return Ok(Judged { target: target.to_owned(), upgrade, websocket: None });
     }
     let to = format!("{}:{}", origin.host, origin.port);
-    if let Some(protocol) = head.upgrade()
+    let offer = if Offer::is_asked(head) {
+        Some(Offer::read(head).map_err(|error| {
+            report::request_refused(session, method, &to, &error.to_string());
+            Refusal::new(400, "invalid_websocket_handshake", &error.to_string())
+        })?)
+    } else {
+        None
+    };
+    if let Some(protocol) = head.upgrade().filter(|_| offer.is_none())
         // Offered by some clients in passing; left out, it has not happened (RFC 9110, 7.8).
         && !protocol.eq_ignore_ascii_case(b"h2c")
     {
@@ -286,7 +363,12 @@ fn judge(
     let asked = policy::Request { method, path, query: &canonical.pairs };
     let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
     let policy = &session.shared.policy;
-    match policy.request(session.caller(), &origin.host, origin.port, &asked) {
+    let verdict = if offer.is_some() {
+        policy.websocket(session.caller(), &origin.host, origin.port, &asked)
+    } else {
+        policy.request(session.caller(), &origin.host, origin.port, &asked)
+    };
+    match verdict {
         Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
         Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
         Verdict::Deny(denial) => {
@@ -301,7 +383,27 @@ fn judge(
             return Err(Refusal::request(&denied, &denial));
         }
     }
-    Ok(Judged { target: canonical.origin_form(), upgrade: false })
+    let target = canonical.origin_form();
+    let websocket = offer.map(|offer| Handshake {
+        extensions: offer.extensions(),
+        offer,
+        path: canonical.path,
+        query: canonical.pairs,
+    });
+    Ok(Judged { target, upgrade: websocket.is_some(), websocket })
+}
+
+/// What came of a request that was sent on.
+enum Forwarded {
+    Next(Next),
+    /// The upstream's 101, which the client has not got yet.
+    Upgraded(Conn, Box<ResponseHead>),
+}
+
+impl From<Next> for Forwarded {
+    fn from(next: Next) -> Self {
+        Self::Next(next)
+    }
 }
 
 /// Sends a judged request on, and its response back.
@@ -312,37 +414,40 @@ async fn forward(
     origin: &Origin,
     head: &RequestHead,
     rewrite: &Rewrite<'_>,
-) -> Next {
+) -> Forwarded {
     let repeatable = head.framing == head::Framing::Empty
         && matches!(head.method(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     loop {
         let (mut upstream, used) = match link.take(session, origin).await {
             Ok(taken) => taken,
             Err(error) => {
-                return Next::Refuse(session.unreachable(head.method(), origin, &error));
+                return Next::Refuse(session.unreachable(head.method(), origin, &error)).into();
             }
         };
         match relay::exchange(client, &mut upstream, head, rewrite).await {
-            Ok(done) if done.upgraded => return Next::Copy(Box::new(upstream)),
+            Ok(relay::Exchanged { upgraded: Some(answer), .. }) => {
+                return Forwarded::Upgraded(upstream, answer);
+            }
             Ok(done) => {
                 if done.upstream_reusable {
                     link.put_back(upstream);
                 }
-                return if done.client_reusable { Next::Request } else { Next::Close };
+                return if done.client_reusable { Next::Request } else { Next::Close }.into();
             }
             // An idle connection that the upstream had given up: once more, on a new one.
             Err(RelayError::Upstream { unanswered: true, .. }) if used && repeatable => {}
             Err(RelayError::Upstream { what, .. }) => {
                 let error = DialError::Connect(what);
-                return Next::Refuse(session.unreachable(head.method(), origin, &error));
+                return Next::Refuse(session.unreachable(head.method(), origin, &error)).into();
             }
             Err(RelayError::Request(error)) => {
                 let to = format!("{}:{}", origin.host, origin.port);
                 report::request_refused(session, head.method(), &to, &error.to_string());
-                return Next::Refuse(Refusal::new(400, "invalid_request", &error.to_string()));
+                let refusal = Refusal::new(400, "invalid_request", &error.to_string());
+                return Next::Refuse(refusal).into();
             }
             // Cut, not closed: a client must not take half a response for a whole one.
-            Err(RelayError::Lost(_)) => return Next::Cut,
+            Err(RelayError::Lost(_)) => return Next::Cut.into(),
         }
     }
 }
