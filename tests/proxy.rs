@@ -25,3 +25,5 @@ mod gateway;
 mod policy_dns;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;
+#[path = "proxy/websocket.rs"]
+mod websocket;

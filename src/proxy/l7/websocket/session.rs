@@ -230,7 +230,7 @@ async fn up(
         if item.is_some() && !messages.begun() {
             begun = None;
         }
-        if used > 0 && item != Some(Item::Close) {
+        if used > 0 {
             continue;
         }
         // Nothing more to do with what is there.
