@@ -154,6 +154,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_suggested_for_a_message_allows_it() {
+        let host = Host::parse("example.com").expect("host");
+        for method in ["GET", "WEBSOCKET_TEXT", "WEBSOCKET_BINARY"] {
+            let yaml = allow("/x", &host, 443, Some((Protocol::WebSocket, method, "/a*b")));
+            let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
+            let policy = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}")).policy;
+            let caller = Caller { exe: "/x".into(), ..Caller::default() };
+            let request = Request { method, path: "/a*b", query: &[] };
+            let verdict = policy.websocket(&caller, &host, 443, &request);
+            assert!(matches!(verdict, Verdict::Allow { .. }), "{yaml}\n{verdict:?}");
+            let verdict = policy.request(&caller, &host, 443, &request);
+            assert!(matches!(verdict, Verdict::Deny(_)), "{yaml}\n{verdict:?}");
+        }
+    }
+
+    #[test]
     fn too_long_is_not_repeated() {
         let host = Host::parse("example.com").expect("host");
         assert!(allow(&"x".repeat(MAX_PART + 1), &host, 1, None).starts_with('#'));

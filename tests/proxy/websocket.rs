@@ -133,7 +133,8 @@ fn messages_that_no_rule_allows() {
     in_namespace(|rig| {
         let Some(echo) = Echo::start(&rig) else { return };
         for compression in ["no", "takeover"] {
-            for (path, what) in [("/quiet/a", "text"), ("/echo/a", "bytes"), ("/quiet/b", "bytes")] {
+            for (path, what) in [("/quiet/a", "text"), ("/echo/a", "bytes"), ("/quiet/b", "bytes")]
+            {
                 let said = client(&rig, &format!("wss://ws.test:8443{path}"), compression, what);
                 assert!(said.starts_with("end 1008 policy_denied: no rule allows"), "{said}");
                 echo.wait_for(&format!("closed {path} 1001"));
@@ -179,7 +180,11 @@ fn denials_are_told_and_logged() {
     ]);
     line(&["HTTP:WEBSOCKET_BINARY [MED] DENIED", "wss://ws.test:8443/echo/a"]);
     line(&["HTTP:WEBSOCKET [MED] DENIED", "ws.test:8443", "[reason:message is too long]"]);
-    line(&["HTTP:WEBSOCKET_TEXT [MED] ALLOWED", "ws://auditws.test:8080/quiet/c", "audit: no rule"]);
+    line(&[
+        "HTTP:WEBSOCKET_TEXT [MED] ALLOWED",
+        "ws://auditws.test:8080/quiet/c",
+        "audit: no rule",
+    ]);
     line(&["HTTP:GET [MED] DENIED GET http://rest.test:8080/echo/x", "no endpoint with"]);
     assert!(!log.contains("secret"), "{log}");
 }
@@ -244,7 +249,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         short @ 0..=125 => out.push(0x80 | u8::try_from(short).expect("short")),
         long => {
-            out.push(0x80 | 126);
+            out.push(0xFE);
             out.extend(u16::try_from(long).expect("at most 64 KiB").to_be_bytes());
         }
     }

@@ -2,7 +2,7 @@
 //! asks for must be whole, what is offered to the server is only what we can read, and what the
 //! server answers must fit what was offered.
 
-use std::fmt::Write as _;
+use std::fmt;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -71,8 +71,16 @@ struct Deflate {
     server_no_context_takeover: bool,
     client_no_context_takeover: bool,
     server_max_window_bits: Option<u8>,
-    /// The parameter, and its value where it has one.
-    client_max_window_bits: Option<Option<u8>>,
+    client_max_window_bits: Bits,
+}
+
+/// `client_max_window_bits`, which may stand without a value in an offer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Bits {
+    #[default]
+    Absent,
+    Any,
+    Most(u8),
 }
 
 impl Offer {
@@ -114,7 +122,7 @@ impl Offer {
 
     /// The extensions to offer to the server in place of the client's.
     pub(crate) fn extensions(&self) -> String {
-        let offers: Vec<_> = self.deflate.iter().map(Deflate::to_string).collect();
+        let offers: Vec<_> = self.deflate.iter().map(ToString::to_string).collect();
         offers.join(", ")
     }
 
@@ -135,7 +143,7 @@ impl Offer {
             [] => None,
             [one] if one.name == "permessage-deflate" && !self.deflate.is_empty() => {
                 let answer = Deflate::read(one).ok_or(HandshakeError::Parameters)?;
-                if !self.deflate.iter().any(|offer| answer.fits(offer)) {
+                if !self.deflate.iter().any(|offer| answer.fits(*offer)) {
                     return Err(HandshakeError::Parameters);
                 }
                 Some(!answer.client_no_context_takeover)
@@ -165,11 +173,12 @@ impl Deflate {
                 ("server_max_window_bits", Some(value)) => {
                     read.server_max_window_bits.replace(bits(value)?).is_some()
                 }
-                ("client_max_window_bits", None) => {
-                    read.client_max_window_bits.replace(None).is_some()
-                }
-                ("client_max_window_bits", Some(value)) => {
-                    read.client_max_window_bits.replace(Some(bits(value)?)).is_some()
+                ("client_max_window_bits", value) => {
+                    let bits = match value {
+                        None => Bits::Any,
+                        Some(value) => Bits::Most(bits(value)?),
+                    };
+                    std::mem::replace(&mut read.client_max_window_bits, bits) != Bits::Absent
                 }
                 _ => return None,
             };
@@ -181,40 +190,40 @@ impl Deflate {
     }
 
     /// Whether this answers that offer.
-    fn fits(&self, offer: &Self) -> bool {
+    fn fits(self, offer: Self) -> bool {
         let server = match (offer.server_max_window_bits, self.server_max_window_bits) {
             (None, _) => true,
             (Some(most), Some(bits)) => bits <= most,
             (Some(_), None) => false,
         };
         let client = match (offer.client_max_window_bits, self.client_max_window_bits) {
-            (_, None) => true,
+            (_, Bits::Absent) | (Bits::Any, Bits::Most(_)) => true,
             // In an answer it has a value.
-            (None, Some(_)) | (_, Some(None)) => false,
-            (Some(most), Some(Some(bits))) => most.is_none_or(|most| bits <= most),
+            (Bits::Absent, _) | (_, Bits::Any) => false,
+            (Bits::Most(most), Bits::Most(bits)) => bits <= most,
         };
         let takeover = self.server_no_context_takeover || !offer.server_no_context_takeover;
         server && client && takeover
     }
+}
 
-    fn to_string(&self) -> String {
-        let mut out = String::from("permessage-deflate");
+impl fmt::Display for Deflate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("permessage-deflate")?;
         if self.server_no_context_takeover {
-            out.push_str("; server_no_context_takeover");
+            f.write_str("; server_no_context_takeover")?;
         }
         if self.client_no_context_takeover {
-            out.push_str("; client_no_context_takeover");
+            f.write_str("; client_no_context_takeover")?;
         }
-        // Writing to a String cannot fail.
         if let Some(bits) = self.server_max_window_bits {
-            let _ = write!(out, "; server_max_window_bits={bits}");
+            write!(f, "; server_max_window_bits={bits}")?;
         }
         match self.client_max_window_bits {
-            Some(Some(bits)) => drop(write!(out, "; client_max_window_bits={bits}")),
-            Some(None) => out.push_str("; client_max_window_bits"),
-            None => {}
+            Bits::Most(bits) => write!(f, "; client_max_window_bits={bits}"),
+            Bits::Any => f.write_str("; client_max_window_bits"),
+            Bits::Absent => Ok(()),
         }
-        out
     }
 }
 

@@ -5,7 +5,6 @@
 //! refused), the direction to it is brought to the end of a frame first: a frame of ours in the
 //! middle of one of the server's would be content.
 
-use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -337,14 +336,9 @@ async fn down(
     }
 }
 
-fn write<'a>(
-    to: &'a mut WriteHalf<Stream>,
-    bytes: &'a [u8],
-) -> impl Future<Output = std::io::Result<()>> + 'a {
-    async move {
-        to.write_all(bytes).await?;
-        to.flush().await
-    }
+async fn write(to: &mut WriteHalf<Stream>, bytes: &[u8]) -> std::io::Result<()> {
+    to.write_all(bytes).await?;
+    to.flush().await
 }
 
 /// A key for one frame: the agent does not choose what the bytes on the wire look like.

@@ -232,7 +232,7 @@ fn shares_are_taken_and_given_back() {
     buffer.begin(&[]).expect("begin");
     buffer.append(&[0; 1000], KEY, 0).expect("short");
     assert_eq!(buffer.share.0, 0);
-    buffer.append(&[0; 100_000], KEY, 1000).expect("long");
+    buffer.append(&vec![0; 100_000], KEY, 1000).expect("long");
     assert_eq!(buffer.share.0, buffer.bytes.len() - FREE);
     buffer.clear().expect("clear");
     assert_eq!((buffer.share.0, buffer.bytes.capacity()), (0, 0));
@@ -271,7 +271,7 @@ fn the_servers_frames_are_followed() {
         server(0x41, b"\xF2\x48"),
         server(0x89, b""),
         server(0x80, b"x"),
-        server(0x82, &[7; 70_000]),
+        server(0x82, &vec![7; 70_000]),
         server(0x88, b"\x03\xE8"),
     ]
     .concat();
