@@ -143,6 +143,11 @@ fn messages_that_no_rule_allows() {
         let got =
             |printed: Vec<String>| printed.iter().filter(|one| one.starts_with("got")).count();
         assert_eq!(got(echo.printed()), 0, "{:?}", echo.printed());
+        // Also told to a client that has sent much more by then.
+        for base in ["ws://ws.test:8080", "wss://ws.test:8443"] {
+            let said = client(&rig, &format!("{base}/quiet/c"), "no", "flood");
+            assert!(said.starts_with("end 1008 policy_denied"), "{said}");
+        }
         // Too long for anybody to judge.
         let said = client(&rig, "wss://ws.test:8443/echo/a", "takeover", "huge");
         assert!(said.starts_with("end 1009 message is too long"), "{said}");
@@ -491,5 +496,87 @@ fn handshakes_that_are_none() {
             told.starts_with("HTTP/1.1 403 ") && told.contains("protocol: websocket"),
             "{told}"
         );
+    });
+}
+
+/// What all connections may hold is one number for the process: this has one of its own.
+#[test]
+fn all_messages_together_are_bounded() {
+    let output = Command::new(std::env::current_exe().expect("path"))
+        .args(["--exact", "websocket::clients_that_begin_long_messages", "--ignored"])
+        .output()
+        .expect("test program");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
+}
+
+/// And do not end them.
+#[test]
+#[ignore = "run by all_messages_together_are_bounded"]
+fn clients_that_begin_long_messages() {
+    in_namespace(|rig| {
+        let raw = Raw::start();
+        let length = 3 * 1024 * 1024;
+        let mut begun = vec![0x01, 0xFF];
+        begun.extend(u64::to_be_bytes(length));
+        begun.extend([0; 4]);
+        begun.resize(begun.len() + usize::try_from(length).expect("fits"), b'x');
+        begun.extend(frame(0x89, b"read"));
+        // What was sent before a ping was read before it comes out at the other end.
+        let begin = || {
+            let (mut client, server) = open(&rig, &raw, "/echo/a", false);
+            // Refused, it may end before all is sent.
+            let _ = client.write_all(&begun);
+            (client, server)
+        };
+        let mut held = Vec::new();
+        for _ in 0..16 {
+            let (client, mut server) = begin();
+            assert_eq!(read_frame(&mut server).2, b"read");
+            held.push((client, server));
+        }
+        let (mut client, mut server) = begin();
+        assert_eq!(closed(&mut client).0, 1013);
+        assert_eq!(closed(&mut server).0, 1001);
+        // Short ones are not concerned.
+        let (mut client, mut server) = open(&rig, &raw, "/echo/a", false);
+        client.write_all(&frame(0x81, b"short")).expect("send");
+        assert_eq!(read_frame(&mut server).2, b"short");
+        // What ends gives back what it had.
+        held.truncate(8);
+        let again = (0..100).any(|_| {
+            std::thread::sleep(Duration::from_millis(50));
+            let (_client, mut server) = begin();
+            read_frame(&mut server).0 == 0x89
+        });
+        assert!(again);
+    });
+}
+
+#[test]
+fn one_side_may_end_before_the_other() {
+    in_namespace(|rig| {
+        let raw = Raw::start();
+        let (mut client, mut server) = open(&rig, &raw, "/echo/a", false);
+        client.write_all(&frame(0x81, b"last")).expect("send");
+        client.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        assert_eq!(read_frame(&mut server).2, b"last");
+        assert_eq!(read_to_end(&mut server), "");
+        server.write_all(b"\x81\x06answer").expect("send");
+        assert_eq!(read_frame(&mut client).2, b"answer");
+        drop(server);
+        assert_eq!(read_to_end(&mut client), "");
+        // In the middle of a frame: the server gets nothing of it.
+        let (mut client, mut server) = open(&rig, &raw, "/echo/a", false);
+        client.write_all(&frame(0x81, b"half")[..7]).expect("send");
+        drop(client);
+        assert_eq!(read_to_end(&mut server), "");
+        // The server first, with a goodbye: the answer still reaches it.
+        let (mut client, mut server) = open(&rig, &raw, "/echo/a", false);
+        server.write_all(b"\x88\x02\x03\xE8").expect("send");
+        server.shutdown(std::net::Shutdown::Write).expect("shutdown");
+        assert_eq!(read_frame(&mut client).2, b"\x03\xE8");
+        client.write_all(&frame(0x88, b"\x03\xE8")).expect("send");
+        assert_eq!(read_frame(&mut server).2, b"\x03\xE8");
     });
 }

@@ -96,6 +96,19 @@ async def bytes_(ws):
     return "answered %s" % await ws.recv()
 
 
+async def flood(ws):
+    """Much more than is read before it is refused."""
+    async def send():
+        for _ in range(80):
+            await ws.send("secret " * 15_000)
+
+    sending = asyncio.ensure_future(send())
+    try:
+        return "answered %d" % len(await ws.recv())
+    finally:
+        sending.cancel()
+
+
 async def huge(ws):
     await ws.send("x" * (4 * 1024 * 1024 + 1))
     return "answered %d" % len(await ws.recv())
@@ -103,7 +116,7 @@ async def huge(ws):
 
 WHAT = {
     "echo": echo, "binary": binary, "push": push, "large": large, "closed": closed,
-    "text": text, "bytes": bytes_, "huge": huge,
+    "text": text, "bytes": bytes_, "huge": huge, "flood": flood,
 }
 
 

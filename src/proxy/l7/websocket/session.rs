@@ -33,6 +33,9 @@ const CLOSING: Duration = Duration::from_secs(30);
 /// How long a peer may take to hear that it is over.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How much of what a refused client still sends is read and dropped, in bytes.
+const DRAIN: usize = 16 * 1024 * 1024;
+
 /// How many bytes of short messages are gathered before they are written.
 const GATHER: usize = 16 * 1024;
 
@@ -135,10 +138,10 @@ pub(crate) async fn run(
         }
         _ => None,
     };
-    if let Some((code, reason)) = told {
+    if let Some((code, reason)) = &told {
         let between = matches!(down, Some(Down::Stopped | Down::Broken(_)));
         if between && follower.between_frames() && !follower.closed() {
-            let bye = frame::control(Opcode::Close, &frame::close(code, &reason), None);
+            let bye = frame::control(Opcode::Close, &frame::close(*code, reason), None);
             let _ = timeout(FAREWELL, write(&mut client_wr, &bye)).await;
         }
         // Not why: that is between the client and its fence.
@@ -146,9 +149,14 @@ pub(crate) async fn run(
         let _ = timeout(FAREWELL, write(&mut upstream_wr, &bye)).await;
     }
     report::tunnel_ended(session, origin, carried, start.elapsed());
-    let client = Conn { rd: client_rd, wr: client_wr };
     let upstream = Conn { rd: upstream_rd, wr: upstream_wr };
-    tokio::join!(client.close(), upstream.close());
+    if told.is_some() {
+        let drained = timeout(FAREWELL, drain(&mut client_rd, &mut client_wr));
+        let _ = tokio::join!(drained, upstream.close());
+    } else {
+        let client = Conn { rd: client_rd, wr: client_wr };
+        tokio::join!(client.close(), upstream.close());
+    }
 }
 
 /// Asks the policy about the client's messages.
@@ -334,6 +342,21 @@ async fn down(
             },
         }
     }
+}
+
+/// Reads what a client sent before it heard that it is over: a connection that is closed with
+/// unread bytes is reset, and the reset may overtake our close frame.
+async fn drain(from: &mut Reader, to: &mut WriteHalf<Stream>) -> std::io::Result<()> {
+    to.shutdown().await?;
+    let mut drained = 0;
+    while drained < DRAIN {
+        from.consume(from.data().len());
+        match from.fill().await? {
+            0 => break,
+            read => drained += read,
+        }
+    }
+    Ok(())
 }
 
 async fn write(to: &mut WriteHalf<Stream>, bytes: &[u8]) -> std::io::Result<()> {
