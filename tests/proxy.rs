@@ -2,6 +2,8 @@
 //! its own. Only the supervisor's end of the control socket is a double.
 #![cfg(feature = "proxy")]
 
+#[path = "proxy/h2_upstream.rs"]
+mod h2_upstream;
 #[path = "proxy/rig.rs"]
 mod rig;
 #[path = "proxy/upstream.rs"]
@@ -21,6 +23,10 @@ mod destinations;
 mod dns;
 #[path = "proxy/gateway.rs"]
 mod gateway;
+#[path = "proxy/h2_frames.rs"]
+mod h2_frames;
+#[path = "proxy/h2.rs"]
+mod h2_streams;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
 #[path = "proxy/tunnels.rs"]

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use crate::policy::{Denial, Host};
@@ -72,17 +73,41 @@ impl Refusal {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let body = self.body.to_string();
         let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status));
-        out.push_str("Content-Type: application/json\r\n");
+        for (name, value) in self.fields(&body) {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{name}: {value}\r\n");
+        }
+        out.push_str("Connection: close\r\n\r\n");
+        out.push_str(&body);
+        out.into_bytes()
+    }
+
+    /// The whole response, for one stream of HTTP/2.
+    pub(crate) fn to_http2(&self) -> (http::Response<()>, Bytes) {
+        let body = self.body.to_string();
+        let mut response = http::Response::new(());
+        *response.status_mut() =
+            http::StatusCode::from_u16(self.status).unwrap_or(http::StatusCode::FORBIDDEN);
+        for (name, value) in self.fields(&body) {
+            // HTTP/2 has names in lower case, which `http` makes of them.
+            if let (Ok(name), Ok(value)) =
+                (http::HeaderName::try_from(name), http::HeaderValue::try_from(value))
+            {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        (response, body.into())
+    }
+
+    fn fields(&self, body: &str) -> Vec<(&'static str, String)> {
+        let mut fields = vec![("Content-Type", "application/json".to_owned())];
         if let Some(policy) = &self.policy {
             // A map key of the policy file: what a header cannot hold is left out.
-            let value: String = policy.chars().filter(|c| matches!(c, ' '..='~')).collect();
-            out.push_str("X-OpenShell-Policy: ");
-            out.push_str(&value);
-            out.push_str("\r\n");
+            let value = policy.chars().filter(|c| matches!(c, ' '..='~')).collect();
+            fields.push(("X-OpenShell-Policy", value));
         }
-        // Writing to a String cannot fail.
-        let _ = write!(out, "Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-        out.into_bytes()
+        fields.push(("Content-Length", body.len().to_string()));
+        fields
     }
 }
 

@@ -249,6 +249,15 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
     emit(&event);
 }
 
+/// A stream beyond the most; told in the log only the `first` time.
+pub(crate) fn too_many_streams(session: &Session, origin: &Origin, first: bool) {
+    metrics::refused(Refused::Limit, 1);
+    if first {
+        let event = open(Severity::Low, session, origin).denied();
+        emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
+    }
+}
+
 pub(crate) fn too_many_connections() {
     metrics::refused(Refused::Limit, 1);
     let event = Event::new(Class::Net, "OPEN", Severity::Low)

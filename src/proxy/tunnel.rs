@@ -6,6 +6,8 @@
 //! and then read whole, an HTTP head is known once `HTTP/1.` stands where it must, and until then
 //! every byte has to be one that such a head can have.
 
+mod handshake;
+
 use std::time::{Duration, Instant};
 
 use rustls::server::Acceptor;
@@ -13,16 +15,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::StartHandshake;
 
-use super::destination::{DialError, Origin};
+use handshake::{Both, Offer, mirror, terminate};
+
+use super::destination::Origin;
 use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
-use super::l7::rest::{self, Link, Scheme};
+use super::http2::{self, Place, Upstream, Version};
+use super::l7::judge::Scheme;
+use super::l7::rest::{self, Link};
 use super::listener::refuse;
-use super::metrics::{self, Side};
+use super::metrics;
 use super::refusal::Refusal;
 use super::report;
 use super::session::Session;
 use super::stream::{Conn, Stream, duplex};
-use super::tls::{HTTP10, HTTP11};
 use crate::policy::{Host, Inspect, TlsMode};
 
 /// How long the client of an inspected endpoint may stay silent.
@@ -34,6 +39,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The longest `ClientHello` in bytes, record headers included.
 const HELLO_MAX: usize = 68 * 1024;
 
+const TOO_MANY: &str = "too many connections of HTTP/2 at a time";
+
 /// TLS alerts (RFC 8446, section 6).
 const ALERT_UNRECOGNIZED_NAME: u8 = 112;
 const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
@@ -43,7 +50,10 @@ const ALERT_INTERNAL_ERROR: u8 = 80;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum First {
     Tls,
+    /// HTTP/1.x.
     Http,
+    /// The preface of HTTP/2.
+    Http2,
     /// Something else.
     Other,
     /// The upstream spoke before the client did.
@@ -77,6 +87,20 @@ async fn inner(
             let link = Link::open(origin, scheme, upstream);
             rest::serve(session, client, link, origin).await;
         }
+        (First::Http2, _) => {
+            let Some(place) = session.shared.http2.place() else {
+                report::tunnel_refused(session, origin, TOO_MANY);
+                return client.close().await;
+            };
+            // In the clear the client must have known that the upstream speaks it. In TLS it has
+            // not asked.
+            let version = match scheme {
+                Scheme::Http => Version::Http2,
+                Scheme::Https => Version::Http1,
+            };
+            let upstream = Upstream::open(scheme, version, upstream);
+            http2::serve(session, place, client, upstream, origin).await;
+        }
         (First::Closed, _) => client.close().await,
         (First::Tls | First::Other | First::UpstreamSpoke, Inspect::None) => {
             raw(session, client, upstream, origin).await;
@@ -86,12 +110,12 @@ async fn inner(
         }
         (first, Inspect::Rest) => {
             let reason = match first {
-                First::UpstreamSpoke => "the upstream spoke first: not HTTP/1.1",
+                First::UpstreamSpoke => "the upstream spoke first: not HTTP",
                 First::Silent => "the client sent no complete HTTP request",
-                _ => "neither TLS nor HTTP/1.1",
+                _ => "neither TLS nor HTTP",
             };
             report::tunnel_refused(session, origin, reason);
-            let detail = "this endpoint is inspected: only HTTP/1.1 passes, plain or in TLS";
+            let detail = "this endpoint is inspected: only HTTP passes, plain or in TLS";
             let refusal = Refusal::new(403, "unsupported_l7_protocol", detail).because(reason);
             refuse(client, &refusal).await;
         }
@@ -106,6 +130,7 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
         // A pooled connection of an opaque protocol may rest for as long as both ends like.
         (false, Inspect::None) => Duration::from_secs(86_400 * 365),
     };
+    let mut greeted = false;
     loop {
         let begun = !client.rd.data().is_empty();
         if let Some(first) = recognise(client.rd.data()) {
@@ -118,12 +143,27 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
                 Ok(Ok(0) | Err(_)) => return First::Closed,
                 Ok(Ok(_)) => {}
             },
-            read = upstream.rd.fill(), if !begun => match read {
+            read = upstream.rd.fill(), if !begun && !greeted => match read {
                 Ok(0) | Err(_) => return First::Closed,
-                Ok(_) => return First::UpstreamSpoke,
+                Ok(_) => match greets(upstream.rd.data()) {
+                    // It waits for the client all the same.
+                    Some(true) => greeted = true,
+                    Some(false) => return First::UpstreamSpoke,
+                    None => {}
+                },
             },
         }
     }
+}
+
+/// Whether a server begins as those of HTTP/2 may, before the client has said that it speaks it:
+/// with a SETTINGS frame on stream 0 that acknowledges nothing (RFC 9113, sections 3.4 and 6.5).
+/// `None` when it takes more to tell.
+fn greets(data: &[u8]) -> Option<bool> {
+    const HEAD: [Option<u8>; 9] =
+        [Some(0), Some(0), None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    let fits = data.iter().zip(HEAD).all(|(have, want)| want.is_none_or(|want| want == *have));
+    if fits && data.len() < HEAD.len() { None } else { Some(fits) }
 }
 
 /// What `data` is the start of; `None` when it takes more to tell.
@@ -138,10 +178,10 @@ pub(super) fn recognise(data: &[u8]) -> Option<First> {
     if *data.first()? == 0x16 {
         return Some(First::Tls);
     }
-    // HTTP/2 with prior knowledge, which is not read: it passes where an endpoint is allowed whole.
+    // HTTP/2 with prior knowledge.
     let preface = &H2_PREFACE[..data.len().min(H2_PREFACE.len())];
     if data.starts_with(preface) {
-        return (preface.len() == H2_PREFACE.len()).then_some(First::Other);
+        return (preface.len() == H2_PREFACE.len()).then_some(First::Http2);
     }
     let too_long = (data.len() > REQUEST_MAX).then_some(First::Other);
     let start = data.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
@@ -169,16 +209,6 @@ async fn raw(session: &Session, mut client: Conn, mut upstream: Conn, origin: &O
     report::tunnel_ended(session, origin, carried, start.elapsed());
 }
 
-/// What the `ClientHello` asks for.
-enum Alpn {
-    /// Nothing.
-    None,
-    /// HTTP/1.x among others.
-    Http(&'static [u8]),
-    /// Only other protocols.
-    Other(Vec<Vec<u8>>),
-}
-
 /// Reads the `ClientHello`, checks its name, and terminates TLS or, where the grant says so,
 /// passes it through.
 async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &Origin) {
@@ -200,35 +230,59 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
         return raw(session, client, upstream, origin).await;
     }
     let offered: Vec<Vec<u8>> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
-    let alpn = if offered.is_empty() {
-        Alpn::None
-    } else {
-        match [HTTP11, HTTP10].into_iter().find(|http| offered.iter().any(|one| one == http)) {
-            Some(http) => Alpn::Http(http),
-            None => Alpn::Other(offered),
-        }
-    };
+    let offer = Offer::new(offered);
     let (Stream::Tcp(client_tcp), Stream::Tcp(upstream_tcp)) =
         (client.into_stream(), upstream.into_stream())
     else {
         return;
     };
     let start = StartHandshake::from_parts(accepted, client_tcp);
-    let both = match alpn {
-        Alpn::None => terminate(session, start, upstream_tcp, origin, None).await,
-        Alpn::Http(http) => terminate(session, start, upstream_tcp, origin, Some(http)).await,
-        Alpn::Other(_) if origin.grant.inspect == Inspect::Rest => {
-            report::tunnel_refused(session, origin, "the client does not offer http/1.1");
-            let client = Conn::new(Stream::Tcp(start.io));
-            return alert(client, ALERT_NO_APPLICATION_PROTOCOL).await;
+    let place = if offer.http2 { session.shared.http2.place() } else { None };
+    let refused = match (offer.http1, &place) {
+        (None, None) if offer.http2 => Some(TOO_MANY),
+        (None, None) if !offer.all.is_empty() && origin.grant.inspect == Inspect::Rest => {
+            Some("the client offers no version of HTTP")
         }
-        Alpn::Other(offered) => mirror(session, start, upstream_tcp, origin, &offered).await,
+        _ => None,
     };
-    let Some((mut client, upstream)) = both else {
+    if let Some(reason) = refused {
+        report::tunnel_refused(session, origin, reason);
+        let client = Conn::new(Stream::Tcp(start.io));
+        return alert(client, ALERT_NO_APPLICATION_PROTOCOL).await;
+    }
+    let both = if place.is_none() && (offer.http1.is_some() || offer.all.is_empty()) {
+        terminate(session, start, upstream_tcp, origin, offer.http1).await
+    } else {
+        mirror(session, start, upstream_tcp, origin, &offer).await
+    };
+    let Some(both) = both else {
         return;
     };
-    match upstream {
-        Ok(mut upstream) => {
+    match place {
+        Some(place) if both.agent == Version::Http2 => streams(session, place, both, origin).await,
+        // Given back: the two agreed on something else.
+        place => {
+            drop(place);
+            inside(session, both, origin).await;
+        }
+    }
+}
+
+/// Serves streams.
+async fn streams(session: &Session, place: Place, both: Both, origin: &Origin) {
+    let upstream = match both.upstream {
+        Ok((conn, version)) => Upstream::open(Scheme::Https, version, conn),
+        // Told in the answer to the first request.
+        Err(error) => Upstream::failed(Scheme::Https, error),
+    };
+    http2::serve(session, place, both.client, upstream, origin).await;
+}
+
+/// Serves whatever else is found inside.
+async fn inside(session: &Session, both: Both, origin: &Origin) {
+    let mut client = both.client;
+    match both.upstream {
+        Ok((mut upstream, _)) => {
             let first = first(&mut client, &mut upstream, origin.grant.inspect).await;
             inner(session, client, upstream, origin, Scheme::Https, first).await;
         }
@@ -236,85 +290,6 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
         Err(error) => {
             let link = Link::failed(origin, Scheme::Https, error);
             rest::serve(session, client, link, origin).await;
-        }
-    }
-}
-
-type Both = Option<(Conn, Result<Conn, DialError>)>;
-
-/// Both handshakes at once. `None`: the client's failed.
-async fn terminate(
-    session: &Session,
-    start: StartHandshake<TcpStream>,
-    upstream: TcpStream,
-    origin: &Origin,
-    alpn: Option<&[u8]>,
-) -> Both {
-    let config = match session.shared.agent_tls.config(&origin.host, alpn) {
-        Ok(config) => config,
-        Err(error) => {
-            report::tunnel_refused(session, origin, &error.to_string());
-            alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
-            return None;
-        }
-    };
-    let offer: Vec<Vec<u8>> = alpn.map(|_| HTTP11.to_vec()).into_iter().collect();
-    let (agent, upstream) = tokio::join!(
-        timeout(HANDSHAKE, start.into_stream(config)),
-        session.shared.upstream_tls.connect(upstream, &origin.host, &offer),
-    );
-    let agent = accepted(session, origin, agent)?;
-    Some((agent, upstream.map(|(stream, _)| Conn::new(stream))))
-}
-
-/// A protocol other than HTTP/1.1, on an endpoint that is allowed whole: the upstream chooses
-/// first, then the client is told.
-async fn mirror(
-    session: &Session,
-    start: StartHandshake<TcpStream>,
-    upstream: TcpStream,
-    origin: &Origin,
-    offered: &[Vec<u8>],
-) -> Both {
-    let connected = session.shared.upstream_tls.connect(upstream, &origin.host, offered).await;
-    let (stream, agreed) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            report::dial_failed(session, origin, &error);
-            alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
-            return None;
-        }
-    };
-    let config = match session.shared.agent_tls.config(&origin.host, agreed.as_deref()) {
-        Ok(config) => config,
-        Err(error) => {
-            report::tunnel_refused(session, origin, &error.to_string());
-            return None;
-        }
-    };
-    let agent = timeout(HANDSHAKE, start.into_stream(config)).await;
-    Some((accepted(session, origin, agent)?, Ok(Conn::new(stream))))
-}
-
-type Handshake<S> = Result<std::io::Result<S>, tokio::time::error::Elapsed>;
-
-fn accepted(
-    session: &Session,
-    origin: &Origin,
-    handshake: Handshake<tokio_rustls::server::TlsStream<TcpStream>>,
-) -> Option<Conn> {
-    match handshake {
-        Ok(Ok(stream)) => {
-            metrics::handshake(Side::Agent, true);
-            Some(Conn::new(Stream::Agent(Box::new(stream))))
-        }
-        Ok(Err(error)) => {
-            report::handshake_failed(session, origin, &error.to_string());
-            None
-        }
-        Err(_) => {
-            report::handshake_failed(session, origin, "not completed in time");
-            None
         }
     }
 }
@@ -396,7 +371,7 @@ mod tests {
             (b"GET / HTTP/", Some(First::Http)),
             (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", Some(First::Http)),
             (b"purge /x HTTP/1.0\r\n", Some(First::Http)),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Other)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http2)),
             (b"PRI * HTTP/2", None),
             (b"PRI * HTTP/1.1\r\n", Some(First::Http)),
             (b"GET / HTTP/3", Some(First::Http)),
@@ -418,6 +393,18 @@ mod tests {
             let shown = String::from_utf8_lossy(data);
             assert_eq!(recognise(data), *expected, "{shown:?}");
             assert_eq!(bytewise(data), *expected, "{shown:?} bytewise");
+        }
+    }
+
+    #[test]
+    fn servers_that_greet_in_http2() {
+        let settings = [0, 0, 18, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+        assert_eq!(greets(&settings), Some(true));
+        for end in 1..9 {
+            assert_eq!(greets(&settings[..end]), None);
+        }
+        for other in [&b"220 hello\r\n"[..], b"SSH-2.0-x\r\n", b"\0\0\0\x05\0", b"\x4a\0\0\0\x0a"] {
+            assert_eq!(greets(other), Some(false), "{other:?}");
         }
     }
 

@@ -48,12 +48,19 @@ network_policies:
           - allow: { method: POST, path: "/post" }
           - allow: { method: GET, path: "/search", query: { q: "cats" } }
       - { host: api.test, port: 80, protocol: rest, enforcement: enforce, access: read-only }
+      - host: rpc.test
+        ports: [4433, 8081]
+        protocol: rest
+        enforcement: enforce
+        rules:
+          - allow: { method: POST, path: "/echo.Echo/*" }
+          - allow: { method: GET, path: "/ok/**" }
       - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
     binaries: [{ path: /usr/bin/curl }]
   sockets:
     endpoints:
       - host: ws.test
-        ports: [8080, 8081, 8443]
+        ports: [8080, 8082, 8443]
         protocol: websocket
         enforcement: enforce
         rules:
@@ -67,7 +74,7 @@ network_policies:
     binaries: [{ path: /usr/bin/curl }]
   whole:
     endpoints:
-      - { host: raw.test, ports: [80, 443, 2525, 4433] }
+      - { host: raw.test, ports: [80, 443, 2525, 4433, 8081] }
       - { host: skip.test, port: 443, tls: skip }
       - { host: expired.test, port: 4434 }
       - { host: nowhere.test, port: 443 }
@@ -94,7 +101,7 @@ network_policies:
 
 const HOSTS: &str = "\
 10.77.0.1 ws.test auditws.test star.test rest.test
-10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test
+10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
 127.0.0.1 mixed.test

@@ -1,8 +1,12 @@
 //! Moving one message body: read by its own framing, checked, and written with ours.
 
+mod content;
+
 use std::io::{self, Write as _};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+
+pub(crate) use content::Content;
 
 use super::head::Framing;
 use crate::proxy::stream::Reader;
@@ -152,7 +156,7 @@ async fn write<W: AsyncWrite + Unpin>(to: &mut W, bytes: &mut Vec<u8>) -> Result
 
 /// Where in a chunked body the next byte lies.
 #[derive(Debug, Default, Clone, Copy)]
-enum Decoder {
+pub(crate) enum Decoder {
     /// At a line with a size.
     #[default]
     Size,

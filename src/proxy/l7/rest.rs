@@ -1,49 +1,25 @@
-//! HTTP/1.1 inside a tunnel, and the steps that each request takes wherever it came in: bound to
-//! its authority, made canonical, judged, sent on.
+//! HTTP/1.1 inside a tunnel, and the way of each of its requests wherever it came in: judged, sent
+//! on, answered.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::policy::{self, Host, Inspect, Verdict, canonical_path};
-use crate::proxy::connect::authority;
+use super::judge::{Facts, Judged, Scheme, judge};
+use super::websocket::{self, Offer, Socket};
+use crate::policy::Host;
 use crate::proxy::destination::{DialError, Origin, dial};
 use crate::proxy::http::head::{self, RequestHead, ResponseHead};
 use crate::proxy::http::relay::{self, RelayError};
 use crate::proxy::http::write::{self, Rewrite};
-use crate::proxy::l7::websocket::{self, Offer, Socket};
 use crate::proxy::listener::{refusal_for, refuse};
 use crate::proxy::metrics;
-use crate::proxy::refusal::{DeniedRequest, Refusal};
-use crate::proxy::report::{self, RequestLine};
+use crate::proxy::refusal::Refusal;
+use crate::proxy::report;
 use crate::proxy::session::Session;
 use crate::proxy::stream::{Conn, Stream, duplex};
 use crate::proxy::tls::HTTP11;
 
 /// How long a connection may rest between two requests.
 pub(crate) const IDLE: Duration = Duration::from_secs(120);
-
-/// What the client speaks to the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    Http,
-    Https,
-}
-
-impl Scheme {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    pub(crate) fn default_port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Https => 443,
-        }
-    }
-}
 
 /// The connection to the upstream that goes with a client's connection.
 pub(crate) struct Link {
@@ -142,14 +118,8 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut link: Link, o
                 return refuse(client, &refusal_for(error)).await;
             }
         };
-        let next = if head.method() == "CONNECT" || !in_origin_form(&head) {
-            let detail = "inside a tunnel the target is a path";
-            let to = format!("{}:{}", origin.host, origin.port);
-            report::request_refused(session, head.method(), &to, detail);
-            Next::Refuse(Refusal::new(400, "invalid_request_target", detail))
-        } else {
-            request(session, &mut client, &mut link, origin, &head, head.target()).await
-        };
+        let target = head.target();
+        let next = request(session, &mut client, &mut link, origin, &head, target).await;
         if let Some(end) = finish(session, client, origin, next).await {
             client = end;
         } else {
@@ -183,25 +153,6 @@ pub(crate) async fn finish(
     None
 }
 
-fn in_origin_form(head: &RequestHead) -> bool {
-    head.target().starts_with('/') || (head.target() == "*" && head.method() == "OPTIONS")
-}
-
-/// What was judged: what is sent on.
-struct Judged {
-    target: String,
-    upgrade: bool,
-    websocket: Option<Handshake>,
-}
-
-/// A handshake that may pass: what the client asks for, and what its messages are judged with.
-struct Handshake {
-    offer: Offer,
-    extensions: String,
-    path: String,
-    query: Vec<(String, String)>,
-}
-
 /// Takes one request through all its steps. `target` is origin-form, as sent.
 pub(crate) async fn request(
     session: &Session,
@@ -211,186 +162,67 @@ pub(crate) async fn request(
     head: &RequestHead,
     target: &str,
 ) -> Next {
-    let host = match bind(head, origin, link.scheme) {
-        Ok(host) => host,
-        Err(refusal) => {
-            let to = format!("{}:{}", origin.host, origin.port);
-            let reason = "Host is not the authority that was judged";
-            report::request_refused(session, head.method(), &to, reason);
-            return Next::Refuse(refusal);
-        }
+    let asked = Offer::is_asked(head).then(|| Offer::read(head));
+    let facts = Facts {
+        method: head.method(),
+        target,
+        scheme: link.scheme,
+        authorities: &head.fields.all("host").collect::<Vec<_>>(),
+        upgrade: head.upgrade(),
+        websocket: asked.as_ref(),
     };
-    let judged = match judge(session, origin, head, target, link.scheme, &host) {
+    let judged = match judge(session, origin, &facts) {
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
-    let extensions = judged.websocket.as_ref().map(|handshake| handshake.extensions.as_str());
-    let rewrite =
-        Rewrite { target: &judged.target, host: &host, upgrade: judged.upgrade, extensions };
+    let upgrade = judged.upgrade && head.fields.connection("upgrade");
+    // On an endpoint that is allowed whole there is nothing to read: what was offered stays.
+    let offer = asked.and_then(Result::ok).filter(|_| judged.websocket.is_some());
+    let extensions = offer.as_ref().map(Offer::extensions);
+    let rewrite = Rewrite {
+        target: &judged.target,
+        host: &judged.authority,
+        upgrade,
+        extensions: extensions.as_deref(),
+    };
     match forward(session, client, link, origin, head, &rewrite).await {
         Forwarded::Next(next) => next,
         Forwarded::Upgraded(upstream, answer) => {
-            let host = host.clone();
-            upgraded(
-                session,
-                client,
-                upstream,
-                origin,
-                &answer,
-                judged.websocket,
-                (link.scheme, host),
-            )
-            .await
-        }
-    }
-}
-
-/// The upstream has agreed to change protocols: the client is told, if what it agreed to is what
-/// was asked for.
-async fn upgraded(
-    session: &Session,
-    client: &mut Conn,
-    upstream: Conn,
-    origin: &Origin,
-    answer: &ResponseHead,
-    handshake: Option<Handshake>,
-    (scheme, authority): (Scheme, String),
-) -> Next {
-    let socket = match handshake {
-        None => None,
-        Some(Handshake { offer, path, query, .. }) => match offer.agree(answer) {
-            Ok(agreed) => {
-                let scheme = match scheme {
-                    Scheme::Http => "ws",
-                    Scheme::Https => "wss",
-                };
-                Some(Socket { agreed, scheme, authority, path, query })
-            }
-            Err(error) => {
-                let error = DialError::Connect(format!("WebSocket handshake: {error}"));
-                return Next::Refuse(session.unreachable("GET", origin, &error));
-            }
-        },
-    };
-    if client.send(&write::response(answer, false, true, 1)).await.is_err() {
-        return Next::Cut;
-    }
-    match socket {
-        None => Next::Copy(Box::new(upstream)),
-        Some(socket) => Next::WebSocket(Box::new((upstream, socket))),
-    }
-}
-
-/// The authority to send on: the judged host, with a port where the client wrote one (a client may
-/// have signed it). Anything but the judged host and port in `Host` is domain fronting.
-fn bind(head: &RequestHead, origin: &Origin, scheme: Scheme) -> Result<String, Refusal> {
-    // Stands for a port that was left out; no client can write it.
-    const NO_PORT: u16 = 0;
-    let mut text = origin.host.to_string();
-    let mismatch = |detail: &str| Refusal::new(403, "request_authority_mismatch", detail);
-    if !head.fields.has("host") {
-        // HTTP/1.0.
-        if origin.port != scheme.default_port() {
-            write_port(&mut text, origin.port);
-        }
-        return Ok(text);
-    }
-    let written = head.host().ok_or_else(|| mismatch("Host is not text"))?;
-    let (host, port) =
-        authority(written, Some(NO_PORT)).map_err(|error| mismatch(&format!("Host: {error}")))?;
-    if host != origin.host {
-        return Err(mismatch("Host is not the host of the connection"));
-    }
-    match port {
-        // Clients leave the default out, and some leave every port out.
-        NO_PORT => {}
-        port if port == origin.port => write_port(&mut text, port),
-        _ => return Err(mismatch("Host has not the port of the connection")),
-    }
-    Ok(text)
-}
-
-fn write_port(text: &mut String, port: u16) {
-    // Writing to a String cannot fail.
-    let _ = write!(text, ":{port}");
-}
-
-/// Asks the policy about one request, and reports the answer.
-fn judge(
-    session: &Session,
-    origin: &Origin,
-    head: &RequestHead,
-    target: &str,
-    scheme: Scheme,
-    host: &str,
-) -> Result<Judged, Refusal> {
-    let method = head.method();
-    if origin.grant.inspect == Inspect::None {
-        let path = target.split('?').next().unwrap_or_default();
-        let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
-        report::request_allowed(&line, &origin.grant.policy, "l4");
-        let upgrade = head.fields.connection("upgrade");
-        return Ok(Judged { target: target.to_owned(), upgrade, websocket: None });
-    }
-    let to = format!("{}:{}", origin.host, origin.port);
-    let offer = if Offer::is_asked(head) {
-        Some(Offer::read(head).map_err(|error| {
-            report::request_refused(session, method, &to, &error.to_string());
-            Refusal::new(400, "invalid_websocket_handshake", &error.to_string())
-        })?)
-    } else {
-        None
-    };
-    if let Some(protocol) = head.upgrade().filter(|_| offer.is_none())
-        // Offered by some clients in passing; left out, it has not happened (RFC 9110, 7.8).
-        && !protocol.eq_ignore_ascii_case(b"h2c")
-    {
-        let reason = "this endpoint is inspected: a change of protocols is not allowed";
-        report::request_refused(session, method, &to, reason);
-        return Err(Refusal::new(403, "upgrade_not_permitted", reason));
-    }
-    let canonical = canonical_path(target, origin.grant.allow_encoded_slash)
-        .map_err(|error| error.to_string())
-        .and_then(|canonical| match canonical.authority {
-            None => Ok(canonical),
-            Some(_) => Err("the target is not a path".to_owned()),
-        })
-        .map_err(|reason| {
-            report::request_refused(session, method, &to, &reason);
-            Refusal::new(400, "invalid_request_target", &reason)
-        })?;
-    let path = canonical.path.as_str();
-    let asked = policy::Request { method, path, query: &canonical.pairs };
-    let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
-    let policy = &session.shared.policy;
-    let verdict = if offer.is_some() {
-        policy.websocket(session.caller(), &origin.host, origin.port, &asked)
-    } else {
-        policy.request(session.caller(), &origin.host, origin.port, &asked)
-    };
-    match verdict {
-        Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
-        Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
-        Verdict::Deny(denial) => {
-            report::request_denied(&line, &denial);
-            let denied = DeniedRequest {
-                method,
-                path,
-                host: &origin.host,
-                port: origin.port,
-                binary: &session.caller().exe,
+            let socket = match socket(&answer, offer, judged, link.scheme) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    return Next::Refuse(session.unreachable(head.method(), origin, &error));
+                }
             };
-            return Err(Refusal::request(&denied, &denial));
+            if client.send(&write::response(&answer, false, true, 1)).await.is_err() {
+                return Next::Cut;
+            }
+            match socket {
+                None => Next::Copy(Box::new(upstream)),
+                Some(socket) => Next::WebSocket(Box::new((upstream, socket))),
+            }
         }
     }
-    let target = canonical.origin_form();
-    let websocket = offer.map(|offer| Handshake {
-        extensions: offer.extensions(),
-        offer,
-        path: canonical.path,
-        query: canonical.pairs,
-    });
-    Ok(Judged { target, upgrade: websocket.is_some(), websocket })
+}
+
+/// What both sides have agreed on, if it is a WebSocket: checked before the client hears of it.
+fn socket(
+    answer: &ResponseHead,
+    offer: Option<Offer>,
+    judged: Judged,
+    scheme: Scheme,
+) -> Result<Option<Socket>, DialError> {
+    let (Some(offer), Some((path, query))) = (offer, judged.websocket) else {
+        return Ok(None);
+    };
+    let agreed = offer
+        .agree(answer)
+        .map_err(|error| DialError::Connect(format!("WebSocket handshake: {error}")))?;
+    let scheme = match scheme {
+        Scheme::Http => "ws",
+        Scheme::Https => "wss",
+    };
+    Ok(Some(Socket { agreed, scheme, authority: judged.authority, path, query }))
 }
 
 /// What came of a request that was sent on.

@@ -15,5 +15,5 @@ pub(crate) mod handshake;
 mod message;
 mod session;
 
-pub(crate) use handshake::{Agreed, Offer};
+pub(crate) use handshake::{Agreed, HandshakeError, Offer};
 pub(crate) use session::{Socket, run};

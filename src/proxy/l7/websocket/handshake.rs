@@ -84,9 +84,10 @@ enum Bits {
 }
 
 impl Offer {
-    /// Whether the request asks for a WebSocket, well or badly.
+    /// Whether the request asks for a WebSocket and nothing else, well or badly.
     pub(crate) fn is_asked(head: &RequestHead) -> bool {
-        head.fields.members("upgrade").any(|member| member.eq_ignore_ascii_case(b"websocket"))
+        let mut members = head.fields.members("upgrade").peekable();
+        members.peek().is_some() && members.all(|one| one.eq_ignore_ascii_case(b"websocket"))
     }
 
     /// Reads what the client asks for.

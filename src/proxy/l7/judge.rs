@@ -1,0 +1,256 @@
+//! The steps that each request takes before it may be sent on, whatever version of HTTP it came
+//! in: bound to its authority, made canonical, judged, reported.
+//!
+//! The version's own code says what was asked ([`Facts`]) and gets either what to send on
+//! ([`Judged`]) or what to answer. What a body says is judged by who reads it, after this.
+
+use std::fmt::Write as _;
+
+use super::websocket::{HandshakeError, Offer};
+use crate::policy::{self, Inspect, Verdict, canonical_path};
+use crate::proxy::connect::authority;
+use crate::proxy::destination::Origin;
+use crate::proxy::refusal::{DeniedRequest, Refusal};
+use crate::proxy::report::{self, RequestLine};
+use crate::proxy::session::Session;
+
+/// What the client speaks to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    pub(crate) fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+/// One request, as it was asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Facts<'a> {
+    /// A token, as sent.
+    pub(crate) method: &'a str,
+    /// As sent, printable ASCII: a path with its query, or `*`.
+    pub(crate) target: &'a str,
+    /// What the connection is.
+    pub(crate) scheme: Scheme,
+    /// All that names the host: `:authority` and `Host`, in this order. None in HTTP/1.0.
+    pub(crate) authorities: &'a [&'a [u8]],
+    /// The protocol that it asks to change to, as sent (HTTP/1.1).
+    pub(crate) upgrade: Option<&'a [u8]>,
+    /// What it asks for, where that protocol is WebSocket.
+    pub(crate) websocket: Option<&'a Result<Offer, HandshakeError>>,
+}
+
+/// What was judged: what is sent on.
+#[derive(Debug)]
+pub(crate) struct Judged {
+    /// Canonical where the endpoint is inspected.
+    pub(crate) target: String,
+    /// The judged host, with its port where the client wrote one.
+    pub(crate) authority: String,
+    /// It may ask for the protocol that it named.
+    pub(crate) upgrade: bool,
+    /// That is a WebSocket, whose messages are to be judged with this path and this query.
+    pub(crate) websocket: Option<(String, Vec<(String, String)>)>,
+}
+
+/// Takes one request through all steps, and reports how they ended.
+pub(crate) fn judge(
+    session: &Session,
+    origin: &Origin,
+    facts: &Facts<'_>,
+) -> Result<Judged, Refusal> {
+    let refused = |reason: &str| {
+        let to = format!("{}:{}", origin.host, origin.port);
+        report::request_refused(session, facts.method, &to, reason);
+    };
+    let Facts { method, target, scheme, .. } = *facts;
+    if method == "CONNECT" || !in_origin_form(method, target) {
+        let detail = "inside a tunnel the target is a path";
+        refused(detail);
+        return Err(Refusal::new(400, "invalid_request_target", detail));
+    }
+    let authority = bind(facts, origin)
+        .inspect_err(|_| refused("Host is not the authority that was judged"))?;
+    if origin.grant.inspect == Inspect::None {
+        let path = target.split('?').next().unwrap_or_default();
+        let line = RequestLine { method, scheme: scheme.name(), authority: &authority, path };
+        report::request_allowed(&line, &origin.grant.policy, "l4");
+        let upgrade = facts.upgrade.is_some_and(|protocols| !names_http(protocols));
+        let target = target.to_owned();
+        return Ok(Judged { target, authority, upgrade, websocket: None });
+    }
+    if let Some(Err(error)) = facts.websocket {
+        let reason = error.to_string();
+        refused(&reason);
+        return Err(Refusal::new(400, "invalid_websocket_handshake", &reason));
+    }
+    let websocket = facts.websocket.is_some();
+    if let Some(protocol) = facts.upgrade.filter(|_| !websocket)
+        // Offered by some clients in passing; left out, it has not happened (RFC 9110, 7.8).
+        && !protocol.eq_ignore_ascii_case(b"h2c")
+    {
+        let reason = "this endpoint is inspected: a change of protocols is not allowed";
+        refused(reason);
+        return Err(Refusal::new(403, "upgrade_not_permitted", reason));
+    }
+    let canonical = canonical_path(target, origin.grant.allow_encoded_slash)
+        .map_err(|error| error.to_string())
+        .and_then(|canonical| match canonical.authority {
+            None => Ok(canonical),
+            Some(_) => Err("the target is not a path".to_owned()),
+        })
+        .map_err(|reason| {
+            refused(&reason);
+            Refusal::new(400, "invalid_request_target", &reason)
+        })?;
+    let path = canonical.path.as_str();
+    let asked = policy::Request { method, path, query: &canonical.pairs };
+    let line = RequestLine { method, scheme: scheme.name(), authority: &authority, path };
+    let policy = &session.shared.policy;
+    let verdict = if websocket {
+        policy.websocket(session.caller(), &origin.host, origin.port, &asked)
+    } else {
+        policy.request(session.caller(), &origin.host, origin.port, &asked)
+    };
+    match verdict {
+        Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
+        Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
+        Verdict::Deny(denial) => {
+            report::request_denied(&line, &denial);
+            let denied = DeniedRequest {
+                method,
+                path,
+                host: &origin.host,
+                port: origin.port,
+                binary: &session.caller().exe,
+            };
+            return Err(Refusal::request(&denied, &denial));
+        }
+    }
+    let target = canonical.origin_form();
+    let socket = websocket.then_some((canonical.path, canonical.pairs));
+    Ok(Judged { target, authority, upgrade: websocket, websocket: socket })
+}
+
+fn in_origin_form(method: &str, target: &str) -> bool {
+    target.starts_with('/') || (target == "*" && method == "OPTIONS")
+}
+
+/// Whether any of the protocols in an `Upgrade` is another version of HTTP. Behind such a change
+/// nothing compares the authority any more.
+fn names_http(protocols: &[u8]) -> bool {
+    protocols.split(|byte| *byte == b',').any(|protocol| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default().trim_ascii();
+        [&b"h2c"[..], b"h2", b"http"].iter().any(|http| name.eq_ignore_ascii_case(http))
+    })
+}
+
+/// The authority to send on: the judged host, with a port where the client wrote one (a client may
+/// have signed it). Anything but the judged host and port is domain fronting.
+fn bind(facts: &Facts<'_>, origin: &Origin) -> Result<String, Refusal> {
+    let Some((first, more)) = facts.authorities.split_first() else {
+        // HTTP/1.0.
+        let mut text = origin.host.to_string();
+        if origin.port != facts.scheme.default_port() {
+            write_port(&mut text, origin.port);
+        }
+        return Ok(text);
+    };
+    more.iter().try_for_each(|more| bind_one(more, origin).map(drop))?;
+    bind_one(first, origin)
+}
+
+fn bind_one(written: &[u8], origin: &Origin) -> Result<String, Refusal> {
+    // Stands for a port that was left out; no client can write it.
+    const NO_PORT: u16 = 0;
+    let mismatch = |detail: &str| Refusal::new(403, "request_authority_mismatch", detail);
+    let written = std::str::from_utf8(written).map_err(|_| mismatch("Host is not text"))?;
+    let (host, port) =
+        authority(written, Some(NO_PORT)).map_err(|error| mismatch(&format!("Host: {error}")))?;
+    if host != origin.host {
+        return Err(mismatch("Host is not the host of the connection"));
+    }
+    let mut text = origin.host.to_string();
+    match port {
+        // Clients leave the default out, and some leave every port out.
+        NO_PORT => {}
+        port if port == origin.port => write_port(&mut text, port),
+        _ => return Err(mismatch("Host has not the port of the connection")),
+    }
+    Ok(text)
+}
+
+fn write_port(text: &mut String, port: u16) {
+    // Writing to a String cannot fail.
+    let _ = write!(text, ":{port}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Grant, Host, TlsMode};
+
+    fn origin(port: u16) -> Origin {
+        let grant = Grant {
+            policy: "p".to_owned(),
+            inspect: Inspect::None,
+            tls: TlsMode::Auto,
+            allowed_ips: Vec::new(),
+            restricted: false,
+            exact_host: true,
+            allow_encoded_slash: false,
+        };
+        Origin { host: Host::parse("api.test").expect("host"), port, grant }
+    }
+
+    fn bound(authorities: &[&[u8]], port: u16) -> Option<String> {
+        let (scheme, upgrade, websocket) = (Scheme::Https, None, None);
+        let facts = Facts { method: "GET", target: "/", scheme, authorities, upgrade, websocket };
+        bind(&facts, &origin(port)).ok()
+    }
+
+    #[test]
+    fn every_authority_is_the_judged_one() {
+        assert_eq!(bound(&[], 443).as_deref(), Some("api.test"));
+        assert_eq!(bound(&[], 8443).as_deref(), Some("api.test:8443"));
+        assert_eq!(bound(&[b"API.test."], 443).as_deref(), Some("api.test"));
+        assert_eq!(bound(&[b"api.test:443"], 443).as_deref(), Some("api.test:443"));
+        assert_eq!(bound(&[b"api.test", b"api.test:443"], 443).as_deref(), Some("api.test"));
+        for bad in [
+            &[&b"other.test"[..]][..],
+            &[b"api.test:80"],
+            &[b"api.test", b"other.test"],
+            &[b"other.test", b"api.test"],
+            &[b"api.test", b"api.test", b"other.test"],
+            &[b"u@api.test"],
+            &[b"\xff"],
+            &[b""],
+        ] {
+            assert_eq!(bound(bad, 443), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn protocols_that_are_http_again() {
+        for http in [&b"h2c"[..], b"H2C", b"websocket, h2c", b"h2", b"HTTP/2.0", b"a,h2c/1"] {
+            assert!(names_http(http), "{http:?}");
+        }
+        for other in [&b"websocket"[..], b"TLS/1.0", b"h2cx", b"", b","] {
+            assert!(!names_http(other), "{other:?}");
+        }
+    }
+}
