@@ -17,6 +17,7 @@ mod glob;
 mod host;
 mod host_pattern;
 mod path;
+mod payload;
 mod presets;
 mod problem;
 mod rego;
@@ -24,12 +25,16 @@ mod suggestion;
 mod yaml;
 
 pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
-pub use destination::{DestinationDenied, Refusal, forbidden};
+pub use destination::{DestinationDenied, Refusal, forbidden, is_control_plane};
 pub use document::{Compatibility, Filesystem, Memfd, Process, ProcessLimits, UnixSockets};
 pub use engine::{NameMatch, Policy, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 pub use host::{Host, HostError};
 pub use ipnet::IpNet;
 pub use path::{CanonicalTarget, PathError, canonical_path};
+pub use payload::{
+    Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Persisted,
+    Rpc, RpcInspection,
+};
 pub use problem::{LoadError, Problem, Source};
 
 /// A policy that may be enforced, and what its author should know about it.

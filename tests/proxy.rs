@@ -15,6 +15,8 @@ mod admin;
 mod bypasses;
 #[path = "proxy/captured.rs"]
 mod captured;
+#[path = "proxy/content.rs"]
+mod content;
 #[path = "proxy/curl.rs"]
 mod curl;
 #[path = "proxy/destinations.rs"]
@@ -27,9 +29,17 @@ mod gateway;
 mod h2_frames;
 #[path = "proxy/h2.rs"]
 mod h2_streams;
+#[path = "proxy/half_closed.rs"]
+mod half_closed;
+#[path = "proxy/hostile.rs"]
+mod hostile;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
+#[path = "proxy/sessions.rs"]
+mod sessions;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;
+#[path = "proxy/upstream_proxy.rs"]
+mod upstream_proxy;
 #[path = "proxy/websocket.rs"]
 mod websocket;

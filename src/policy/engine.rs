@@ -7,6 +7,7 @@
 
 mod binaries;
 mod compile;
+mod content;
 mod names;
 
 use std::collections::{HashMap, HashSet};
@@ -15,6 +16,7 @@ use std::net::IpAddr;
 
 use binaries::Named;
 pub(super) use compile::compile;
+use content::ContentRules;
 use ipnet::IpNet;
 pub use names::NameMatch;
 
@@ -24,6 +26,7 @@ use super::document::{Compatibility, Filesystem, Process, Protocol};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
+use super::payload::{Inspection, Payload};
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -52,6 +55,8 @@ struct Port {
     exact: HashMap<String, Vec<usize>>,
     wild: Vec<(Wild, usize)>,
     hostless: Vec<usize>,
+    /// Whether one of them reads the content of requests.
+    content: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -72,6 +77,29 @@ struct Inspected {
     encoded_slash: bool,
     allow: Vec<Rule>,
     deny: Vec<Rule>,
+    /// Instead of `allow` and `deny`, which are empty then.
+    content: Option<ContentRules>,
+}
+
+impl Inspected {
+    /// Why the request cannot be judged, where this endpoint has a say.
+    fn unreadable(&self, request: &Request<'_>) -> Option<String> {
+        let content = self.content.as_ref().filter(|content| self.reads(content, request.path))?;
+        content.unreadable(request.payload)
+    }
+
+    /// Whether the content of a request to this path matters.
+    fn reads(&self, content: &ContentRules, path: &str) -> bool {
+        self.scope.allows(path) || (content.has_denials() && self.scope.denies(path))
+    }
+
+    fn denies(&self, request: &Request<'_>) -> bool {
+        let denied = match &self.content {
+            None => !self.deny.is_empty() && self.deny.iter().any(|rule| rule.denies(request)),
+            Some(content) => content.denies(request.payload),
+        };
+        denied && self.scope.denies(request.path)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -131,6 +159,20 @@ struct Smallest(Option<usize>);
 impl Smallest {
     fn see(&mut self, index: usize) {
         self.0 = Some(self.0.map_or(index, |seen| seen.min(index)));
+    }
+}
+
+/// What endpoints of one kind say about a request.
+#[derive(Default, Clone, Copy)]
+struct Seen {
+    allowed: Smallest,
+    /// By `enforce`: those that speak for the path.
+    covered: [Smallest; 2],
+}
+
+impl Seen {
+    fn covers(&self) -> bool {
+        self.covered.iter().any(|covered| covered.0.is_some())
     }
 }
 
@@ -230,7 +272,30 @@ impl Policy {
         })
     }
 
-    /// Judges one HTTP request on a connection that [`Policy::connect`] allowed.
+    /// Whether the content of requests to this path must be read before [`Policy::request`] is
+    /// asked about them, and how. `path` is canonical.
+    #[must_use]
+    pub fn inspection(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        path: &str,
+    ) -> Option<Inspection> {
+        if !self.ports.get(&port)?.content {
+            return None;
+        }
+        let mut inspection = Inspection { max_bytes: usize::MAX, ..Inspection::default() };
+        for inspected in self.matching(caller, host, port).filter_map(|e| e.inspected.as_ref()) {
+            if let Some(content) = inspected.content.as_ref().filter(|c| inspected.reads(c, path)) {
+                content.ask(&mut inspection);
+            }
+        }
+        (inspection.max_bytes < usize::MAX).then_some(inspection)
+    }
+
+    /// Judges one HTTP request on a connection that [`Policy::connect`] allowed. Where
+    /// [`Policy::inspection`] asks for its content, one without [`Request::payload`] is refused.
     #[must_use]
     pub fn request(
         &self,
@@ -246,7 +311,8 @@ impl Policy {
     /// messages, with [`WEBSOCKET_TEXT`] or [`WEBSOCKET_BINARY`] and the handshake's path and query.
     ///
     /// Endpoints with `protocol: websocket` allow it, and rules of `protocol: rest` for every
-    /// method. Deny rules of both count.
+    /// method. Deny rules of both count. Where an endpoint reads the content of requests there is
+    /// no WebSocket.
     #[must_use]
     pub fn websocket(
         &self,
@@ -255,7 +321,9 @@ impl Policy {
         port: u16,
         request: &Request<'_>,
     ) -> Verdict {
-        self.judge(caller, host, port, request, Protocol::WebSocket)
+        // Nobody reads the content of messages: an endpoint that asks for it refuses them.
+        let unread = Request { payload: None, ..*request };
+        self.judge(caller, host, port, &unread, Protocol::WebSocket)
     }
 
     fn judge(
@@ -269,13 +337,16 @@ impl Policy {
         let encoded_slash = request.path.contains("%2F");
         let mut uninspected = Smallest::default();
         let mut inspected = Smallest::default();
-        let mut allowed = Smallest::default();
-        // By `enforce`: deny rules that match, and endpoints that cover the path.
-        let mut denied = [Smallest::default(); 2];
-        let mut covered = [Smallest::default(); 2];
+        let mut seen = [Seen::default(), Seen::default()];
         let mut slash_refused = false;
         // An endpoint of the other protocol covers the path.
         let mut other = false;
+        let mut unreadable = None;
+        // Why an endpoint that read the content does not allow it.
+        let mut missing = None;
+        let mut near = Smallest::default();
+        // By `enforce`.
+        let mut denied = [Smallest::default(); 2];
         for endpoint in self.matching(caller, host, port) {
             let Some(rules) = &endpoint.inspected else {
                 uninspected.see(endpoint.policy);
@@ -283,29 +354,43 @@ impl Policy {
             };
             inspected.see(endpoint.policy);
             let enforce = usize::from(rules.enforce);
-            if !rules.deny.is_empty()
-                && rules.scope.denies(request.path)
-                && rules.deny.iter().any(|rule| rule.denies(request))
-            {
+            if let Some(why) = rules.unreadable(request) {
+                unreadable = unreadable.or(Some((endpoint.policy, why)));
+            } else if rules.denies(request) {
                 denied[enforce].see(endpoint.policy);
             }
             if !rules.scope.allows(request.path) {
+                if rules.content.as_ref().is_some_and(|content| content.is_near(request.path)) {
+                    near.see(endpoint.policy);
+                }
                 continue;
             }
-            let speaks = rules.protocol == asked;
+            let seen = &mut seen[usize::from(rules.content.is_some())];
+            let speaks = rules.content.is_some() || rules.protocol == asked;
             if speaks {
-                covered[enforce].see(endpoint.policy);
+                seen.covered[enforce].see(endpoint.policy);
             } else {
                 other = true;
+            }
+            if encoded_slash && !rules.encoded_slash {
+                slash_refused |= speaks;
+                continue;
             }
             // A WebSocket begins as a GET: rules that name methods of HTTP do not mean it.
             let whole = asked == Protocol::WebSocket;
             let means = |rule: &Rule| speaks || (whole && matches!(rule.method, Method::Any));
-            let allows = |rule: &Rule| means(rule) && rule.allows(request);
-            if encoded_slash && !rules.encoded_slash {
-                slash_refused |= speaks;
-            } else if rules.allow.iter().any(allows) {
-                allowed.see(endpoint.policy);
+            let allowed = match &rules.content {
+                None => rules.allow.iter().any(|rule| means(rule) && rule.allows(request)),
+                Some(content) => match content.allows(request.payload) {
+                    Ok(()) => true,
+                    Err(why) => {
+                        missing = missing.or(Some(why));
+                        false
+                    }
+                },
+            };
+            if allowed {
+                seen.allowed.see(endpoint.policy);
             }
         }
         let key = |index: usize| self.policies[index].key.clone();
@@ -317,10 +402,14 @@ impl Policy {
                 suggestion,
             })
         };
-        let suggest = || {
-            let request = (asked, request.method, request.path);
-            suggestion::allow(&caller.exe, host, port, Some(request))
+        let suggest = || match asked {
+            Protocol::WebSocket => suggestion::websocket(&caller.exe, host, port, request),
+            _ => suggestion::request(&caller.exe, host, port, request),
         };
+        // In audit too: nobody knows what would pass.
+        if let Some((index, why)) = unreadable {
+            return deny(index, &why, UNREADABLE.into());
+        }
         if let Some(index) = denied[1].0 {
             return deny(index, DENY_RULE, NO_LINE.into());
         }
@@ -330,6 +419,12 @@ impl Policy {
                 None => Verdict::Deny(self.unmatched(caller, host, port, Some(request))),
             };
         };
+        // Where content is read, endpoints that do not read it have nothing to say.
+        let [plain, reading] = seen;
+        if let (Some(index), false) = (near.0, reading.covers()) {
+            return deny(index, NEAR, NO_NEAR.into());
+        }
+        let Seen { allowed, covered } = if reading.covers() { reading } else { plain };
         if let Some(index) = allowed.0 {
             return match denied[0].0 {
                 Some(denied) => Verdict::Audit { policy: key(denied), reason: DENY_RULE.into() },
@@ -339,14 +434,15 @@ impl Policy {
         if slash_refused {
             return deny(any, ENCODED_SLASH, suggest());
         }
+        let reason = missing.as_deref().unwrap_or(NO_RULE);
         match (covered[1].0, covered[0].0) {
-            (Some(index), _) => deny(index, NO_RULE, suggest()),
-            (None, Some(index)) => Verdict::Audit { policy: key(index), reason: NO_RULE.into() },
+            (Some(index), _) => deny(index, reason, suggest()),
+            (None, Some(index)) => Verdict::Audit { policy: key(index), reason: reason.into() },
             (None, None) => {
                 let reason = match (other, asked) {
                     (false, _) => NO_COVER,
-                    (true, Protocol::Rest) => ONLY_WEBSOCKET,
                     (true, Protocol::WebSocket) => NO_WEBSOCKET,
+                    (true, _) => ONLY_WEBSOCKET,
                 };
                 deny(any, reason, suggest())
             }
@@ -455,8 +551,19 @@ const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
+const NEAR: &str =
+    "many servers take this path for one whose requests are read, and nobody reads it";
+const NO_NEAR: &str = "# write the path as the endpoint does, or give it a pattern that covers this \
+                       spelling too";
+const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line can allow it: send it \
+                          as the protocol says, or name another protocol for this path";
+
 fn rule_line(request: &Request<'_>) -> String {
-    suggestion::printable(&format!("{} {}", request.method, request.path))
+    let line = match request.payload.map(Payload::summary) {
+        Some(said) if !said.is_empty() => format!("{} {} {said}", request.method, request.path),
+        _ => format!("{} {}", request.method, request.path),
+    };
+    suggestion::printable(&line)
 }
 
 /// Counts only: a policy may be long.

@@ -140,6 +140,8 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
             biased;
             read = timeout(wait(begun), client.rd.fill()) => match read {
                 Err(_) => return First::Silent,
+                // It has nothing to say, and may want to hear what a server says first.
+                Ok(Ok(0)) if !begun && inspect == Inspect::None => return First::Other,
                 Ok(Ok(0) | Err(_)) => return First::Closed,
                 Ok(Ok(_)) => {}
             },

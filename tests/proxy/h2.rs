@@ -24,7 +24,7 @@ use crate::policy_dns::address;
 use crate::rig::{Rig, capturing, in_namespace, log_of, read_head, read_response};
 
 /// Runs `test` beside a rig.
-fn with_rig<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F + Send + 'static) {
+pub fn with_rig<F: Future<Output = ()>>(test: impl FnOnce(Rig) -> F + Send + 'static) {
     in_namespace(|rig| run(test(rig)));
 }
 
@@ -47,7 +47,7 @@ async fn begin(io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Send
 }
 
 /// HTTP/2 in TLS in a tunnel; the client offers nothing else.
-async fn over_tls(rig: &Rig, authority: &str) -> SendRequest<Bytes> {
+pub async fn over_tls(rig: &Rig, authority: &str) -> SendRequest<Bytes> {
     let tcp = rig.tunnel(authority);
     tcp.set_nonblocking(true).expect("nonblocking");
     let tcp = tokio::net::TcpStream::from_std(tcp).expect("tokio");
@@ -76,11 +76,11 @@ async fn with_prior_knowledge(tcp: TcpStream) -> SendRequest<Bytes> {
     begin(tokio::net::TcpStream::from_std(tcp).expect("tokio")).await
 }
 
-fn request(method: &str, uri: &str) -> Request<()> {
+pub fn request(method: &str, uri: &str) -> Request<()> {
     Request::builder().method(method).uri(uri).body(()).expect("request")
 }
 
-async fn open(
+pub async fn open(
     send: &SendRequest<Bytes>,
     request: Request<()>,
     end: bool,
@@ -90,7 +90,7 @@ async fn open(
 }
 
 /// Reads to the end of a body.
-async fn read(body: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
+pub async fn read(body: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>), h2::Error> {
     let mut whole = Vec::new();
     while let Some(data) = body.data().await {
         let data = data?;

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use crate::rig::UPSTREAM;
 #[derive(Clone, Default)]
 pub struct Upstream {
     seen: Arc<Mutex<Vec<String>>>,
+    /// How many TLS sessions on 443 were resumed.
+    pub resumed: Arc<AtomicUsize>,
 }
 
 impl Upstream {
@@ -39,8 +42,12 @@ impl Upstream {
         let https = config(&names, &["http/1.1", "imap"]);
         let h2 = config(&names, &["h2"]);
         let wrong = config(&["other.test"], &[]);
+        let resumed = Arc::clone(&upstream.resumed);
         upstream.listen(443, move |seen, tcp| {
             let mut tls = accept(&https, tcp)?;
+            if tls.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                resumed.fetch_add(1, Ordering::Relaxed);
+            }
             let alpn = tls.conn.alpn_protocol().map(|p| String::from_utf8_lossy(p).into_owned());
             let name = tls.conn.server_name().unwrap_or("-").to_owned();
             seen.push(format!("TLS {name} {}", alpn.as_deref().unwrap_or("-")));

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::content;
 use crate::policy::destination::{CONTROL_PLANE_PORTS, forbidden};
-use crate::policy::document::{Access, Endpoint, NetworkPolicy, Protocol, Rule};
+use crate::policy::document::{Access, Endpoint, Matcher, NetworkPolicy, Protocol, Rule};
 use crate::policy::fields::Located;
 use crate::policy::glob::never_matches;
 use crate::policy::problem::{Place, Problems};
@@ -17,11 +18,13 @@ pub(in crate::policy) fn endpoints(policy: &NetworkPolicy, problems: &mut Proble
     for endpoint in &policy.endpoints {
         destination(endpoint, problems);
         match endpoint.protocol {
+            Some((at, Some(Protocol::Sql))) => content::sql(endpoint, at, problems),
+            None | Some((_, Some(Protocol::Tcp))) => uninspected(endpoint, problems),
             Some((at, Some(protocol))) => inspected(endpoint, at, protocol, problems),
             // Refused already.
             Some((_, None)) => {}
-            None => uninspected(endpoint, problems),
         }
+        content::options(endpoint, problems);
     }
     overshadowed(policy, problems);
 }
@@ -82,7 +85,19 @@ fn uninspected(endpoint: &Endpoint, problems: &mut Problems) {
 fn inspected(endpoint: &Endpoint, at: Place, protocol: Protocol, problems: &mut Problems) {
     let name = &endpoint.name;
     let rules = endpoint.rules.as_ref();
+    let rpc = matches!(protocol, Protocol::JsonRpc | Protocol::Mcp);
     match (rules, endpoint.access) {
+        (_, Some((at, _))) if rpc => problems.error(
+            at,
+            format!("{name}: `access` says nothing about protocol {}", protocol.word()),
+            "remove it, and list the methods in rules",
+        ),
+        (None, None) if rpc && endpoint.content.allow_all_known_methods() => {}
+        (None, None) if rpc => problems.error(
+            at,
+            format!("{name}: protocol {} requires rules", protocol.word()),
+            "add `rules: [{ allow: { method: … } }]`",
+        ),
         (None, None) => problems.error(
             at,
             format!("{name}: protocol requires rules or access to define allowed traffic"),
@@ -129,13 +144,26 @@ fn inspected(endpoint: &Endpoint, at: Place, protocol: Protocol, problems: &mut 
         );
     }
     for allow in rules.iter().flat_map(|(_, rules)| rules) {
-        rule(name, protocol, allow, false, problems);
+        match protocol {
+            protocol if protocol.reads_content() => {
+                content::rule(endpoint, protocol, allow, false, problems);
+            }
+            _ => rule(name, protocol, allow, false, problems),
+        }
     }
     for deny in endpoint.deny_rules.iter().flat_map(|(_, rules)| rules) {
-        rule(name, protocol, deny, true, problems);
+        match protocol {
+            protocol if protocol.reads_content() => {
+                content::rule(endpoint, protocol, deny, true, problems);
+            }
+            _ => rule(name, protocol, deny, true, problems),
+        }
     }
     if let (Protocol::WebSocket, Some((at, rules))) = (protocol, rules) {
         handshake(name, *at, rules, problems);
+    }
+    if protocol.reads_content() {
+        content::endpoint(endpoint, at, protocol, problems);
     }
 }
 
@@ -173,40 +201,27 @@ fn handshake(name: &str, at: Place, rules: &[Rule], problems: &mut Problems) {
     }
 }
 
-/// A rule that says what a `GraphQL` operation must be, which nobody judges yet.
-fn operation(
-    name: &str,
-    protocol: Protocol,
-    rule: &Rule,
-    (at, key): (Place, &str),
-    problems: &mut Problems,
-) {
-    let of_messages = rule.method.is_some() || rule.path.is_some() || !rule.query.is_empty();
-    match protocol {
-        Protocol::Rest => {
-            let what = format!("{name}: {key} has no effect on a REST rule");
-            problems.warn(at, what, "remove it");
-        }
-        Protocol::WebSocket if of_messages => problems.error(
+/// A rule of a WebSocket that says what a `GraphQL` operation must be, which nobody judges yet.
+fn operation(name: &str, rule: &Rule, (key, at): (&str, Place), problems: &mut Problems) {
+    if rule.method.is_some() || rule.path.is_some() || !rule.query.is_empty() {
+        problems.error(
             at,
             format!("{name}: {key} cannot stand beside method, path or query in one rule"),
             "write two rules",
-        ),
-        Protocol::WebSocket => problems.error(
+        );
+    } else {
+        problems.error(
             at,
             format!("{name}: {key}: GraphQL over WebSocket is not supported by this version yet"),
             "allow messages whole with `method: WEBSOCKET_TEXT`, or remove the rule",
-        ),
+        );
     }
 }
 
 /// A rule that never matches is lost: of an allow rule that is a warning, of a deny rule an error.
 fn rule(name: &str, protocol: Protocol, rule: &Rule, deny: bool, problems: &mut Problems) {
-    if let Some(found) = rule.operation {
-        operation(name, protocol, rule, found, problems);
-        if protocol == Protocol::WebSocket {
-            return;
-        }
+    if let (Protocol::WebSocket, Some(found)) = (protocol, rule.operation.written()) {
+        return operation(name, rule, found, problems);
     }
     let mut lost = |at: Place, what: String, fix: &str| {
         let what = format!("{name}: {what}: the rule can never match");
@@ -250,37 +265,76 @@ fn rule(name: &str, protocol: Protocol, rule: &Rule, deny: bool, problems: &mut 
             }
         }
     }
+    content::foreign(name, protocol, rule, problems);
     if deny {
-        for glob in rule.query.iter().flat_map(|(_, matcher)| &matcher.0) {
-            if glob.text.replace("**", "").contains('*') {
-                problems.warn(
-                    glob.at,
-                    format!("{name}: `*` stops at `.`: {:?} does not match 1.2", glob.text),
-                    "add a second pattern with the dots written out",
-                );
-            }
+        for (_, matcher) in &rule.query {
+            stops_at_dots(name, matcher, problems);
         }
     }
 }
 
-/// Endpoints that name host and port only, beside inspected ones for the same.
+/// A denial's pattern that misses values with dots.
+pub(super) fn stops_at_dots(name: &str, matcher: &Matcher, problems: &mut Problems) {
+    for glob in &matcher.0 {
+        if glob.text.replace("**", "").contains('*') {
+            problems.warn(
+                glob.at,
+                format!("{name}: `*` stops at `.`: {:?} does not match 1.2", glob.text),
+                "add a second pattern with the dots written out",
+            );
+        }
+    }
+}
+
+/// Endpoints that do not do what they say because of others for the same host and port: those that
+/// inspect requests leave nothing to those that do not, and those that read content leave nothing
+/// to those that read it in another way, or not at all.
 fn overshadowed(policy: &NetworkPolicy, problems: &mut Problems) {
     let mut inspected = HashMap::new();
+    let mut reading = HashMap::new();
     let hosts = |endpoint: &Endpoint| {
         let host = endpoint.host.as_ref().map(|host| host.text.to_ascii_lowercase());
         endpoint.ports.iter().map(move |port| (host.clone(), *port)).collect::<Vec<_>>()
     };
-    for endpoint in policy.endpoints.iter().filter(|e| e.protocol.is_some()) {
+    let path = |endpoint: &Endpoint| endpoint.path.as_ref().map(|path| path.text.clone());
+    for endpoint in policy.endpoints.iter().filter(|e| e.inspects()) {
         for key in hosts(endpoint) {
+            if endpoint.protocol().is_some_and(Protocol::reads_content) {
+                reading.entry((key.clone(), path(endpoint))).or_insert(endpoint);
+            }
             inspected.entry(key).or_insert(&endpoint.name);
         }
     }
-    for endpoint in policy.endpoints.iter().filter(|e| e.protocol.is_none()) {
-        if let Some(other) = hosts(endpoint).iter().find_map(|key| inspected.get(key)) {
+    for endpoint in &policy.endpoints {
+        let name = &endpoint.name;
+        if !endpoint.inspects() {
+            if let Some(other) = hosts(endpoint).iter().find_map(|key| inspected.get(key)) {
+                problems.warn(
+                    endpoint.at,
+                    format!("{name} allows no request: {other} inspects the same host"),
+                    "remove it, or add rules to the inspected one",
+                );
+            }
+            continue;
+        }
+        let other = hosts(endpoint).into_iter().find_map(|key| {
+            let same = reading.get(&(key.clone(), path(endpoint)));
+            same.or_else(|| reading.get(&(key, None))).copied()
+        });
+        let family = |endpoint: &Endpoint| match endpoint.protocol() {
+            Some(Protocol::Graphql) => 1,
+            Some(Protocol::JsonRpc | Protocol::Mcp) => 2,
+            _ => 0,
+        };
+        if let Some(other) = other.filter(|other| family(other) != family(endpoint)) {
             problems.warn(
                 endpoint.at,
-                format!("{} allows no request: {other} inspects the same host", endpoint.name),
-                "remove it, or add rules to the inspected one",
+                format!(
+                    "{name}: {} reads the same requests as {}",
+                    other.name,
+                    other.protocol().map_or("", Protocol::word)
+                ),
+                "give it a `path` of its own: where it speaks, other endpoints allow nothing",
             );
         }
     }

@@ -65,6 +65,23 @@ pub(crate) async fn send<W: AsyncWrite + Unpin>(
     }
 }
 
+/// Sends `head`, then a body that was read before.
+pub(crate) async fn send_held<W: AsyncWrite + Unpin>(
+    mut head: Vec<u8>,
+    content: &[u8],
+    to: &mut W,
+) -> Result<u64, BodyError> {
+    if head.len() + content.len() <= GATHER {
+        head.extend_from_slice(content);
+        write(to, &mut head).await?;
+    } else {
+        write(to, &mut head).await?;
+        to.write_all(content).await.map_err(BodyError::Write)?;
+        to.flush().await.map_err(BodyError::Write)?;
+    }
+    Ok(content.len() as u64)
+}
+
 /// A body of `length` bytes, or to the end of the stream.
 async fn plain<W: AsyncWrite + Unpin>(
     mut head: Vec<u8>,
@@ -78,7 +95,7 @@ async fn plain<W: AsyncWrite + Unpin>(
         let data = from.data();
         if data.is_empty() {
             write(to, &mut head).await?;
-            match from.fill().await.map_err(BodyError::Read)? {
+            match from.fill_much().await.map_err(BodyError::Read)? {
                 0 if length.is_none() => return Ok(moved),
                 0 => return Err(BodyError::Truncated),
                 _ => continue,
@@ -112,7 +129,7 @@ async fn chunks<W: AsyncWrite + Unpin>(
         match decoder.step(from.data())? {
             Step::More => {
                 write(to, &mut out).await?;
-                if from.fill().await.map_err(BodyError::Read)? == 0 {
+                if from.fill_much().await.map_err(BodyError::Read)? == 0 {
                     return Err(BodyError::Truncated);
                 }
             }

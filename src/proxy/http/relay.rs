@@ -75,7 +75,12 @@ pub(crate) async fn exchange(
             Framing::Chunked => Encoding::Chunked,
             _ => Encoding::Plain,
         };
-        let mut upload = pin!(body::send(request, client_rd, head.framing, upstream_wr, encoding));
+        let mut upload = pin!(async {
+            match rewrite.content {
+                Some(content) => body::send_held(request, content, upstream_wr).await,
+                None => body::send(request, client_rd, head.framing, upstream_wr, encoding).await,
+            }
+        });
         tokio::select! {
             sent = &mut upload => match sent {
                 Ok(_) => progress.uploaded.store(true, Ordering::Relaxed),
@@ -167,10 +172,11 @@ async fn deliver<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Ends when the client has closed. Requests sent ahead stay in the reader.
+/// Ends when the client is gone. One that only ended its half waits for the answer; requests sent
+/// ahead stay in the reader.
 async fn gone(client: &mut Reader) {
-    if client.data().is_empty() && !matches!(client.fill().await, Ok(read) if read > 0) {
+    if client.data().is_empty() && client.fill().await.is_err() {
         return;
     }
-    std::future::pending::<()>().await;
+    client.line().gone().await;
 }

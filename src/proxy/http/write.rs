@@ -30,6 +30,8 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) host: &'a str,
     /// Pass on the wish to change protocols.
     pub(crate) upgrade: bool,
+    /// The whole body, where it has been read: sent with its length, whatever framing it had.
+    pub(crate) content: Option<&'a [u8]>,
     /// The WebSocket extensions to offer in place of the client's; empty for none. `None`: as the
     /// client wrote them.
     pub(crate) extensions: Option<&'a str>,
@@ -49,8 +51,15 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
             b"\r\n",
         ],
     );
-    fields(&mut out, &head.fields, rewrite.extensions.map(|_| EXTENSIONS));
-    match head.framing {
+    // Whoever has sent its body waits for no `100 Continue`.
+    let answered = rewrite.content.map(|_| "expect");
+    let offered = rewrite.extensions.map(|_| EXTENSIONS);
+    fields(&mut out, &head.fields, &[answered, offered]);
+    let framing = match rewrite.content {
+        Some(content) if head.framing != Framing::Empty => Framing::Length(content.len() as u64),
+        _ => head.framing,
+    };
+    match framing {
         // Writing to a Vec cannot fail.
         Framing::Length(length) => drop(write!(out, "Content-Length: {length}\r\n")),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
@@ -72,7 +81,7 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     let mut out = Vec::with_capacity(1024);
     let _ = write!(out, "HTTP/1.1 {} ", head.status);
     put(&mut out, &[head.reason(), b"\r\n"]);
-    fields(&mut out, &head.fields, None);
+    fields(&mut out, &head.fields, &[]);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     } else if !matches!(head.status, 100..=199 | 204) {
@@ -94,13 +103,12 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     out
 }
 
-/// All fields that are forwarded, but for `without`.
-fn fields(out: &mut Vec<u8>, fields: &Fields, without: Option<&str>) {
+fn fields(out: &mut Vec<u8>, fields: &Fields, also_not: &[Option<&str>]) {
     let nominated: Vec<&[u8]> = fields.members("connection").collect();
     for (name, value) in fields.iter() {
-        let dropped =
-            NOT_FORWARDED.iter().chain(&without).any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
-                || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
+        let mut dropped = NOT_FORWARDED.iter().copied().chain(also_not.iter().copied().flatten());
+        let dropped = dropped.any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
+            || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
         if !dropped {
             put(out, &[name, b": ", value, b"\r\n"]);
         }

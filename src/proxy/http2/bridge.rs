@@ -7,7 +7,7 @@ use std::pin::pin;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream};
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, EXPECT};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
@@ -27,11 +27,22 @@ pub(super) async fn run(
     head: &Parts,
     judged: &Judged,
 ) -> Result<bool, Unanswered> {
-    let Agent { body, respond } = agent;
     let Conn { rd, wr } = conn;
-    let framing = framing(head, body.is_end_stream());
-    let head_bytes = request(head, judged, framing);
-    let mut upload = pin!(upload(head_bytes, body, framing, wr));
+    let framing = match &agent.held {
+        Some(held) if !held.is_empty() => Framing::Length(held.len() as u64),
+        _ => framing(head, agent.is_empty()),
+    };
+    let Agent { body, held, respond } = agent;
+    let head_bytes = request(head, judged, framing, held.is_some());
+    let mut upload = pin!(async {
+        match held {
+            Some(held) => {
+                write(wr, &head_bytes).await?;
+                write(wr, &held).await
+            }
+            None => upload(head_bytes, body, framing, wr).await,
+        }
+    });
     let mut uploading = true;
     let mut interim = 0;
     let response = loop {
@@ -152,12 +163,19 @@ fn framing(head: &Parts, empty: bool) -> Framing {
     }
 }
 
-fn request(head: &Parts, judged: &Judged, framing: Framing) -> Vec<u8> {
+/// `held`: the body is here, and nobody waits to be asked for it.
+fn request(head: &Parts, judged: &Judged, framing: Framing, held: bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     let Judged { target, authority, .. } = judged;
     // Writing to a Vec cannot fail.
     let _ = write!(out, "{} {target} HTTP/1.1\r\nHost: {authority}\r\n", head.method);
-    fields::write_http1(&mut out, &head.headers);
+    if held {
+        let mut fields = head.headers.clone();
+        fields.remove(EXPECT);
+        fields::write_http1(&mut out, &fields);
+    } else {
+        fields::write_http1(&mut out, &head.headers);
+    }
     match framing {
         Framing::Length(length) => drop(write!(out, "Content-Length: {length}\r\n")),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),

@@ -11,7 +11,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 
-use super::body::{Broken, pump};
+use super::body::{Broken, pump, send};
 use super::fields;
 
 /// The most interim (1xx) responses before a final one.
@@ -39,7 +39,16 @@ pub(super) enum Unanswered {
 /// The agent's side of a stream.
 pub(super) struct Agent<'a> {
     pub(super) body: &'a mut RecvStream,
+    /// The whole body, where it had to be read to be judged.
+    pub(super) held: Option<Bytes>,
     pub(super) respond: &'a mut SendResponse<Bytes>,
+}
+
+impl Agent<'_> {
+    /// Whether the request has no body.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.as_ref().map_or_else(|| self.body.is_end_stream(), Bytes::is_empty)
+    }
 }
 
 /// What an upstream answers.
@@ -55,7 +64,7 @@ pub(super) async fn run(
     mut send: SendRequest<Bytes>,
     request: Request<()>,
 ) -> Result<(), Unanswered> {
-    let empty = agent.body.is_end_stream();
+    let empty = agent.is_empty();
     let (mut answer, mut up) =
         send.send_request(request, empty).map_err(|error| Unanswered::NotBegun(told(&error)))?;
     // More streams than the upstream takes at a time: the handle must not keep the connection.
@@ -85,8 +94,13 @@ async fn exchange(
     up: &mut SendStream<Bytes>,
     empty: bool,
 ) -> Ended {
-    let Agent { body, respond } = agent;
-    let mut upload = pin!(pump(body, up));
+    let Agent { body, held, respond } = agent;
+    let mut upload = pin!(async {
+        match held {
+            Some(held) => send(up, held, true).await,
+            None => pump(body, up).await,
+        }
+    });
     let mut uploading = !empty;
     let mut interim = 0;
     let response = loop {

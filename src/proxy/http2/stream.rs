@@ -1,24 +1,31 @@
 //! One stream of the agent's: what it asks, whether it may, and where it goes.
 
 use std::future::poll_fn;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::header::HOST;
+use http::header::{EXPECT, HOST};
 use http::request::Parts;
 use http::uri::{Authority, PathAndQuery};
-use http::{HeaderValue, Method, Request, Uri};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 use super::exchange::{self, Agent, Unanswered};
 use super::upstream::{Open, Upstream};
 use super::{bridge, fields};
 use crate::proxy::destination::{DialError, Origin};
-use crate::proxy::l7::judge::{Facts, Judged, judge};
+use crate::proxy::l7::content;
+use crate::proxy::l7::held::Held;
+use crate::proxy::l7::judge::{Facts, Judged, prepare};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::report;
 use crate::proxy::session::Session;
+
+/// How much of a refused body is read, and for how long.
+const DRAIN: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What all streams of one connection have.
 pub(super) struct Served {
@@ -34,18 +41,37 @@ pub(super) async fn run(
     mut respond: SendResponse<Bytes>,
 ) {
     let (head, mut body) = request.into_parts();
-    let agent = Agent { body: &mut body, respond: &mut respond };
-    let refusal = match judged(served, &head) {
-        Ok(judged) => forward(served, agent, &head, &judged).await.err(),
+    let refusal = match judged(served, &head, &mut body, &mut respond).await {
+        Ok((judged, held)) => {
+            let held = held.as_ref().map(|held| held.bytes.clone());
+            let agent = Agent { body: &mut body, held, respond: &mut respond };
+            forward(served, agent, &head, &judged).await.err()
+        }
         Err(refusal) => Some(refusal),
     };
     if let Some(refusal) = refusal {
         refuse(&mut respond, &refusal, head.method == Method::HEAD);
+        drain(&mut body).await;
     }
 }
 
-/// Answers one stream with a refusal; the others live on. What the client still sends is not read,
-/// which it is told.
+/// Reads and drops what a client still sends after its refusal, for a moment: some (curl 7.88) take
+/// the answer for lost when their upload is reset. What is longer is reset all the same.
+async fn drain(body: &mut RecvStream) {
+    let whole = async {
+        let mut drained = 0;
+        while drained < DRAIN
+            && let Some(Ok(data)) = body.data().await
+        {
+            drained += data.len();
+            // Only an error of ours could be told here.
+            let _ = body.flow_control().release_capacity(data.len());
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, whole).await;
+}
+
+/// Answers one stream with a refusal; the others live on.
 fn refuse(respond: &mut SendResponse<Bytes>, refusal: &Refusal, only_head: bool) {
     let (response, body) = refusal.to_http2();
     // A stream that is gone needs no answer.
@@ -59,7 +85,12 @@ fn refuse(respond: &mut SendResponse<Bytes>, refusal: &Refusal, only_head: bool)
 /// What may be sent on. The library has seen to pseudo-header fields that are missing, repeated,
 /// unknown or late, to names in upper case and to fields of one connection (RFC 9113, 8.2 and 8.3):
 /// such streams are reset before they come here.
-fn judged(served: &Served, head: &Parts) -> Result<Judged, Refusal> {
+async fn judged(
+    served: &Served,
+    head: &Parts,
+    body: &mut RecvStream,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(Judged, Option<Held>), Refusal> {
     let Served { session, origin, upstream } = served;
     let method = head.method.as_str();
     let refused = |refusal: Refusal, reason: &str| {
@@ -86,7 +117,33 @@ fn judged(served: &Served, head: &Parts) -> Result<Judged, Refusal> {
     }
     let (authorities, upgrade, websocket) = (&authorities[..], None, None);
     let facts = Facts { method, target, scheme, authorities, upgrade, websocket };
-    judge(session, origin, &facts)
+    let prepared = prepare(session, origin, &facts)?;
+    let Some((inspection, target)) = prepared.inspection() else {
+        return Ok((prepared.judge(session, origin, None)?, None));
+    };
+    let fields =
+        head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    let facts = content::Facts::new(method, target, fields);
+    let (payload, held) = if let Some(payload) = facts.settled(inspection) {
+        (payload, None)
+    } else {
+        ask(head, body, respond);
+        let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
+        let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
+        (content::read(inspection, &facts, &held.bytes), Some(held))
+    };
+    Ok((prepared.judge(session, origin, Some(&payload))?, held))
+}
+
+/// Asks a client for its body that waits to be asked.
+fn ask(head: &Parts, body: &RecvStream, respond: &mut SendResponse<Bytes>) {
+    let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !body.is_end_stream() && head.headers.get(EXPECT).is_some_and(waits) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::CONTINUE;
+        // A stream that is gone is seen when its body is read.
+        let _ = respond.send_informational(response);
+    }
 }
 
 /// Sends a judged request on, and its response back. The error is what the client is to be told.
@@ -96,8 +153,8 @@ async fn forward(
     head: &Parts,
     judged: &Judged,
 ) -> Result<(), Refusal> {
-    let Agent { body, respond } = agent;
-    let bodiless = body.is_end_stream();
+    let Agent { body, held, respond } = agent;
+    let bodiless = held.as_ref().map_or_else(|| body.is_end_stream(), Bytes::is_empty);
     let repeatable = bodiless
         && matches!(head.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     let mut again = false;
@@ -110,11 +167,13 @@ async fn forward(
         };
         let (ended, used) = match opened.map_err(|error| unreachable(served, head, &error))? {
             Open::Http2 { send, used } => {
-                let agent = Agent { body: &mut *body, respond: &mut *respond };
+                let held = held.clone();
+                let agent = Agent { body: &mut *body, held, respond: &mut *respond };
                 (over_http2(served, agent, send, head, judged).await?, used)
             }
             Open::Http1 { mut conn, used, _place } => {
-                let agent = Agent { body: &mut *body, respond: &mut *respond };
+                let held = held.clone();
+                let agent = Agent { body: &mut *body, held, respond: &mut *respond };
                 let ended = bridge::run(agent, &mut conn, head, judged).await;
                 if matches!(ended, Ok(true)) {
                     served.upstream.rest(conn).await;
@@ -171,6 +230,10 @@ async fn over_http2(
     })?;
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = fields::of_request(head.headers.clone());
+    if agent.held.is_some() {
+        // Its body is here: nobody waits any more.
+        request.headers_mut().remove(EXPECT);
+    }
     Ok(exchange::run(agent, send, request).await)
 }
 

@@ -2,14 +2,16 @@
 //! in: bound to its authority, made canonical, judged, reported.
 //!
 //! The version's own code says what was asked ([`Facts`]) and gets either what to send on
-//! ([`Judged`]) or what to answer. What a body says is judged by who reads it, after this.
+//! ([`Judged`]) or what to answer. Where the policy asks for what the body says
+//! ([`Prepared::inspection`]), it reads the body in between (`held`, `content`).
 
 use std::fmt::Write as _;
 
-use super::websocket::{HandshakeError, Offer};
-use crate::policy::{self, Inspect, Verdict, canonical_path};
+use crate::policy::{self, CanonicalTarget, Inspect, Inspection, Payload, Verdict, canonical_path};
 use crate::proxy::connect::authority;
 use crate::proxy::destination::Origin;
+use crate::proxy::l7::held::Unread;
+use crate::proxy::l7::websocket::{HandshakeError, Offer};
 use crate::proxy::refusal::{DeniedRequest, Refusal};
 use crate::proxy::report::{self, RequestLine};
 use crate::proxy::session::Session;
@@ -67,17 +69,27 @@ pub(crate) struct Judged {
     pub(crate) websocket: Option<(String, Vec<(String, String)>)>,
 }
 
-/// Takes one request through all steps, and reports how they ended.
-pub(crate) fn judge(
+/// A request up to where its content matters.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    facts: Facts<'a>,
+    authority: String,
+    /// None where the endpoint is not inspected.
+    canonical: Option<CanonicalTarget>,
+    inspection: Option<Inspection>,
+}
+
+/// Takes one request through the steps before it is judged, and reports how they ended.
+pub(crate) fn prepare<'a>(
     session: &Session,
     origin: &Origin,
-    facts: &Facts<'_>,
-) -> Result<Judged, Refusal> {
+    facts: &Facts<'a>,
+) -> Result<Prepared<'a>, Refusal> {
     let refused = |reason: &str| {
         let to = format!("{}:{}", origin.host, origin.port);
         report::request_refused(session, facts.method, &to, reason);
     };
-    let Facts { method, target, scheme, .. } = *facts;
+    let Facts { method, target, .. } = *facts;
     if method == "CONNECT" || !in_origin_form(method, target) {
         let detail = "inside a tunnel the target is a path";
         refused(detail);
@@ -86,12 +98,7 @@ pub(crate) fn judge(
     let authority = bind(facts, origin)
         .inspect_err(|_| refused("Host is not the authority that was judged"))?;
     if origin.grant.inspect == Inspect::None {
-        let path = target.split('?').next().unwrap_or_default();
-        let line = RequestLine { method, scheme: scheme.name(), authority: &authority, path };
-        report::request_allowed(&line, &origin.grant.policy, "l4");
-        let upgrade = facts.upgrade.is_some_and(|protocols| !names_http(protocols));
-        let target = target.to_owned();
-        return Ok(Judged { target, authority, upgrade, websocket: None });
+        return Ok(Prepared { facts: *facts, authority, canonical: None, inspection: None });
     }
     if let Some(Err(error)) = facts.websocket {
         let reason = error.to_string();
@@ -117,33 +124,83 @@ pub(crate) fn judge(
             refused(&reason);
             Refusal::new(400, "invalid_request_target", &reason)
         })?;
-    let path = canonical.path.as_str();
-    let asked = policy::Request { method, path, query: &canonical.pairs };
-    let line = RequestLine { method, scheme: scheme.name(), authority: &authority, path };
     let policy = &session.shared.policy;
-    let verdict = if websocket {
-        policy.websocket(session.caller(), &origin.host, origin.port, &asked)
+    // A handshake has no content; where one must be read, there is no WebSocket.
+    let inspection = if websocket {
+        None
     } else {
-        policy.request(session.caller(), &origin.host, origin.port, &asked)
+        policy.inspection(session.caller(), &origin.host, origin.port, &canonical.path)
     };
-    match verdict {
-        Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
-        Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
-        Verdict::Deny(denial) => {
-            report::request_denied(&line, &denial);
-            let denied = DeniedRequest {
-                method,
-                path,
-                host: &origin.host,
-                port: origin.port,
-                binary: &session.caller().exe,
-            };
-            return Err(Refusal::request(&denied, &denial));
-        }
+    Ok(Prepared { facts: *facts, authority, canonical: Some(canonical), inspection })
+}
+
+impl Prepared<'_> {
+    /// How the content must be read before [`Self::judge`], where it must, and the target that goes
+    /// with it.
+    pub(crate) fn inspection(&self) -> Option<(&Inspection, &CanonicalTarget)> {
+        self.inspection.as_ref().zip(self.canonical.as_ref())
     }
-    let target = canonical.origin_form();
-    let socket = websocket.then_some((canonical.path, canonical.pairs));
-    Ok(Judged { target, authority, upgrade: websocket, websocket: socket })
+
+    /// A request whose content could not be read.
+    pub(crate) fn unread(&self, session: &Session, origin: &Origin, why: &Unread) -> Refusal {
+        let path = self.canonical.as_ref().map_or("", |canonical| &canonical.path);
+        let to = format!("{}:{}{path}", origin.host, origin.port);
+        report::request_refused(session, self.facts.method, &to, &why.to_string());
+        why.into()
+    }
+
+    /// Asks the policy, and reports the answer. `payload` is what the content says, where that was
+    /// asked for.
+    pub(crate) fn judge(
+        self,
+        session: &Session,
+        origin: &Origin,
+        payload: Option<&Payload>,
+    ) -> Result<Judged, Refusal> {
+        let Self { facts, authority, canonical, .. } = self;
+        let Facts { method, target, scheme, .. } = facts;
+        let line = |path| {
+            let authority = &authority;
+            RequestLine { method, scheme: scheme.name(), authority, path, payload }
+        };
+        let Some(canonical) = canonical else {
+            let path = target.split('?').next().unwrap_or_default();
+            report::request_allowed(&line(path), &origin.grant.policy, "l4");
+            let upgrade = facts.upgrade.is_some_and(|protocols| !names_http(protocols));
+            let target = target.to_owned();
+            return Ok(Judged { target, authority, upgrade, websocket: None });
+        };
+        let path = canonical.path.as_str();
+        let asked = policy::Request { method, path, query: &canonical.pairs, payload };
+        let policy = &session.shared.policy;
+        let websocket = facts.websocket.is_some();
+        let verdict = if websocket {
+            policy.websocket(session.caller(), &origin.host, origin.port, &asked)
+        } else {
+            policy.request(session.caller(), &origin.host, origin.port, &asked)
+        };
+        match verdict {
+            Verdict::Allow { policy } => report::request_allowed(&line(path), &policy, "l7"),
+            Verdict::Audit { policy, reason } => {
+                report::request_audited(&line(path), &policy, &reason);
+            }
+            Verdict::Deny(denial) => {
+                report::request_denied(&line(path), &denial);
+                let denied = DeniedRequest {
+                    method,
+                    path,
+                    host: &origin.host,
+                    port: origin.port,
+                    binary: &session.caller().exe,
+                    payload,
+                };
+                return Err(Refusal::request(&denied, &denial));
+            }
+        }
+        let target = canonical.origin_form();
+        let socket = websocket.then_some((canonical.path, canonical.pairs));
+        Ok(Judged { target, authority, upgrade: websocket, websocket: socket })
+    }
 }
 
 fn in_origin_form(method: &str, target: &str) -> bool {

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use super::judge::{Facts, Judged, Scheme, judge};
+use super::content;
+use super::held::Held;
+use super::judge::{Facts, Judged, Prepared, Scheme, prepare};
 use super::websocket::{self, Offer, Socket};
-use crate::policy::Host;
+use crate::policy::{Host, Payload};
 use crate::proxy::destination::{DialError, Origin, dial};
 use crate::proxy::http::head::{self, RequestHead, ResponseHead};
 use crate::proxy::http::relay::{self, RelayError};
@@ -171,11 +173,22 @@ pub(crate) async fn request(
         upgrade: head.upgrade(),
         websocket: asked.as_ref(),
     };
-    let judged = match judge(session, origin, &facts) {
+    let prepared = match prepare(session, origin, &facts) {
+        Ok(prepared) => prepared,
+        Err(refusal) => return Next::Refuse(refusal),
+    };
+    // The room of the body is taken until it has been sent.
+    let (payload, held) = match read_content(session, client, origin, head, &prepared).await {
+        Ok(Some((payload, held))) => (Some(payload), held),
+        Ok(None) => (None, None),
+        Err(refusal) => return Next::Refuse(refusal),
+    };
+    let judged = match prepared.judge(session, origin, payload.as_ref()) {
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
     let upgrade = judged.upgrade && head.fields.connection("upgrade");
+    let content = held.as_ref().map(|held| &*held.bytes);
     // On an endpoint that is allowed whole there is nothing to read: what was offered stays.
     let offer = asked.and_then(Result::ok).filter(|_| judged.websocket.is_some());
     let extensions = offer.as_ref().map(Offer::extensions);
@@ -183,6 +196,7 @@ pub(crate) async fn request(
         target: &judged.target,
         host: &judged.authority,
         upgrade,
+        content,
         extensions: extensions.as_deref(),
     };
     match forward(session, client, link, origin, head, &rewrite).await {
@@ -236,6 +250,28 @@ impl From<Next> for Forwarded {
     fn from(next: Next) -> Self {
         Self::Next(next)
     }
+}
+
+/// What the content of a request says, where the policy asks for it, and the content itself if it
+/// had to be read: one that is refused for its head is not waited for.
+async fn read_content(
+    session: &Session,
+    client: &mut Conn,
+    origin: &Origin,
+    head: &RequestHead,
+    prepared: &Prepared<'_>,
+) -> Result<Option<(Payload, Option<Held>)>, Refusal> {
+    let Some((inspection, target)) = prepared.inspection() else {
+        return Ok(None);
+    };
+    let facts = content::Facts::new(head.method(), target, head.fields.iter());
+    if let Some(payload) = facts.settled(inspection) {
+        return Ok(Some((payload, None)));
+    }
+    let room = &session.shared.room;
+    let held = room.http1(client, head, inspection.max_bytes).await;
+    let held = held.map_err(|why| prepared.unread(session, origin, &why))?;
+    Ok(Some((content::read(inspection, &facts, &held.bytes), Some(held))))
 }
 
 /// Sends a judged request on, and its response back.

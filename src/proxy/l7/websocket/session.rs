@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncWriteExt as _, WriteHalf};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Notify;
 use tokio::time::{timeout, timeout_at};
 
@@ -21,7 +21,7 @@ use crate::policy::{Denial, Request, Verdict, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 use crate::proxy::destination::Origin;
 use crate::proxy::report::{self, RequestLine};
 use crate::proxy::session::Session;
-use crate::proxy::stream::{Carried, Conn, Reader, Stream};
+use crate::proxy::stream::{Carried, Conn, Reader, Writer};
 
 /// How long a frame or a message that has begun may pause, and how long it may take.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -170,11 +170,11 @@ impl Judge<'_> {
     fn message(&self, method: &str) -> Result<(), Denial> {
         let Self { session, origin, socket } = self;
         let Socket { scheme, authority, path, query, .. } = socket;
-        let line = RequestLine { method, scheme, authority, path };
-        let asked = Request { method, path, query };
+        let line = RequestLine { method, scheme, authority, path, payload: None };
+        let asked = Request { method, path, query, payload: None };
         let policy = &session.shared.policy;
         match policy.websocket(session.caller(), &origin.host, origin.port, &asked) {
-            Verdict::Allow { policy } => report::message_allowed(&line, &policy),
+            Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
             Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
             Verdict::Deny(denial) => {
                 report::request_denied(&line, &denial);
@@ -193,12 +193,7 @@ impl Judge<'_> {
 }
 
 /// From the client to the server.
-async fn up(
-    judge: &Judge<'_>,
-    from: &mut Reader,
-    to: &mut WriteHalf<Stream>,
-    count: &mut u64,
-) -> Up {
+async fn up(judge: &Judge<'_>, from: &mut Reader, to: &mut Writer, count: &mut u64) -> Up {
     let mut messages = Messages::new(judge.socket.agreed.takeover);
     let mut out = Vec::new();
     let mut begun: Option<tokio::time::Instant> = None;
@@ -271,7 +266,7 @@ async fn message(
     method: &str,
     messages: &mut Messages,
     out: &mut Vec<u8>,
-    to: &mut WriteHalf<Stream>,
+    to: &mut Writer,
 ) -> Result<(), Up> {
     if let Err(denial) = judge.message(method) {
         let _ = timeout(FAREWELL, write(to, out)).await;
@@ -293,7 +288,7 @@ async fn message(
 }
 
 /// Writes what was gathered if it is this much.
-async fn gathered(out: &mut Vec<u8>, to: &mut WriteHalf<Stream>, enough: usize) -> Result<(), Up> {
+async fn gathered(out: &mut Vec<u8>, to: &mut Writer, enough: usize) -> Result<(), Up> {
     if out.len() >= enough {
         write(to, out).await.map_err(|_| Up::Lost)?;
         out.clear();
@@ -304,7 +299,7 @@ async fn gathered(out: &mut Vec<u8>, to: &mut WriteHalf<Stream>, enough: usize) 
 /// From the server to the client.
 async fn down(
     from: &mut Reader,
-    to: &mut WriteHalf<Stream>,
+    to: &mut Writer,
     stop: &Stop,
     follower: &mut Follower,
     count: &mut u64,
@@ -346,7 +341,7 @@ async fn down(
 
 /// Reads what a client sent before it heard that it is over: a connection that is closed with
 /// unread bytes is reset, and the reset may overtake our close frame.
-async fn drain(from: &mut Reader, to: &mut WriteHalf<Stream>) -> std::io::Result<()> {
+async fn drain(from: &mut Reader, to: &mut Writer) -> std::io::Result<()> {
     to.shutdown().await?;
     let mut drained = 0;
     while drained < DRAIN {
@@ -359,7 +354,7 @@ async fn drain(from: &mut Reader, to: &mut WriteHalf<Stream>) -> std::io::Result
     Ok(())
 }
 
-async fn write(to: &mut WriteHalf<Stream>, bytes: &[u8]) -> std::io::Result<()> {
+async fn write(to: &mut Writer, bytes: &[u8]) -> std::io::Result<()> {
     to.write_all(bytes).await?;
     to.flush().await
 }
