@@ -365,13 +365,13 @@ impl CallRule {
             })
     }
 
-    /// One of the values of each is enough.
+    /// One of the values of each is enough; where they have no names, it may be there.
     fn denies(&self, call: &Call) -> bool {
-        self.matches(call)
-            && self.params.iter().all(|(key, globs)| {
-                let mut values = call.params.iter().filter(|(k, _)| k == key);
-                values.any(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
-            })
+        let matches = |(key, globs): &(String, Vec<ValueGlob>)| {
+            let mut values = call.params.iter().filter(|(k, _)| k == key);
+            values.any(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
+        };
+        self.matches(call) && (call.by_position || self.params.iter().all(matches))
     }
 }
 

@@ -120,7 +120,8 @@ impl<'de> Visitor<'de> for One<'_> {
             (Some(method), false) => {
                 let called = self.0.mcp && method == "tools/call";
                 let tool = if called { params.name.clone() } else { None };
-                Message::Call(Call { method, tool, params: params.values })
+                let by_position = params.by_position;
+                Message::Call(Call { method, tool, params: params.values, by_position })
             }
         };
         Ok(Read { message, name: params.name.or(params.uri) })
@@ -170,6 +171,7 @@ impl Visitor<'_> for Id {
 #[derive(Default)]
 struct Params {
     seen: bool,
+    by_position: bool,
     name: Option<String>,
     uri: Option<String>,
     values: Vec<(String, String)>,
@@ -272,6 +274,7 @@ impl<'de> Visitor<'de> for Wanted<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let depth = self.depth.deeper()?;
+        self.params.by_position |= self.top;
         loop {
             let inner = Wanted {
                 params: &mut *self.params,

@@ -303,3 +303,19 @@ fn names_that_some_reader_takes_for_another_are_refused() {
         assert!(facts.settled(&rpc(false)).is_some(), "{name}");
     }
 }
+
+#[test]
+fn a_denial_of_a_parameter_holds_for_calls_that_do_not_name_theirs() {
+    let policy = policy(
+        "protocol: json-rpc, enforcement: enforce, rules: [{ allow: { method: \"*\" } }], \
+         deny_rules: [{ method: read, params: { path: \"/etc/**\" } }]",
+    );
+    let call = |method: &str, params: &str| {
+        let body = format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{params}}}");
+        allowed(&policy, &body)
+    };
+    assert!(call("read", "{\"path\":\"/srv/x\"}"));
+    assert!(!call("read", "{\"path\":\"/etc/x\"}"));
+    assert!(!call("read", "[\"/etc/x\"]"));
+    assert!(call("list", "[\"/etc/x\"]"), "of another method");
+}
