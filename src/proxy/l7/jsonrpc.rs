@@ -177,6 +177,19 @@ struct Params {
     values: Vec<(String, String)>,
 }
 
+impl Params {
+    /// One value for each of these paths.
+    fn keep<E: Error>(&mut self, paths: &[&str], value: &str) -> Result<(), E> {
+        for path in paths {
+            if self.values.len() >= MAX_VALUES {
+                return Err(refuse("more than 1024 values where a rule looks"));
+            }
+            self.values.push(((*path).to_owned(), value.to_owned()));
+        }
+        Ok(())
+    }
+}
+
 /// Walks `params` and keeps the scalars at the paths that are asked for. Names are compared
 /// without regard to case: some servers read them so.
 struct Wanted<'a, 'p> {
@@ -201,13 +214,7 @@ impl<'a, 'p> Wanted<'a, 'p> {
     }
 
     fn keep<E: Error>(self, value: &str) -> Result<(), E> {
-        for path in self.here {
-            if self.params.values.len() >= MAX_VALUES {
-                return Err(refuse("more than 1024 values where a rule looks"));
-            }
-            self.params.values.push((path.to_owned(), value.to_owned()));
-        }
-        Ok(())
+        self.params.keep(&self.here, value)
     }
 
     /// What is wanted of the value of `key`.
@@ -302,10 +309,17 @@ impl<'de> Visitor<'de> for Wanted<'_, '_> {
                     .map_err(|_| refuse::<A::Error>("keys of params that differ in case only"))?;
             }
             let (here, below) = self.under(&key);
-            // In MCP these are strings, and what is called. Rules ask for them as the tool.
             match key.as_str() {
-                "name" if self.names => self.params.name = map.next_value_seed(Text)?,
-                "uri" if self.names => self.params.uri = map.next_value_seed(Text)?,
+                // In MCP these are strings, and what is called.
+                "name" | "uri" if self.names => {
+                    let text = map.next_value_seed(Text)?;
+                    self.params.keep(&here, text.as_deref().unwrap_or("null"))?;
+                    if key == "name" {
+                        self.params.name = text;
+                    } else {
+                        self.params.uri = text;
+                    }
+                }
                 _ => {
                     let params = &mut *self.params;
                     let inner = Wanted { params, top: false, names: false, depth, here, below };

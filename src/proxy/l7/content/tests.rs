@@ -319,3 +319,19 @@ fn a_denial_of_a_parameter_holds_for_calls_that_do_not_name_theirs() {
     assert!(!call("read", "[\"/etc/x\"]"));
     assert!(call("list", "[\"/etc/x\"]"), "of another method");
 }
+
+#[test]
+fn a_denial_of_what_mcp_names_a_resource_by_holds() {
+    let policy = policy(
+        "protocol: mcp, enforcement: enforce, mcp: { allow_all_known_mcp_methods: true }, \
+         deny_rules: [{ method: resources/read, params: { uri: \"file:///etc/**\" } }]",
+    );
+    let read = |key: &str, uri: &str| {
+        let params = format!("{{\"{key}\":\"{uri}\"}}");
+        let call = "\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"resources/read\"";
+        allowed(&policy, &format!("{{{call},\"params\":{params}}}"))
+    };
+    assert!(read("uri", "file:///srv/x"));
+    assert!(!read("uri", "file:///etc/passwd"));
+    assert!(!read("URI", "file:///etc/passwd"));
+}
