@@ -534,3 +534,26 @@ fn all_connections_together_have_a_limit() {
         assert!(lived, "the proxy did not recover");
     });
 }
+
+/// Interim responses are held back by no window.
+#[test]
+fn interim_responses_have_a_size_together() {
+    in_namespace(|rig| {
+        let mut raw = Raw::new(&rig);
+        assert!(raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &get("/ok/many-hints"))));
+        let mut hints = 0;
+        let last = loop {
+            let answer = raw.answer(1);
+            match answer.kind {
+                // Long ones have CONTINUATION frames behind them.
+                HEADERS if answer.flags & END_HEADERS == 0 || answer.payload.len() > 8_000 => {
+                    hints += 1
+                }
+                _ => break answer,
+            }
+        };
+        assert!(hints > 0 && hints < 5, "{hints} passed");
+        assert_ne!(last.payload[0], 0x88, ":status 200");
+        lives(&rig);
+    });
+}
