@@ -557,3 +557,58 @@ fn interim_responses_have_a_size_together() {
         lives(&rig);
     });
 }
+
+/// Nor are heads: what a client does not read counts as long as it is kept for it.
+#[test]
+fn answers_that_nobody_reads_keep_their_streams_places() {
+    in_namespace(|rig| {
+        let mut deaf: Vec<Raw> = (0..4).map(|_| Raw::new(&rig)).collect();
+        for raw in &mut deaf {
+            // 4 MiB of heads on each, and room for less.
+            let small = 16 << 10;
+            socket2::SockRef::from(&raw.tcp).set_recv_buffer_size(small).expect("buffer");
+            for n in 0..100 {
+                assert!(raw.send(&frame(
+                    HEADERS,
+                    END_HEADERS | END_STREAM,
+                    2 * n + 1,
+                    &get("/ok/long-head")
+                )));
+            }
+        }
+        let asked =
+            || rig.upstream.requests().iter().filter(|one| one.contains("long-head")).count();
+        while asked() < 400 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let call = hpack(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "rpc.test:8081"),
+            (":path", "/echo.Echo/Stream"),
+        ]);
+        // As many others as there is room for.
+        let mut open: Vec<Raw> = (0..11).map(|_| Raw::new(&rig)).collect();
+        let mut taken = 0;
+        for raw in &mut open {
+            for n in 0..100 {
+                raw.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &call));
+            }
+            for _ in 0..100 {
+                let answer = raw.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM));
+                taken += usize::from(answer.expect("an answer").kind == HEADERS);
+            }
+        }
+        assert!(taken < 1_000, "{taken} were taken beside those");
+        // Read, they are given back.
+        drop((deaf, open));
+        let mut last = Raw::new(&rig);
+        let again = (0..500).map(|n| 2 * n + 1).find(|stream| {
+            last.send(&frame(HEADERS, END_HEADERS, *stream, &call));
+            std::thread::sleep(Duration::from_millis(10));
+            last.answer(*stream).kind == HEADERS
+        });
+        assert!(again.is_some());
+    });
+}
