@@ -17,6 +17,7 @@ mod glob;
 mod host;
 mod host_pattern;
 mod path;
+mod payload;
 mod presets;
 mod problem;
 mod rego;
@@ -30,6 +31,10 @@ pub use engine::{NameMatch, Policy};
 pub use host::{Host, HostError};
 pub use ipnet::IpNet;
 pub use path::{CanonicalTarget, PathError, canonical_path};
+pub use payload::{
+    Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Persisted, Rpc,
+    RpcInspection,
+};
 pub use problem::{LoadError, Problem, Source};
 
 /// A policy that may be enforced, and what its author should know about it.

@@ -114,7 +114,7 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
         }
         Err(error) => return refused(error.to_string()),
     };
-    let request = Request { method, path: &target.path, query: &target.pairs };
+    let request = Request { method, path: &target.path, query: &target.pairs, payload: None };
     Ok(match policy.request(&caller, &host, case.port, &request) {
         Verdict::Allow { policy } => (Wanted::Allow, policy, String::new()),
         Verdict::Audit { policy, reason } => (Wanted::Audit, policy, reason),

@@ -3,6 +3,8 @@
 
 use ipnet::IpNet;
 
+use super::payload::Payload;
+
 /// Who asks: the process behind a connection, as the kernel named it when it called connect(2).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Caller {
@@ -76,6 +78,8 @@ pub struct Request<'a> {
     pub path: &'a str,
     /// The query's pairs, decoded, in order.
     pub query: &'a [(String, String)],
+    /// What its content says, where [`super::Policy::inspection`] asked for it.
+    pub payload: Option<&'a Payload>,
 }
 
 /// The answer to "may this request pass?".

@@ -24,6 +24,7 @@ use super::document::{Compatibility, Filesystem, Process};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
+use super::payload::Inspection;
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -224,7 +225,21 @@ impl Policy {
         })
     }
 
-    /// Judges one HTTP request on a connection that [`Policy::connect`] allowed.
+    /// Whether the content of requests to this path must be read before [`Policy::request`] is
+    /// asked about them, and how. `path` is canonical.
+    #[must_use]
+    pub fn inspection(
+        &self,
+        _caller: &Caller,
+        _host: &Host,
+        _port: u16,
+        _path: &str,
+    ) -> Option<Inspection> {
+        None
+    }
+
+    /// Judges one HTTP request on a connection that [`Policy::connect`] allowed. Where
+    /// [`Policy::inspection`] asks for its content, one without [`Request::payload`] is refused.
     #[must_use]
     pub fn request(
         &self,

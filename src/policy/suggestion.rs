@@ -122,10 +122,10 @@ mod tests {
         let other = Caller { exe: "/usr/bin/other".into(), ..Caller::default() };
         assert!(matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)), "{yaml}");
         if let Some((method, path)) = request {
-            let request = Request { method, path, query: &[] };
+            let request = Request { method, path, query: &[], payload: None };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
             assert!(matches!(verdict, Verdict::Allow { .. }), "{yaml}\n{verdict:?}");
-            let request = Request { method, path: "/other", query: &[] };
+            let request = Request { method, path: "/other", query: &[], payload: None };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
             assert!(matches!(verdict, Verdict::Deny(_)), "{yaml}\n{verdict:?}");
         }

@@ -283,7 +283,7 @@ fn judge(
             Refusal::new(400, "invalid_request_target", &reason)
         })?;
     let path = canonical.path.as_str();
-    let asked = policy::Request { method, path, query: &canonical.pairs };
+    let asked = policy::Request { method, path, query: &canonical.pairs, payload: None };
     let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
     let policy = &session.shared.policy;
     match policy.request(session.caller(), &origin.host, origin.port, &asked) {

@@ -1,0 +1,141 @@
+//! What a request says besides its method and path: read by the proxy where
+//! [`super::Policy::inspection`] asks for it, judged by the rules of `protocol: graphql`, `json-rpc`
+//! and `mcp`.
+#![forbid(unsafe_code)]
+
+/// How the content of a request must be read before it is judged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// Content longer than this is not read: the request is refused (413).
+    pub max_bytes: usize,
+    /// An endpoint with `protocol: graphql` speaks for the path.
+    pub graphql: bool,
+    /// One with `protocol: json-rpc` or `mcp` does.
+    pub rpc: Option<RpcInspection>,
+}
+
+/// What must be read of JSON-RPC messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RpcInspection {
+    /// MCP's framing: event streams, sessions, the names of tools.
+    pub mcp: bool,
+    /// Which values of `params` are asked for: paths of keys with dots between them, as in the
+    /// policy. All others are left out.
+    pub params: Vec<String>,
+}
+
+/// What was read. Of what was asked for, everything must be there: what is missing is refused.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Payload {
+    /// Asked for by [`Inspection::graphql`].
+    pub graphql: Option<Graphql>,
+    /// Asked for by [`Inspection::rpc`].
+    pub rpc: Option<Rpc>,
+}
+
+/// A `GraphQL` request: every operation that the server could run for it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Graphql {
+    /// All must be allowed. Empty only with an error.
+    pub operations: Vec<Operation>,
+    /// Why it cannot be judged; then it is refused, in audit too. Printable ASCII.
+    pub error: Option<String>,
+}
+
+/// One `GraphQL` operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// What it does; `None` where only the server knows the text ([`Operation::persisted`]).
+    pub kind: Option<OperationKind>,
+    /// Its name in the document.
+    pub name: Option<String>,
+    /// The names (not the aliases) of the root fields, those of fragments too; sorted, each once.
+    pub fields: Vec<String>,
+    /// The hash or id of the text that the server keeps.
+    pub persisted: Option<Persisted>,
+}
+
+/// What a persisted query is known by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Persisted {
+    /// `extensions.persistedQuery.sha256Hash`.
+    Hash(String),
+    /// `id`, `documentId` or `queryId`.
+    Id(String),
+}
+
+impl Persisted {
+    /// The key of `graphql_persisted_queries`.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Hash(key) | Self::Id(key) => key,
+        }
+    }
+}
+
+/// What an operation does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OperationKind {
+    /// Reads.
+    Query,
+    /// Writes.
+    Mutation,
+    /// Listens.
+    Subscription,
+}
+
+impl OperationKind {
+    /// `GraphQL`'s own word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Mutation => "mutation",
+            Self::Subscription => "subscription",
+        }
+    }
+}
+
+/// What a request says in JSON-RPC.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rpc {
+    /// Whether it was read as MCP.
+    pub mcp: bool,
+    /// What it is.
+    pub exchange: Exchange,
+    /// Why it cannot be judged; then it is refused, in audit too. Printable ASCII.
+    pub error: Option<String>,
+}
+
+/// The three things that an HTTP request is in MCP; in plain JSON-RPC only the first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exchange {
+    /// Messages in the body. All must be allowed. Empty only with an error.
+    Messages(Vec<Message>),
+    /// A stream of events is opened (GET).
+    Stream,
+    /// A session is ended (DELETE).
+    EndOfSession,
+}
+
+/// A message from the client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A request or a notification.
+    Call(Call),
+    /// The answer to something that the server asked.
+    Response,
+}
+
+/// A call of a method.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Call {
+    /// As sent.
+    pub method: String,
+    /// The tool that `tools/call` names, in MCP.
+    pub tool: Option<String>,
+    /// The scalars at the paths that were asked for ([`RpcInspection::params`]), each with its path
+    /// as in the policy; several at one path where lists hold them.
+    pub params: Vec<(String, String)>,
+}
