@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags};
+
 const INSIDE: &str = "RINGFENCE_BENCH_INSIDE";
 /// Every layer is on: paths, a judged endpoint, and binaries, for which connect(2) is reported.
 const POLICY: &str = "
@@ -77,6 +79,7 @@ fn main() {
         println!("{:>14}   {:8.2} × bwrap", "", medians[2] / medians[1]);
     }
     memory(&supervisor, directory.path());
+    ends(&supervisor, directory.path());
 }
 
 /// The supervisor as the webhook starts it.
@@ -141,23 +144,85 @@ fn memory(supervisor: &Path, directory: &Path) {
     child.wait().expect("the supervisor can be waited for");
 }
 
+/// From a `kill -9` of the supervisor to the end of the last of its proxy, its keeper, its agent and
+/// a process that left the agent's session.
+fn ends(supervisor: &Path, directory: &Path) {
+    const KILLS: usize = 40;
+    println!("\nkill -9 of the supervisor to the end of the rest, {KILLS} times; milliseconds");
+    println!("{:>14}     median  longest", "");
+    for (name, pid_1) in [("beside others", false), ("as PID 1", true)] {
+        let mut times: Vec<_> = (0..KILLS).map(|_| end(supervisor, directory, pid_1)).collect();
+        times.sort_unstable();
+        let [median, longest] = [times[KILLS / 2], times[KILLS - 1]].map(|t| t.as_secs_f64() * 1e3);
+        println!("{name:>14}   {median:8.2} {longest:8.2}");
+    }
+}
+
+fn end(supervisor: &Path, directory: &Path, pid_1: bool) -> Duration {
+    let fence = fenced(supervisor, directory, &["sh", "-c", "setsid sleep 600 & sleep 600"]);
+    let mut command = if pid_1 { as_pid_1(&fence) } else { fence };
+    let mut child = command.spawn().expect("a supervisor");
+    let supervisor = until(|| {
+        let started = if pid_1 { *children(child.id()).first()? } else { child.id() };
+        (sleepers(started) == 2).then_some(started)
+    });
+    let open = |pid: u32| {
+        let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid is not 0");
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).expect("pidfd_open")
+    };
+    let rest: Vec<_> = descendants(supervisor).into_iter().map(open).collect();
+    let supervisor = open(supervisor);
+    let killed = Instant::now();
+    rustix::process::pidfd_send_signal(&supervisor, rustix::process::Signal::KILL).expect("kill");
+    for process in rest {
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        rustix::event::poll(&mut ended, None).expect("poll");
+    }
+    let took = killed.elapsed();
+    child.wait().expect("the supervisor can be waited for");
+    took
+}
+
+fn as_pid_1(fence: &Command) -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
+    command.arg(fence.get_program()).args(fence.get_args()).stdin(Stdio::null());
+    command
+}
+
 /// The supervisor and its children, once the agent runs; without the agent.
 fn processes(supervisor: &mut Child) -> Vec<u32> {
-    let children = |pid: u32| -> Vec<u32> {
-        fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
-            .unwrap_or_default()
-            .split_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
+    let supervisor = supervisor.id();
+    until(|| (sleepers(supervisor) == 1).then_some(()));
+    [vec![supervisor], children(supervisor)].concat()
+}
+
+/// How many sleep(1) there are below.
+fn sleepers(pid: u32) -> usize {
+    let sleeps = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
     };
+    descendants(pid).iter().filter(|pid| sleeps(pid)).count()
+}
+
+fn descendants(pid: u32) -> Vec<u32> {
+    children(pid).into_iter().flat_map(|pid| [vec![pid], descendants(pid)].concat()).collect()
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|pids| pids.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
+fn until<T>(mut ready: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
-        let own = children(supervisor.id());
-        let agent = own.iter().flat_map(|pid| children(*pid)).any(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name == "sleep\n")
-        });
-        if agent {
-            return [vec![supervisor.id()], own].concat();
+        if let Some(it) = ready() {
+            return it;
         }
         assert!(Instant::now() < until, "the agent does not come up");
         std::thread::sleep(Duration::from_millis(20));

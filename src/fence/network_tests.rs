@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -15,7 +15,7 @@ use super::gateway::{self, AGENT, CAPTURE_PORT, GATEWAY, GatewayReport, PROXY_PO
 use super::listeners::{self, Listeners};
 use super::netlink::Route;
 use super::netns::{self, Namespace};
-use super::nftables::Nftables;
+use super::nftables::{self, Nftables};
 use super::sockdiag::SockDiag;
 
 mod inward;
@@ -80,6 +80,20 @@ fn rig_after(before: impl Fn()) -> Rig {
 }
 
 impl Rig {
+    /// How many connections the gateway's kernel tracks; leaves the thread in the fence.
+    fn tracked(&self) -> Option<u64> {
+        netns::enter(&self.gateway).unwrap();
+        let count = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+        netns::enter(&self.fence).unwrap();
+        match count {
+            Ok(count) => Some(count.trim().parse().unwrap()),
+            Err(e) => {
+                eprintln!("SKIPPED: the kernel does not show the count ({e})");
+                None
+            }
+        }
+    }
+
     /// A socket of the gateway's, connected from there.
     fn connect_from_gateway(&self, to: SocketAddrV4) -> io::Result<TcpStream> {
         netns::enter(&self.gateway).unwrap();

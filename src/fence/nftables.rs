@@ -35,7 +35,7 @@ mod read_back;
 const TABLE: &str = "ringfence";
 /// DNS queries a second, and at once. With the kernel's 30 s for an entry this bounds the table
 /// at 15,500 entries, about 5 MB.
-const QUERIES: u64 = 500;
+pub(super) const QUERIES: u64 = 500;
 
 /// What the kernel holds after [`apply`].
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

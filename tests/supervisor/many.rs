@@ -24,9 +24,9 @@ pub fn at_once(rig: &Rig) {
     watch.none();
 }
 
-/// So many starts in a row, so many kills at a random moment of the start.
+/// So many starts in a row, so many kills at a random moment of the start: half of them as PID 1.
 pub fn soak(rig: &Rig) {
-    let asked = std::env::var("RINGFENCE_SOAK").unwrap_or_else(|_| "15,25".to_owned());
+    let asked = std::env::var("RINGFENCE_SOAK").unwrap_or_else(|_| "15,30".to_owned());
     let (starts, kills) = asked.split_once(',').expect("RINGFENCE_SOAK is STARTS,KILLS");
     let (starts, kills): (u32, u32) = (starts.parse().unwrap(), kills.parse().unwrap());
     let watch = Leftovers::watch(rig);
@@ -37,34 +37,59 @@ pub fn soak(rig: &Rig) {
     watch.none();
 
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let mut random = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
-    println!("soak: {starts} starts; {kills} kills with seed {random}");
-    // As long as a start takes on this machine, and a little more.
-    let start = std::time::Instant::now();
-    rig.fenced(&["true"]);
-    let span = u64::try_from(start.elapsed().as_micros()).unwrap() * 5 / 4;
-    let mut unfinished = 0;
-    for _ in 0..kills {
-        let mut command = rig.with_policy();
-        command.args(["--", "sh", "-c", "(setsid sleep 7654340 &); sleep 7654340"]);
-        let mut fence = command.stderr(Stdio::null()).spawn().unwrap();
-        let mut next = || {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random
-        };
-        // More often early than late: that is where most is made.
-        std::thread::sleep(Duration::from_micros(next() % span * (next() % 1_000) / 1_000));
-        unfinished += u32::from(children_of(fence.id().cast_signed()).len() < 2);
-        fence.kill().unwrap();
-        fence.wait().unwrap();
+    let seed = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
+    println!("soak: {starts} starts; {kills} kills with seed {seed}");
+    let mut random = Random(seed);
+    for (what, pid_1, kills) in [("beside others", false, kills / 2), ("as PID 1", true, kills / 2)]
+    {
+        // As long as a start takes on this machine, and a little more.
+        let start = std::time::Instant::now();
+        let mut command = if pid_1 { rig.as_pid_1() } else { rig.with_policy() };
+        assert!(command.args(["--", "true"]).status().unwrap().success());
+        let span = u64::try_from(start.elapsed().as_micros()).unwrap() * 5 / 4;
+        let mut unfinished = 0;
+        for _ in 0..kills {
+            unfinished += u32::from(killed_while_it_starts(rig, pid_1, random.below(span)));
+        }
+        println!("soak: {what}, {unfinished} of {kills} died before they had both children");
+        Leftovers::processes();
+        // A supervisor that was killed cannot remove its directory; the next one does.
+        assert_eq!(rig.fenced(&["true"]).status.code(), Some(0));
+        watch.none();
     }
-    println!("soak: {unfinished} of {kills} died before they had both children");
-    Leftovers::processes();
-    // A supervisor that was killed cannot remove its directory; the next one does.
-    assert_eq!(rig.fenced(&["true"]).status.code(), Some(0));
-    watch.none();
+}
+
+/// Whether the supervisor lacked one of its children when it was killed.
+fn killed_while_it_starts(rig: &Rig, pid_1: bool, microseconds: u64) -> bool {
+    let mut command = if pid_1 { rig.as_pid_1() } else { rig.with_policy() };
+    command.args(["--", "sh", "-c", "(setsid sleep 7654340 &); sleep 7654340"]);
+    let mut fence = command.stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_micros(microseconds));
+    let started = fence.id().cast_signed();
+    // unshare(1) comes first; it may not have forked yet, and then it is what dies.
+    let supervisor = if pid_1 { children_of(started).first().copied() } else { Some(started) };
+    let unfinished = supervisor.is_none_or(|pid| children_of(pid).len() < 2);
+    let pid = rustix::process::Pid::from_raw(supervisor.unwrap_or(started)).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    fence.wait().unwrap();
+    unfinished
+}
+
+/// xorshift64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// More often early than late: that is where most of a fence is made.
+    fn below(&mut self, span: u64) -> u64 {
+        self.next() % span * (self.next() % 1_000) / 1_000
+    }
 }
 
 /// What there was before, to compare with what there is after. All that a supervisor leaves
