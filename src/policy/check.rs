@@ -4,7 +4,7 @@
 
 mod endpoint;
 
-pub(super) use endpoint::{addresses, endpoints};
+pub(super) use endpoint::{addresses, endpoints, parse_network};
 
 use super::document::{Binary, Document, Filesystem, NetworkPolicy, Process, Tainted};
 use super::fields::Located;

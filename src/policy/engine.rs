@@ -12,6 +12,7 @@ mod names;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use binaries::Named;
 pub(super) use compile::compile;
@@ -25,6 +26,7 @@ use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
 use super::payload::Inspection;
+use super::rego::Judge;
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -38,6 +40,8 @@ pub struct Policy {
     endpoints: Vec<Endpoint>,
     ports: HashMap<u16, Port>,
     names: Names,
+    /// Who decides instead, where the policy came with a text of its own.
+    judge: Option<Arc<Judge>>,
 }
 
 /// The hosts of all endpoints, whatever their ports.
@@ -156,7 +160,7 @@ impl Policy {
     /// Whether a verdict can depend on who asks.
     #[must_use]
     pub fn names_binaries(&self) -> bool {
-        self.policies.iter().any(|policy| !policy.anyone)
+        self.judge.is_some() || self.policies.iter().any(|policy| !policy.anyone)
     }
 
     /// Whether a verdict on this executable needs its SHA-256 ([`Caller::sha256`]).
@@ -186,11 +190,33 @@ impl Policy {
         for policy in &mut self.policies {
             policy.resolve(&resolve);
         }
+        if let Some(judge) = &mut self.judge {
+            Arc::make_mut(judge).resolve_binaries(&resolve);
+        }
+    }
+
+    /// Lets a text decide, with what it says about files and processes.
+    pub(super) fn judged_by(
+        self,
+        judge: Judge,
+        filesystem: Filesystem,
+        landlock: Compatibility,
+        process: Process,
+    ) -> Self {
+        Self { filesystem, landlock, process, judge: Some(Arc::new(judge)), ..self }
     }
 
     /// Judges a connection, before any DNS look-up.
     #[must_use]
     pub fn connect(&self, caller: &Caller, host: &Host, port: u16) -> Connect {
+        match &self.judge {
+            Some(judge) => judge.connect(self, caller, host, port),
+            None => self.connect_natively(caller, host, port),
+        }
+    }
+
+    /// As [`Policy::connect`], by the policy's own rules alone.
+    pub(super) fn connect_natively(&self, caller: &Caller, host: &Host, port: u16) -> Connect {
         let mut smallest = Smallest::default();
         let mut inspect = false;
         let mut skip = false;
@@ -242,6 +268,20 @@ impl Policy {
     /// [`Policy::inspection`] asks for its content, one without [`Request::payload`] is refused.
     #[must_use]
     pub fn request(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+    ) -> Verdict {
+        match &self.judge {
+            Some(judge) => judge.request(self, caller, host, port, request),
+            None => self.request_natively(caller, host, port, request),
+        }
+    }
+
+    /// As [`Policy::request`], by the policy's own rules alone.
+    pub(super) fn request_natively(
         &self,
         caller: &Caller,
         host: &Host,
@@ -363,6 +403,25 @@ impl Policy {
         })
     }
 
+    /// Why entries that ask more of a caller than its path refuse this one, where no policy for the
+    /// host and port admits it.
+    pub(super) fn guarded_refusal(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+    ) -> Option<String> {
+        let mut policies = self.candidates(host, port).map(|e| &self.policies[e.policy]);
+        let refusal = policies.find_map(|policy| policy.refuses(caller))?;
+        let admitted = self.matching(caller, host, port).next().is_some();
+        (!admitted).then_some(refusal)
+    }
+
+    /// Whether an endpoint for this caller asks that requests are judged.
+    pub(super) fn inspects(&self, caller: &Caller, host: &Host, port: u16) -> bool {
+        self.matching(caller, host, port).any(|endpoint| endpoint.inspected.is_some())
+    }
+
     /// The refusal of a connection that no endpoint allows.
     fn unmatched(
         &self,
@@ -408,13 +467,14 @@ const ONLY_ITSELF: &str = "only the executable itself counts";
 const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
 const NO_COVER: &str = "no endpoint of the policy covers this path";
-const ENCODED_SLASH: &str = "the endpoint does not allow an encoded slash (%2F) in paths";
+pub(super) const ENCODED_SLASH: &str =
+    "the endpoint does not allow an encoded slash (%2F) in paths";
 const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and asks more of it \
                               (`sha256`, `tainted`): run what it asks for, or change the entry";
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
-fn rule_line(request: &Request<'_>) -> String {
+pub(super) fn rule_line(request: &Request<'_>) -> String {
     suggestion::printable(&format!("{} {}", request.method, request.path))
 }
 
@@ -424,6 +484,7 @@ impl fmt::Debug for Policy {
         f.debug_struct("Policy")
             .field("network_policies", &self.policies.len())
             .field("endpoints", &self.endpoints.len())
+            .field("engine", &if self.judge.is_some() { "rego" } else { "native" })
             .finish_non_exhaustive()
     }
 }
