@@ -134,6 +134,12 @@ impl Smallest {
 }
 
 impl Policy {
+    /// Who decides: `native`, or `rego` where the policy came with a text of its own.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        if self.judge.is_some() { "rego" } else { "native" }
+    }
+
     /// Which files the agent reaches.
     #[must_use]
     pub fn filesystem(&self) -> &Filesystem {
@@ -484,7 +490,7 @@ impl fmt::Debug for Policy {
         f.debug_struct("Policy")
             .field("network_policies", &self.policies.len())
             .field("endpoints", &self.endpoints.len())
-            .field("engine", &if self.judge.is_some() { "rego" } else { "native" })
+            .field("engine", &self.engine())
             .finish_non_exhaustive()
     }
 }

@@ -11,23 +11,25 @@ mod contract;
 mod data;
 mod judge;
 mod memory;
+mod outline;
 mod probe;
 mod runner;
+
 #[cfg(test)]
 mod tests;
-mod words;
 
 use contract::{Contract, SECTIONS};
 pub(super) use judge::Judge;
+use outline::{Call, Outline};
 use runner::{Fault, Runner};
 use sha2::{Digest, Sha256};
 
-use super::MAX_BYTES;
 use super::check;
 use super::digest::to_hex;
 use super::document::{self, Document};
 use super::engine::Policy;
 use super::problem::{Place, Problem, Problems, Source};
+use super::suggestion::printable;
 use super::yaml::Node;
 
 /// SHA-256 in hexadecimal of the exact bytes, and what they are.
@@ -38,6 +40,9 @@ const RECOGNISED: &[(&str, &str)] = &[
         "the text without rules that examples/policy.rego was at first",
     ),
 ];
+
+/// The longest text in bytes: several times `OpenShell`'s own.
+const MAX_TEXT: usize = 128 * 1024;
 
 /// A text that the native engine does not stand for.
 pub(super) struct Foreign<'t> {
@@ -54,8 +59,8 @@ pub(super) fn read<'t>(source: &Source<'t>) -> Result<Option<Foreign<'t>>, Probl
         what,
         fix: Some(fix.to_owned()),
     };
-    if source.bytes.len() > MAX_BYTES {
-        let what = format!("the text is larger than {MAX_BYTES} bytes");
+    if source.bytes.len() > MAX_TEXT {
+        let what = format!("the text is larger than {MAX_TEXT} bytes");
         return Err(refuse(what, "keep lists in policy.yaml"));
     }
     let digest = to_hex(&Sha256::digest(source.bytes).into());
@@ -84,17 +89,18 @@ impl Foreign<'_> {
         let contract = Contract::detect(&runner).map_err(|missing| {
             missing.into_iter().map(|rule| self.missing(rule)).collect::<Vec<_>>()
         })?;
-        let unknown: Vec<_> = self.unknown_functions(&runner);
-        if !unknown.is_empty() {
-            return Err(unknown);
+        let outline = runner.outline().map_err(|fault| vec![self.unreadable(fault)])?;
+        let calls = self.bad_calls(&outline);
+        if !calls.is_empty() {
+            return Err(calls);
         }
         let data = data::document(under.root);
-        runner.set_data(&data).map_err(|fault| vec![self.failed(fault, &[])])?;
+        runner.set_data(&data).map_err(|fault| vec![self.failed(fault, &outline, &[])])?;
         let mut problems = Problems::new(self.name);
-        let document = self.sections(&runner, under.document, &mut problems)?;
+        let document = self.sections(&runner, &outline, under.document, &mut problems)?;
         let filesystem = check::filesystem(&document, &mut problems);
         let process = check::process(&document, &mut problems);
-        if let Some(line) = words::mentions(self.text, "ancestors") {
+        if let Some(line) = self.ancestors() {
             problems.warn(
                 Place { line, column: 0 },
                 "the text looks at the caller's ancestors: any program can become a child of any \
@@ -106,8 +112,9 @@ impl Foreign<'_> {
         if !errors.is_empty() {
             return Err(errors);
         }
-        probe::probe(&runner, contract, &data)
-            .map_err(|failed| vec![self.failed(failed.fault, contract.rules(failed.request))])?;
+        probe::probe(&runner, contract, &data).map_err(|failed| {
+            vec![self.failed(failed.fault, &outline, contract.rules(failed.request))]
+        })?;
         let judge = Judge::new(runner, data, contract);
         let policy = under.policy.judged_by(judge, filesystem, document.compatibility, process);
         Ok((policy, warnings))
@@ -117,6 +124,7 @@ impl Foreign<'_> {
     fn sections(
         &self,
         runner: &Runner,
+        outline: &Outline,
         document: &Document,
         problems: &mut Problems,
     ) -> Result<Document, Vec<Problem>> {
@@ -129,8 +137,9 @@ impl Foreign<'_> {
         };
         let mut asking = runner.ask(&serde_json::json!({}));
         for (rule, key) in SECTIONS {
-            let value = asking.rule(rule).map_err(|fault| vec![self.failed(fault, &[rule])])?;
-            let at = Place { line: words::line_of(self.text, rule).unwrap_or(0), column: 0 };
+            let value =
+                asking.rule(rule).map_err(|fault| vec![self.failed(fault, outline, &[rule])])?;
+            let at = Place { line: outline.line_of(rule).unwrap_or(0), column: 0 };
             match value {
                 Some(value) => {
                     document::section(key, &data::to_node(&value, at), &mut read, problems);
@@ -146,24 +155,33 @@ impl Foreign<'_> {
         Ok(read)
     }
 
-    fn unknown_functions(&self, runner: &Runner) -> Vec<Problem> {
-        let mut calls = words::calls(self.text);
-        calls.sort_by_key(|call| call.name);
-        calls.dedup_by_key(|call| call.name);
-        calls.retain(|call| {
-            let first = words::first(call.name);
-            !matches!(first, "data" | "input")
-                && !runner.declares(first)
-                && !runner::has_function(call.name)
-        });
-        calls.sort_by_key(|call| call.line);
-        let unknown = |call: words::Call<'_>| {
-            let what = format!("there is no function {:?}", call.name);
-            let fix = "there are OPA's for strings, collections, numbers, types and glob, as in \
-                       OpenShell";
-            self.problem(Some((call.line, 0)), what, fix)
-        };
-        calls.into_iter().map(unknown).collect()
+    /// The first line that speaks of ancestors outside comments.
+    fn ancestors(&self) -> Option<u64> {
+        let speaks = |line: &str| line.split('#').next().unwrap_or("").contains("ancestors");
+        u64::try_from(self.text.lines().position(speaks)? + 1).ok()
+    }
+
+    /// Calls of functions that are missing, and of a function by itself.
+    fn bad_calls(&self, outline: &Outline) -> Vec<Problem> {
+        let has =
+            |call: &&Call| !call.name.starts_with("data.") && runner::has_function(&call.name);
+        let mut problems: Vec<_> = outline
+            .foreign_calls()
+            .into_iter()
+            .filter(|call| !has(call))
+            .map(|call| {
+                let what = format!("there is no function {:?}", printable(&call.name));
+                let fix = "there are OPA's for strings, collections, numbers, types and glob, as in \
+                           OpenShell";
+                self.problem(Some((call.line, 0)), what, fix)
+            })
+            .collect();
+        if let Some(call) = outline.recursion() {
+            let what = format!("the function {:?} comes to call itself", printable(&call.name));
+            let fix = "Rego has no recursion: use a comprehension, or `walk`";
+            problems.push(self.problem(Some((call.line, 0)), what, fix));
+        }
+        problems
     }
 
     fn missing(&self, rule: &'static str) -> Problem {
@@ -192,9 +210,9 @@ impl Foreign<'_> {
     }
 
     /// A fault of a rule. Where it has no place, it stands at the first of these rules.
-    fn failed(&self, fault: Fault, rules: &[&str]) -> Problem {
+    fn failed(&self, fault: Fault, outline: &Outline, rules: &[&str]) -> Problem {
         let named = rules.iter().find(|rule| fault.what.contains(*rule)).or(rules.first());
-        let rule_line = || Some((words::line_of(self.text, named?)?, 0));
+        let rule_line = || Some((outline.line_of(named?)?, 0));
         let at = fault.at.or_else(rule_line);
         let fix = if fault.what.contains("time limit") {
             "make the rule simpler: every decision waits for it"

@@ -14,6 +14,7 @@ use regorus::Engine;
 use regorus::utils::limits::ExecutionTimerConfig;
 use serde_json::Value as Json;
 
+use super::outline::Outline;
 use crate::policy::suggestion::printable;
 
 /// How long the evaluation of one rule may take. Long for a rule (they take well below a
@@ -95,6 +96,16 @@ impl Runner {
     /// Whether a rule of this name is written in the text.
     pub fn declares(&self, rule: &str) -> bool {
         self.prepared.has_declared_rule_rooted_at(LABEL, rule).unwrap_or(false)
+    }
+
+    /// What stands in the text.
+    pub fn outline(&self) -> Result<Outline, Fault> {
+        let tree = guarded(|| self.prepared.get_ast_as_json()).map_err(|e| Fault::of(&e))?;
+        let tree: Json = serde_json::from_str(&tree)
+            .map_err(|_| Fault::new("an expression is nested too deep"))?;
+        let module = tree.get(0).ok_or_else(|| Fault::new("the text has no rules"))?;
+        let text = module.pointer("/source/contents").and_then(Json::as_str).unwrap_or_default();
+        Ok(module.get("ast").map(|ast| Outline::of(ast, text)).unwrap_or_default())
     }
 
     /// Puts other data in the place of the present one.

@@ -592,7 +592,7 @@ fn compare(yaml: &str, text: &str, asked: &[Asked], alike: Alike) -> Result<(), 
 fn cases() -> ProptestConfig {
     let cases = std::env::var("RINGFENCE_REGO_CASES").ok().and_then(|n| n.parse().ok());
     ProptestConfig {
-        cases: cases.unwrap_or(48),
+        cases: cases.unwrap_or(16),
         failure_persistence: None,
         ..ProptestConfig::default()
     }
