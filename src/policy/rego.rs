@@ -214,7 +214,7 @@ impl Foreign<'_> {
         let named = rules.iter().find(|rule| fault.what.contains(*rule)).or(rules.first());
         let rule_line = || Some((outline.line_of(named?)?, 0));
         let at = fault.at.or_else(rule_line);
-        let fix = if fault.what.contains("time limit") {
+        let fix = if fault.what.contains(runner::OUT_OF_TIME) {
             "make the rule simpler: every decision waits for it"
         } else {
             "mend the rule: every decision that comes to it would be a refusal"
