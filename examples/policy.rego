@@ -1,5 +1,5 @@
 # What Ringfence's own engine decides, as Rego: the rules of both of OpenShell's contracts over a
-# policy.yaml with `protocol: rest` or none.
+# policy.yaml with `protocol: rest`, `graphql` or none.
 #
 # Ringfence recognises these exact bytes and decides by its own engine, which does the same and is a
 # hundred times faster; a property test keeps the two alike. Change a byte and regorus runs the text:
@@ -143,22 +143,56 @@ named_policy := {"key": matched_network_policy}
 # Inspected endpoints that speak for the path.
 covering := [match | some match in inspected; speaks_for(match.endpoint)]
 
+# Where content is read, endpoints that do not read it have nothing to say.
+reading := [match | some match in covering; match.endpoint.protocol == "graphql"]
+
+speaking := reading if count(reading) > 0
+
+speaking := covering if count(reading) == 0
+
 allowing := [match |
-	some match in covering
+	some match in speaking
 	takes_slash(match.endpoint)
-	some rule in match.endpoint.rules
-	is_request(rule.allow)
-	has_query(rule.allow)
+	allows(match.endpoint)
 ]
 
 # A denial reaches a little further: `*` in an endpoint's path crosses `/` for it.
 denying := [match |
 	some match in inspected
 	may_speak_for(match.endpoint)
-	some rule in match.endpoint.deny_rules
+	denies(match.endpoint)
+]
+
+allows(endpoint) if {
+	endpoint.protocol != "graphql"
+	some rule in endpoint.rules
+	is_request(rule.allow)
+	has_query(rule.allow)
+}
+
+allows(endpoint) if {
+	endpoint.protocol == "graphql"
+	every operation in input.request.graphql.operations {
+		allows_operation(endpoint, operation)
+	}
+}
+
+denies(endpoint) if {
+	endpoint.protocol != "graphql"
+	some rule in endpoint.deny_rules
 	is_request(rule)
 	has_in_query(rule)
-]
+}
+
+denies(endpoint) if {
+	endpoint.protocol == "graphql"
+	some operation in input.request.graphql.operations
+	asked := what(endpoint, operation)
+	some rule in endpoint.deny_rules
+	is_type(rule, asked.type)
+	is_name(rule, asked.name)
+	has_denied_field(rule, asked)
+}
 
 enforced(some_matches) := [match |
 	some match in some_matches
@@ -187,10 +221,10 @@ request_authorization := says("deny", enforced(denying), denied) if {
 } else := says("deny", inspected, slash) if {
 	some match in covering
 	not takes_slash(match.endpoint)
-} else := says("deny", enforced(covering), unlisted) if {
-	count(enforced(covering)) > 0
-} else := says("audit", covering, unlisted) if {
-	count(covering) > 0
+} else := says("deny", enforced(speaking), unlisted) if {
+	count(enforced(speaking)) > 0
+} else := says("audit", speaking, unlisted) if {
+	count(speaking) > 0
 } else := says("deny", inspected, uncovered) if {
 	count(inspected) > 0
 }
@@ -312,4 +346,69 @@ is_text(pattern, value) if pattern == value
 is_text(pattern, value) if {
 	not is_plain(pattern)
 	glob.match(pattern, [], value)
+}
+
+# --- An operation of GraphQL ----------------------------------------------------------------------
+
+# What it does: as its document says, else as the policy's register of persisted queries says.
+what(_, operation) := {
+	"type": operation.operation_type,
+	"name": operation.operation_name,
+	"fields": operation.fields,
+} if {
+	operation.operation_type != ""
+}
+
+what(endpoint, operation) := object.union(entry, {
+	"type": lower(object.get(entry, "operation_type", "*")),
+	"name": object.get(entry, "operation_name", ""),
+}) if {
+	operation.operation_type == ""
+	endpoint.persisted_queries == "allow_registered"
+	entry := endpoint.graphql_persisted_queries[persisted(operation)]
+}
+
+persisted(operation) := operation.persisted_query_hash
+
+persisted(operation) := operation.persisted_query_id
+
+allows_operation(endpoint, operation) if {
+	asked := what(endpoint, operation)
+	some rule in endpoint.rules
+	lower(rule.allow.operation_type) in {"*", asked.type}
+	is_name(rule.allow, asked.name)
+	has_allowed_fields(rule.allow, asked)
+}
+
+# A registered query of any type may be the one that is denied.
+is_type(rule, type) if lower(rule.operation_type) in {"*", type}
+
+is_type(_, "*") := true
+
+is_name(rule, _) if object.get(rule, "operation_name", "") == ""
+
+is_name(rule, name) if is_text(rule.operation_name, name)
+
+# To allow, every root field must be listed; to deny, one is enough, and so is not to know.
+has_allowed_fields(rule, _) if count(object.get(rule, "fields", [])) == 0
+
+has_allowed_fields(rule, asked) if {
+	count(asked.fields) > 0
+	every field in asked.fields {
+		is_listed(rule, field)
+	}
+}
+
+has_denied_field(rule, _) if count(object.get(rule, "fields", [])) == 0
+
+has_denied_field(_, asked) if not asked.fields
+
+has_denied_field(rule, asked) if {
+	some field in asked.fields
+	is_listed(rule, field)
+}
+
+is_listed(rule, field) if {
+	some pattern in rule.fields
+	is_text(pattern, field)
 }

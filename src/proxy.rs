@@ -8,8 +8,9 @@
 //! 1. who is it: the supervisor's record of the connect, and the executable's hash ([`caller`]);
 //! 2. may it connect there: host and port, before any look-up ([`session`]);
 //! 3. which addresses has the name, and may each be dialled ([`destination`]);
-//! 4. what is spoken, and is it what was judged: SNI, `Host` ([`tunnel`]);
-//! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`]).
+//! 4. what is spoken, and is it what was judged: SNI, `Host`, `:authority` ([`tunnel`]);
+//! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`],
+//!    [`http2`]).
 //!
 //! A program that ignores the proxy goes the same way: [`dns`] gives it an address for a name, and
 //! [`transparent`] finds the name again when the gateway catches the connection.
@@ -26,6 +27,7 @@ mod dns;
 mod forward;
 mod greeting;
 mod http;
+mod http2;
 mod inbound;
 mod l7;
 mod listener;
@@ -51,7 +53,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::pki::Authority;
@@ -61,11 +63,13 @@ use caller::Executables;
 use control::{ToProxy, ToSupervisor};
 use control_client::{Control, START_FDS};
 use dns::pool::Pool;
+use l7::held::Room;
 use resolve::Resolver;
 use tls::AgentTls;
 use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
+pub use l7::content::{Facts, read as read_content};
 
 /// The sandbox CA's common name.
 const CA_NAME: &str = "Ringfence Sandbox CA";
@@ -110,6 +114,11 @@ pub(crate) struct Shared {
     admin: Arc<Admin>,
     transparent: bool,
     pool: Pool,
+    http2: http2::Limits,
+    /// Becomes true when the proxy is to end: long connections begin nothing new then.
+    stopping: watch::Sender<bool>,
+    /// For bodies that are read before they are judged.
+    room: Room,
 }
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
@@ -159,6 +168,9 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         admin: Arc::clone(&admin),
         transparent: config.transparent,
         pool: Pool::new(),
+        room: Room::new(),
+        http2: http2::Limits::new(),
+        stopping: watch::Sender::new(false),
         control,
     });
     let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
@@ -190,6 +202,7 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         }
     };
     listening.shutdown().await;
+    shared.stopping.send_replace(true);
     shared.inbound.follow(&[]);
     let all = u32::try_from(listener::CONNECTIONS).unwrap_or(u32::MAX);
     let drained = async {

@@ -1,7 +1,8 @@
 //! Runs the policy corpus: `tests/corpus/policy/*.yaml`, each a policy and what it must answer.
 //!
 //! A file holds a list of groups. A group with `cases` loads its policy and asks it; a group with
-//! `error` must not load, and says so; `warnings` names words that its warnings must hold.
+//! `error` must not load, and says so; `warnings` names words that its warnings must hold. A case
+//! with a `body` is read as the proxy reads it.
 //!
 //! Every case is run twice: by the native engine, and by regorus with the text of
 //! `examples/policy.rego`. Where a policy speaks of protocols that a Rego text is not asked about, the
@@ -48,6 +49,12 @@ struct Case {
     port: u16,
     /// `METHOD target`: the request is judged, not only the connection.
     request: Option<String>,
+    /// The content of the request, and its header fields; `Content-Type: application/json` goes
+    /// with a body where none is given.
+    #[serde(default)]
+    body: String,
+    #[serde(default)]
+    headers: Vec<(String, String)>,
     /// The address is judged, not only the connection.
     ip: Option<std::net::IpAddr>,
     verdict: Wanted,
@@ -118,7 +125,14 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
         }
         Err(error) => return refused(error.to_string()),
     };
-    let request = Request { method, path: &target.path, query: &target.pairs, payload: None };
+    let inspection = policy.inspection(&caller, &host, case.port, &target.path);
+    let payload = match inspection.map(|inspection| content(&inspection, case, method, &target)) {
+        Some(Err(reason)) => return refused(reason),
+        Some(Ok(payload)) => Some(payload),
+        None => None,
+    };
+    let payload = payload.as_ref();
+    let request = Request { method, path: &target.path, query: &target.pairs, payload };
     Ok(match policy.request(&caller, &host, case.port, &request) {
         Verdict::Allow { policy } => (Wanted::Allow, policy, String::new()),
         Verdict::Audit { policy, reason } => (Wanted::Audit, policy, reason),
@@ -127,6 +141,37 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
             (Wanted::Deny, denial.policy, denial.reason)
         }
     })
+}
+
+/// What the proxy would read of the content.
+#[cfg(feature = "proxy")]
+fn content(
+    inspection: &policy::Inspection,
+    case: &Case,
+    method: &str,
+    target: &policy::CanonicalTarget,
+) -> Result<policy::Payload, String> {
+    if case.body.len() > inspection.max_bytes {
+        return Err(format!("the body is longer than {} bytes", inspection.max_bytes));
+    }
+    let json = [("Content-Type".to_owned(), "application/json".to_owned())];
+    let given = case.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+    let json = if case.body.is_empty() || given { &[] } else { &json[..] };
+    let fields = case.headers.iter().chain(json);
+    let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    let facts = ringfence::proxy::Facts::new(method, &target.pairs, fields);
+    Ok(ringfence::proxy::read_content(inspection, &facts, case.body.as_bytes()))
+}
+
+/// Without the proxy nobody reads it, and what was not read is refused.
+#[cfg(not(feature = "proxy"))]
+fn content(
+    _: &policy::Inspection,
+    _: &Case,
+    _: &str,
+    _: &policy::CanonicalTarget,
+) -> Result<policy::Payload, String> {
+    Ok(policy::Payload::default())
 }
 
 fn fit_to_print(denial: &policy::Denial) -> Result<(), String> {
@@ -241,6 +286,11 @@ fn corpus() {
         let groups: Vec<Group> =
             serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{shown}: {error}"));
         for group in groups {
+            let read = group.cases.iter().any(|case| !case.body.is_empty());
+            if read && cfg!(not(feature = "proxy")) {
+                println!("SKIPPED: {shown}: {:?}: needs the feature `proxy`", group.name);
+                continue;
+            }
             assert!(names.insert(group.name.clone()), "{shown}: {:?} twice", group.name);
             count += group.cases.len().max(1);
             let mut failures = check_group(&group);

@@ -2,6 +2,7 @@
 //! with a line; what is likely a mistake is a warning.
 #![forbid(unsafe_code)]
 
+mod content;
 mod endpoint;
 
 pub(super) use endpoint::{addresses, endpoints, parse_network};

@@ -1,15 +1,17 @@
 //! `policy.yaml` as typed structs: shapes and types, nothing about sense (that is `check`).
 #![forbid(unsafe_code)]
 
+mod content;
 mod network;
 mod process;
 mod rules;
 
 use std::collections::BTreeMap;
 
-pub(super) use network::{Access, Binary, Endpoint, Enforcement, NetworkPolicy, Tainted};
+pub(super) use content::{DEFAULT_MAX as DEFAULT_MAX_CONTENT, MAX as MAX_CONTENT};
+pub(super) use network::{Access, Binary, Endpoint, Enforcement, NetworkPolicy, Protocol, Tainted};
 pub use process::{Memfd, Process, ProcessLimits, UnixSockets};
-pub(super) use rules::Rule;
+pub(super) use rules::{Matcher, OperationRule, Rule};
 
 use super::fields::{Fields, Located};
 use super::problem::Problems;

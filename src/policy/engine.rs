@@ -7,6 +7,7 @@
 
 mod binaries;
 mod compile;
+mod content;
 mod names;
 
 use std::collections::{HashMap, HashSet};
@@ -16,6 +17,7 @@ use std::sync::Arc;
 
 use binaries::Named;
 pub(super) use compile::compile;
+use content::ContentRules;
 use ipnet::IpNet;
 pub use names::NameMatch;
 
@@ -25,7 +27,7 @@ use super::document::{Compatibility, Filesystem, Process};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
-use super::payload::Inspection;
+use super::payload::{Inspection, Payload};
 use super::rego::Judge;
 use super::suggestion;
 
@@ -57,6 +59,8 @@ struct Port {
     exact: HashMap<String, Vec<usize>>,
     wild: Vec<(Wild, usize)>,
     hostless: Vec<usize>,
+    /// Whether one of them reads the content of requests.
+    content: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -76,6 +80,29 @@ struct Inspected {
     encoded_slash: bool,
     allow: Vec<Rule>,
     deny: Vec<Rule>,
+    /// Instead of `allow` and `deny`, which are empty then.
+    content: Option<ContentRules>,
+}
+
+impl Inspected {
+    /// Why the request cannot be judged, where this endpoint has a say.
+    fn unreadable(&self, request: &Request<'_>) -> Option<String> {
+        let content = self.content.as_ref().filter(|content| self.reads(content, request.path))?;
+        content.unreadable(request.payload)
+    }
+
+    /// Whether the content of a request to this path matters.
+    fn reads(&self, content: &ContentRules, path: &str) -> bool {
+        self.scope.allows(path) || (content.has_denials() && self.scope.denies(path))
+    }
+
+    fn denies(&self, request: &Request<'_>) -> bool {
+        let denied = match &self.content {
+            None => !self.deny.is_empty() && self.deny.iter().any(|rule| rule.denies(request)),
+            Some(content) => content.denies(request.payload),
+        };
+        denied && self.scope.denies(request.path)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -130,6 +157,20 @@ struct Smallest(Option<usize>);
 impl Smallest {
     fn see(&mut self, index: usize) {
         self.0 = Some(self.0.map_or(index, |seen| seen.min(index)));
+    }
+}
+
+/// What endpoints of one kind say about a request.
+#[derive(Default, Clone, Copy)]
+struct Seen {
+    allowed: Smallest,
+    /// By `enforce`: those that speak for the path.
+    covered: [Smallest; 2],
+}
+
+impl Seen {
+    fn covers(&self) -> bool {
+        self.covered.iter().any(|covered| covered.0.is_some())
     }
 }
 
@@ -262,12 +303,24 @@ impl Policy {
     #[must_use]
     pub fn inspection(
         &self,
-        _caller: &Caller,
-        _host: &Host,
-        _port: u16,
-        _path: &str,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        path: &str,
     ) -> Option<Inspection> {
-        None
+        if let Some(judge) = &self.judge {
+            return judge.inspection(self, caller, host, port, path);
+        }
+        if !self.ports.get(&port)?.content {
+            return None;
+        }
+        let mut inspection = Inspection { max_bytes: usize::MAX, ..Inspection::default() };
+        for inspected in self.matching(caller, host, port).filter_map(|e| e.inspected.as_ref()) {
+            if let Some(content) = inspected.content.as_ref().filter(|c| inspected.reads(c, path)) {
+                content.ask(&mut inspection);
+            }
+        }
+        (inspection.max_bytes < usize::MAX).then_some(inspection)
     }
 
     /// Judges one HTTP request on a connection that [`Policy::connect`] allowed. Where
@@ -297,11 +350,13 @@ impl Policy {
         let encoded_slash = request.path.contains("%2F");
         let mut uninspected = Smallest::default();
         let mut inspected = Smallest::default();
-        let mut allowed = Smallest::default();
-        // By `enforce`: deny rules that match, and endpoints that cover the path.
-        let mut denied = [Smallest::default(); 2];
-        let mut covered = [Smallest::default(); 2];
+        let mut seen = [Seen::default(), Seen::default()];
         let mut slash_refused = false;
+        let mut unreadable = None;
+        // Why an endpoint that read the content does not allow it.
+        let mut missing = None;
+        // By `enforce`.
+        let mut denied = [Smallest::default(); 2];
         for endpoint in self.matching(caller, host, port) {
             let Some(rules) = &endpoint.inspected else {
                 uninspected.see(endpoint.policy);
@@ -309,20 +364,32 @@ impl Policy {
             };
             inspected.see(endpoint.policy);
             let enforce = usize::from(rules.enforce);
-            if !rules.deny.is_empty()
-                && rules.scope.denies(request.path)
-                && rules.deny.iter().any(|rule| rule.denies(request))
-            {
+            if let Some(why) = rules.unreadable(request) {
+                unreadable = unreadable.or(Some((endpoint.policy, why)));
+            } else if rules.denies(request) {
                 denied[enforce].see(endpoint.policy);
             }
             if !rules.scope.allows(request.path) {
                 continue;
             }
-            covered[enforce].see(endpoint.policy);
+            let seen = &mut seen[usize::from(rules.content.is_some())];
+            seen.covered[enforce].see(endpoint.policy);
             if encoded_slash && !rules.encoded_slash {
                 slash_refused = true;
-            } else if rules.allow.iter().any(|rule| rule.allows(request)) {
-                allowed.see(endpoint.policy);
+                continue;
+            }
+            let allowed = match &rules.content {
+                None => rules.allow.iter().any(|rule| rule.allows(request)),
+                Some(content) => match content.allows(request.payload) {
+                    Ok(()) => true,
+                    Err(why) => {
+                        missing = missing.or(Some(why));
+                        false
+                    }
+                },
+            };
+            if allowed {
+                seen.allowed.see(endpoint.policy);
             }
         }
         let key = |index: usize| self.policies[index].key.clone();
@@ -334,8 +401,11 @@ impl Policy {
                 suggestion,
             })
         };
-        let suggest =
-            || suggestion::allow(&caller.exe, host, port, Some((request.method, request.path)));
+        let suggest = || suggestion::request(&caller.exe, host, port, request);
+        // In audit too: nobody knows what would pass.
+        if let Some((index, why)) = unreadable {
+            return deny(index, &why, UNREADABLE.into());
+        }
         if let Some(index) = denied[1].0 {
             return deny(index, DENY_RULE, NO_LINE.into());
         }
@@ -345,6 +415,9 @@ impl Policy {
                 None => Verdict::Deny(self.unmatched(caller, host, port, Some(request))),
             };
         };
+        // Where content is read, endpoints that do not read it have nothing to say.
+        let [plain, reading] = seen;
+        let Seen { allowed, covered } = if reading.covers() { reading } else { plain };
         if let Some(index) = allowed.0 {
             return match denied[0].0 {
                 Some(denied) => Verdict::Audit { policy: key(denied), reason: DENY_RULE.into() },
@@ -354,9 +427,10 @@ impl Policy {
         if slash_refused {
             return deny(any, ENCODED_SLASH, suggest());
         }
+        let reason = missing.as_deref().unwrap_or(NO_RULE);
         match (covered[1].0, covered[0].0) {
-            (Some(index), _) => deny(index, NO_RULE, suggest()),
-            (None, Some(index)) => Verdict::Audit { policy: key(index), reason: NO_RULE.into() },
+            (Some(index), _) => deny(index, reason, suggest()),
+            (None, Some(index)) => Verdict::Audit { policy: key(index), reason: reason.into() },
             (None, None) => deny(any, NO_COVER, suggest()),
         }
     }
@@ -480,8 +554,15 @@ const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
+pub(super) const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line can allow it: send it \
+                          as the protocol says, or name another protocol for this path";
+
 pub(super) fn rule_line(request: &Request<'_>) -> String {
-    suggestion::printable(&format!("{} {}", request.method, request.path))
+    let line = match request.payload.map(Payload::summary) {
+        Some(said) if !said.is_empty() => format!("{} {} {said}", request.method, request.path),
+        _ => format!("{} {}", request.method, request.path),
+    };
+    suggestion::printable(&line)
 }
 
 /// Counts only: a policy may be long.

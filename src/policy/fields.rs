@@ -82,6 +82,7 @@ pub(super) struct Located {
 
 /// The entries of a map, taken one key at a time: what is left at the end was not known.
 pub(super) struct Fields<'n> {
+    at: Place,
     what: String,
     entries: &'n [(Key, Node)],
     known: Vec<&'static str>,
@@ -92,7 +93,12 @@ impl<'n> Fields<'n> {
     pub fn of(node: &'n Node, what: impl Into<String>, problems: &mut Problems) -> Option<Self> {
         let what = what.into();
         let entries = node.map(&what, problems)?;
-        Some(Self { what, entries, known: Vec::new() })
+        Some(Self { at: node.at, what, entries, known: Vec::new() })
+    }
+
+    /// Where the map stands.
+    pub fn at(&self) -> Place {
+        self.at
     }
 
     /// The value of a key, if it is there.

@@ -3,6 +3,10 @@
 //! and `mcp`.
 #![forbid(unsafe_code)]
 
+use std::fmt::{self, Write as _};
+
+use super::suggestion::printable;
+
 /// How the content of a request must be read before it is judged.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inspection {
@@ -138,4 +142,93 @@ pub struct Call {
     /// The scalars at the paths that were asked for ([`RpcInspection::params`]), each with its path
     /// as in the policy; several at one path where lists hold them.
     pub params: Vec<(String, String)>,
+}
+
+/// A summary is cut here, in bytes.
+const MAX_SUMMARY: usize = 200;
+
+impl Payload {
+    /// Upstream's word for the protocol that was read.
+    #[must_use]
+    pub fn protocol(&self) -> &'static str {
+        match self {
+            Self { graphql: Some(_), .. } => "graphql",
+            Self { rpc: Some(Rpc { mcp: true, .. }), .. } => "mcp",
+            Self { rpc: Some(_), .. } => "json-rpc",
+            _ => "rest",
+        }
+    }
+
+    /// What the request does, for a log line: `mutation createIssue`, `tools/call search`. Printable
+    /// ASCII, at most about 200 bytes.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut out = String::new();
+        let operations = self.graphql.iter().flat_map(|graphql| &graphql.operations);
+        let messages = match &self.rpc {
+            Some(Rpc { exchange: Exchange::Messages(messages), .. }) => messages.as_slice(),
+            Some(Rpc { exchange: Exchange::Stream, .. }) => return "event stream".into(),
+            Some(Rpc { exchange: Exchange::EndOfSession, .. }) => return "end of session".into(),
+            None => &[],
+        };
+        let parts = operations.map(|operation| operation as &dyn fmt::Display);
+        for part in parts.chain(messages.iter().map(|message| message as &dyn fmt::Display)) {
+            if !out.is_empty() {
+                out.push_str("; ");
+            }
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{part}");
+            if out.len() > MAX_SUMMARY {
+                out.truncate(MAX_SUMMARY);
+                out.push_str("...");
+                break;
+            }
+        }
+        out
+    }
+}
+
+/// `mutation createIssue,addLabel`, printable.
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(kind) = self.kind else {
+            let key = self.persisted.as_ref().map_or("", Persisted::key);
+            return write!(f, "persisted query {}", short(key));
+        };
+        f.write_str(kind.word())?;
+        let mut length = 0;
+        for (index, field) in self.fields.iter().enumerate() {
+            let field = short(field);
+            write!(f, "{}{field}", if index == 0 { ' ' } else { ',' })?;
+            length += field.len();
+            if length > MAX_SUMMARY {
+                return f.write_str("...");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `tools/call search`, printable.
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Response => f.write_str("response"),
+            Self::Call(Call { method, tool: None, .. }) => f.write_str(&short(method)),
+            Self::Call(Call { method, tool: Some(tool), .. }) => {
+                write!(f, "{} {}", short(method), short(tool))
+            }
+        }
+    }
+}
+
+/// What the agent chose, for a message.
+pub(super) fn short(text: &str) -> String {
+    const MAX: usize = 80;
+    let mut shown = printable(text);
+    if shown.len() > MAX {
+        shown.truncate(MAX);
+        shown.push_str("...");
+    }
+    shown
 }

@@ -6,15 +6,111 @@
 
 use std::fmt::Write as _;
 
+use super::decision::Request;
 use super::host::Host;
+use super::payload::{Call, Exchange, Message, Operation, Payload, Rpc};
 
 /// Longer strings than this are not repeated.
 const MAX_PART: usize = 512;
 
+/// More rules than these are not suggested at once.
+const MAX_RULES: usize = 8;
+
+/// A policy of its own that allows this request only: what was read of its content, if that was
+/// what was judged, else its method and path.
+pub(super) fn request(exe: &str, host: &Host, port: u16, request: &Request<'_>) -> String {
+    let Some((protocol, rules)) = request.payload.map(rules) else {
+        return allow(exe, host, port, Some((request.method, request.path)));
+    };
+    match rules {
+        Err(comment) => comment.into(),
+        Ok(rules) if rules.len() > MAX_RULES || rules.iter().any(|rule| rule.len() > MAX_PART) => {
+            "# too long to suggest".into()
+        }
+        Ok(rules) => whole(exe, host, port, Some((protocol, request.path, &rules))),
+    }
+}
+
+/// The protocol and its allow rules, or a comment why there are none.
+fn rules(payload: &Payload) -> (&'static str, Result<Vec<String>, &'static str>) {
+    if let Some(graphql) = &payload.graphql {
+        return ("graphql", distinct(graphql.operations.iter().map(operation)));
+    }
+    match &payload.rpc {
+        Some(Rpc { mcp, exchange: Exchange::Messages(messages), .. }) => {
+            let calls = messages.iter().filter_map(|message| match message {
+                Message::Call(call) => Some(if *mcp { mcp_call(call) } else { rpc_call(call) }),
+                Message::Response if *mcp => None,
+                Message::Response => Some(Err("# only `protocol: mcp` has responses of clients")),
+            });
+            (if *mcp { "mcp" } else { "json-rpc" }, distinct(calls))
+        }
+        Some(Rpc { exchange: Exchange::Stream | Exchange::EndOfSession, .. }) => {
+            ("mcp", Err("# give the endpoint with `protocol: mcp` the `path` of the server"))
+        }
+        None => ("rest", Err("# what it says was not read")),
+    }
+}
+
+fn distinct(
+    rules: impl Iterator<Item = Result<String, &'static str>>,
+) -> Result<Vec<String>, &'static str> {
+    let mut distinct = Vec::new();
+    for rule in rules {
+        let rule = rule?;
+        if !distinct.contains(&rule) {
+            distinct.push(rule);
+        }
+        if distinct.len() > MAX_RULES {
+            break;
+        }
+    }
+    Ok(distinct)
+}
+
+fn operation(operation: &Operation) -> Result<String, &'static str> {
+    let Some(kind) = operation.kind else {
+        return Err(
+            "# a persisted query: register it in graphql_persisted_queries by its hash or \
+                    id, with what it does, and write `persisted_queries: allow_registered`",
+        );
+    };
+    let fields: Vec<_> = operation.fields.iter().map(|field| quote(field)).collect();
+    Ok(format!("operation_type: {}, fields: [{}]", kind.word(), fields.join(", ")))
+}
+
+fn rpc_call(call: &Call) -> Result<String, &'static str> {
+    let name = if call.method == "*" { "\\*".into() } else { escape_glob(&call.method) };
+    Ok(format!("method: {}", quote(&name)))
+}
+
+fn mcp_call(call: &Call) -> Result<String, &'static str> {
+    let plain = |text: &str| !text.is_empty() && escape_glob(text) == text;
+    match &call.tool {
+        _ if !plain(&call.method) => Err("# no rule can name this method"),
+        None => Ok(format!("method: {}", quote(&call.method))),
+        Some(tool) if plain(tool) => {
+            Ok(format!("method: {}, tool: {}", quote(&call.method), quote(tool)))
+        }
+        Some(_) => Err("# no rule can name this tool"),
+    }
+}
+
 /// A policy of its own that allows this connection; with a method and a path, this request only.
 pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &str)>) -> String {
-    let parts = request.map_or([0, 0], |(method, path)| [method.len(), path.len()]);
-    if exe.len() > MAX_PART || parts.iter().any(|len| *len > MAX_PART) {
+    let Some((method, path)) = request else {
+        return whole(exe, host, port, None);
+    };
+    if method.len() > MAX_PART {
+        return "# too long to suggest".into();
+    }
+    let rule = format!("method: {}, path: {}", quote(method), quote(&escape_glob(path)));
+    whole(exe, host, port, Some(("rest", path, &[rule])))
+}
+
+/// With a protocol, a path and rules: what `allow` holds of each.
+fn whole(exe: &str, host: &Host, port: u16, request: Option<(&str, &str, &[String])>) -> String {
+    if exe.len() > MAX_PART || request.is_some_and(|(_, path, _)| path.len() > MAX_PART) {
         return "# too long to suggest".into();
     }
     if exe.is_empty() {
@@ -28,17 +124,21 @@ pub(super) fn allow(exe: &str, host: &Host, port: u16, request: Option<(&str, &s
         None => {
             let _ = writeln!(out, "      - {{ host: {host}, port: {port} }}");
         }
-        Some((method, path)) => {
-            let (method, path) = (quote(method), quote(&escape_glob(path)));
+        Some((protocol, path, rules)) => {
             let _ = writeln!(out, "      - host: {host}");
             let _ = writeln!(out, "        port: {port}");
-            let _ = writeln!(out, "        protocol: rest");
+            if protocol != "rest" {
+                let _ = writeln!(out, "        path: {}", quote(&escape_glob(path)));
+            }
+            let _ = writeln!(out, "        protocol: {protocol}");
             let _ = writeln!(out, "        enforcement: enforce");
             if path.contains("%2F") {
                 let _ = writeln!(out, "        allow_encoded_slash: true");
             }
             let _ = writeln!(out, "        rules:");
-            let _ = writeln!(out, "          - allow: {{ method: {method}, path: {path} }}");
+            for rule in rules {
+                let _ = writeln!(out, "          - allow: {{ {rule} }}");
+            }
         }
     }
     let exe = if exe.contains('*') { escape_glob(exe) } else { exe.to_owned() };

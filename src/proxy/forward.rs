@@ -3,7 +3,8 @@
 
 use super::connect::{self, authority};
 use super::http::head::{self, RequestHead};
-use super::l7::rest::{self, IDLE, Link, Next, Scheme};
+use super::l7::judge::Scheme;
+use super::l7::rest::{self, IDLE, Link, Next};
 use super::listener::{refusal_for, refuse};
 use super::refusal::Refusal;
 use super::report;

@@ -1,3 +1,9 @@
 //! Protocols that are judged request by request.
 
+pub(crate) mod content;
+mod graphql;
+pub(crate) mod held;
+mod json;
+mod jsonrpc;
+pub(crate) mod judge;
 pub(crate) mod rest;

@@ -3,9 +3,10 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
-use crate::policy::{Denial, Host};
+use crate::policy::{Denial, Host, Payload};
 
 /// A response that ends the connection.
 #[derive(Debug)]
@@ -41,7 +42,8 @@ impl Refusal {
 
     /// A request that no rule allows.
     pub(crate) fn request(request: &DeniedRequest<'_>, denial: &Denial) -> Self {
-        let &DeniedRequest { method, path, host, port, binary } = request;
+        let &DeniedRequest { method, path, host, port, binary, payload } = request;
+        let protocol = payload.map_or("rest", Payload::protocol);
         let place = json!({
             "method": method, "path": path, "host": host.as_str(), "port": port, "binary": binary,
         });
@@ -51,14 +53,18 @@ impl Refusal {
             "rule": format!("{method} {path}"),
             "detail": denial.reason,
             "layer": "l7",
-            "protocol": "rest",
+            "protocol": protocol,
         });
         let mut missing = Map::new();
-        missing.insert("type".to_owned(), "rest_allow".into());
+        let kind = format!("{}_allow", protocol.replace('-', "_"));
+        missing.insert("type".to_owned(), kind.into());
         missing.insert("layer".to_owned(), "l7".into());
         if let (Some(body), Value::Object(place)) = (body.as_object_mut(), place) {
             body.extend(place.clone());
             missing.extend(place);
+            if let Some(said) = payload.map(Payload::summary).filter(|said| !said.is_empty()) {
+                missing.insert("operation".to_owned(), said.into());
+            }
             body.insert("rule_missing".to_owned(), missing.into());
             body.insert("next_steps".to_owned(), json!([]));
             if !denial.suggestion.is_empty() {
@@ -72,17 +78,41 @@ impl Refusal {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let body = self.body.to_string();
         let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status));
-        out.push_str("Content-Type: application/json\r\n");
+        for (name, value) in self.fields(&body) {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "{name}: {value}\r\n");
+        }
+        out.push_str("Connection: close\r\n\r\n");
+        out.push_str(&body);
+        out.into_bytes()
+    }
+
+    /// The whole response, for one stream of HTTP/2.
+    pub(crate) fn to_http2(&self) -> (http::Response<()>, Bytes) {
+        let body = self.body.to_string();
+        let mut response = http::Response::new(());
+        *response.status_mut() =
+            http::StatusCode::from_u16(self.status).unwrap_or(http::StatusCode::FORBIDDEN);
+        for (name, value) in self.fields(&body) {
+            // HTTP/2 has names in lower case, which `http` makes of them.
+            if let (Ok(name), Ok(value)) =
+                (http::HeaderName::try_from(name), http::HeaderValue::try_from(value))
+            {
+                response.headers_mut().insert(name, value);
+            }
+        }
+        (response, body.into())
+    }
+
+    fn fields(&self, body: &str) -> Vec<(&'static str, String)> {
+        let mut fields = vec![("Content-Type", "application/json".to_owned())];
         if let Some(policy) = &self.policy {
             // A map key of the policy file: what a header cannot hold is left out.
-            let value: String = policy.chars().filter(|c| matches!(c, ' '..='~')).collect();
-            out.push_str("X-OpenShell-Policy: ");
-            out.push_str(&value);
-            out.push_str("\r\n");
+            let value = policy.chars().filter(|c| matches!(c, ' '..='~')).collect();
+            fields.push(("X-OpenShell-Policy", value));
         }
-        // Writing to a String cannot fail.
-        let _ = write!(out, "Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
-        out.into_bytes()
+        fields.push(("Content-Length", body.len().to_string()));
+        fields
     }
 }
 
@@ -94,6 +124,7 @@ pub(crate) struct DeniedRequest<'a> {
     pub(crate) host: &'a Host,
     pub(crate) port: u16,
     pub(crate) binary: &'a str,
+    pub(crate) payload: Option<&'a Payload>,
 }
 
 fn phrase(status: u16) -> &'static str {
@@ -101,6 +132,7 @@ fn phrase(status: u16) -> &'static str {
         400 => "Bad Request",
         403 => "Forbidden",
         408 => "Request Timeout",
+        413 => "Content Too Large",
         421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
@@ -153,6 +185,7 @@ mod tests {
             host: &host,
             port: 443,
             binary: "/usr/bin/curl",
+            payload: None,
         };
         let text =
             String::from_utf8(Refusal::request(&request, &denial()).to_bytes()).expect("utf-8");
@@ -175,8 +208,14 @@ mod tests {
         let mut denial = denial();
         denial.policy = "a\r\nX: b\u{e9}".to_owned();
         let host = host();
-        let request =
-            DeniedRequest { method: "GET", path: "/", host: &host, port: 1, binary: "/b" };
+        let request = DeniedRequest {
+            method: "GET",
+            path: "/",
+            host: &host,
+            port: 1,
+            binary: "/b",
+            payload: None,
+        };
         let text =
             String::from_utf8(Refusal::request(&request, &denial).to_bytes()).expect("utf-8");
         assert!(text.contains("\r\nX-OpenShell-Policy: aX: b\r\n"), "{text}");

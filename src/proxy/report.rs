@@ -13,7 +13,7 @@ use super::quiet::QUIET;
 use super::session::Session;
 use super::stream::Carried;
 use crate::event::{Class, Event, Severity, emit};
-use crate::policy::{Denial, Host};
+use crate::policy::{Denial, Host, Payload};
 
 /// `/usr/bin/curl(123) -> host:port`.
 fn flow(session: &Session, host: &Host, port: u16) -> String {
@@ -131,12 +131,18 @@ pub(crate) struct RequestLine<'a> {
     pub(crate) scheme: &'a str,
     pub(crate) authority: &'a str,
     pub(crate) path: &'a str,
+    /// What its content says, where that was judged.
+    pub(crate) payload: Option<&'a Payload>,
 }
 
 fn http(severity: Severity, line: &RequestLine<'_>) -> Event {
-    let RequestLine { method, scheme, authority, path } = line;
-    Event::new(Class::Http, (*method).to_owned(), severity)
-        .subject(format!("{method} {scheme}://{authority}{path}"))
+    let RequestLine { method, scheme, authority, path, payload } = line;
+    let event = Event::new(Class::Http, (*method).to_owned(), severity)
+        .subject(format!("{method} {scheme}://{authority}{path}"));
+    match payload {
+        Some(payload) => event.field(payload.protocol(), payload.summary()),
+        None => event,
+    }
 }
 
 /// `engine` is what judged it: `l7` each request, `l4` only the connection, which was counted then.
@@ -241,6 +247,12 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
         .subject("a listener cannot accept; it tries again")
         .reason(error.to_string());
     emit(&event);
+}
+
+pub(crate) fn too_many_streams(session: &Session, origin: &Origin) {
+    metrics::refused(Refused::Limit, 1);
+    let event = open(Severity::Low, session, origin).denied();
+    emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
 }
 
 pub(crate) fn too_many_connections() {

@@ -9,10 +9,11 @@ use super::refusal::Refusal;
 use super::{Shared, report};
 use crate::policy::{Caller, Connect, Denial, Grant, Host};
 
-/// A connection whose caller is known.
+/// A connection whose caller is known; each of its streams may have it.
+#[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
-    identity: Identity,
+    identity: Arc<Identity>,
 }
 
 /// Why a connection may not be made.
@@ -25,7 +26,7 @@ pub(crate) enum NotAdmitted {
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> Self {
-        Self { shared, identity }
+        Self { shared, identity: Arc::new(identity) }
     }
 
     pub(crate) fn caller(&self) -> &Caller {

@@ -104,6 +104,12 @@ impl Conn {
         self.rd.io.unsplit(self.wr)
     }
 
+    /// The stream again, what was read ahead, and what counts its bytes.
+    pub(crate) fn into_parts(self) -> (Stream, Vec<u8>, Option<&'static Counter>) {
+        let (ahead, counter) = (self.rd.data().to_vec(), self.rd.counter);
+        (self.into_stream(), ahead, counter)
+    }
+
     /// Writes all of `bytes` and sends it on its way.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.wr.write_all(bytes).await?;

@@ -12,7 +12,8 @@ use rustls::sign::SingleCertAndKey;
 use crate::pki::{Authority, LeafKey, PkiError, SubjectName, provider};
 use crate::policy::Host;
 
-/// The one application protocol we speak on both sides, and its older name.
+/// The application protocols that we speak on both sides, and an older name.
+pub(crate) const HTTP2: &[u8] = b"h2";
 pub(crate) const HTTP11: &[u8] = b"http/1.1";
 pub(crate) const HTTP10: &[u8] = b"http/1.0";
 

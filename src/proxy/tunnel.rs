@@ -15,14 +15,16 @@ use tokio_rustls::server::StartHandshake;
 
 use super::destination::{DialError, Origin};
 use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
-use super::l7::rest::{self, Link, Scheme};
+use super::http2::{self, Place, Upstream, Version, version_of};
+use super::l7::judge::Scheme;
+use super::l7::rest::{self, Link};
 use super::listener::refuse;
 use super::metrics::{self, Side};
 use super::refusal::Refusal;
 use super::report;
 use super::session::Session;
 use super::stream::{Conn, Stream, duplex};
-use super::tls::{HTTP10, HTTP11};
+use super::tls::{HTTP2, HTTP10, HTTP11};
 use crate::policy::{Host, Inspect, TlsMode};
 
 /// How long the client of an inspected endpoint may stay silent.
@@ -34,6 +36,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The longest `ClientHello` in bytes, record headers included.
 const HELLO_MAX: usize = 68 * 1024;
 
+const TOO_MANY: &str = "too many connections of HTTP/2 at a time";
+
 /// TLS alerts (RFC 8446, section 6).
 const ALERT_UNRECOGNIZED_NAME: u8 = 112;
 const ALERT_NO_APPLICATION_PROTOCOL: u8 = 120;
@@ -43,7 +47,10 @@ const ALERT_INTERNAL_ERROR: u8 = 80;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum First {
     Tls,
+    /// HTTP/1.x.
     Http,
+    /// The preface of HTTP/2.
+    Http2,
     /// Something else.
     Other,
     /// The upstream spoke before the client did.
@@ -77,6 +84,20 @@ async fn inner(
             let link = Link::open(origin, scheme, upstream);
             rest::serve(session, client, link, origin).await;
         }
+        (First::Http2, _) => {
+            let Some(place) = session.shared.http2.place() else {
+                report::tunnel_refused(session, origin, TOO_MANY);
+                return client.close().await;
+            };
+            // In the clear the client must have known that the upstream speaks it. In TLS it has
+            // not asked.
+            let version = match scheme {
+                Scheme::Http => Version::Http2,
+                Scheme::Https => Version::Http1,
+            };
+            let upstream = Upstream::open(scheme, version, upstream);
+            http2::serve(session, place, client, upstream, origin).await;
+        }
         (First::Closed, _) => client.close().await,
         (First::Tls | First::Other | First::UpstreamSpoke, Inspect::None) => {
             raw(session, client, upstream, origin).await;
@@ -86,12 +107,12 @@ async fn inner(
         }
         (first, Inspect::Rest) => {
             let reason = match first {
-                First::UpstreamSpoke => "the upstream spoke first: not HTTP/1.1",
+                First::UpstreamSpoke => "the upstream spoke first: not HTTP",
                 First::Silent => "the client sent no complete HTTP request",
-                _ => "neither TLS nor HTTP/1.1",
+                _ => "neither TLS nor HTTP",
             };
             report::tunnel_refused(session, origin, reason);
-            let detail = "this endpoint is inspected: only HTTP/1.1 passes, plain or in TLS";
+            let detail = "this endpoint is inspected: only HTTP passes, plain or in TLS";
             let refusal = Refusal::new(403, "unsupported_l7_protocol", detail).because(reason);
             refuse(client, &refusal).await;
         }
@@ -138,10 +159,10 @@ pub(super) fn recognise(data: &[u8]) -> Option<First> {
     if *data.first()? == 0x16 {
         return Some(First::Tls);
     }
-    // HTTP/2 with prior knowledge, which is not read: it passes where an endpoint is allowed whole.
+    // HTTP/2 with prior knowledge.
     let preface = &H2_PREFACE[..data.len().min(H2_PREFACE.len())];
     if data.starts_with(preface) {
-        return (preface.len() == H2_PREFACE.len()).then_some(First::Other);
+        return (preface.len() == H2_PREFACE.len()).then_some(First::Http2);
     }
     let too_long = (data.len() > REQUEST_MAX).then_some(First::Other);
     let start = data.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
@@ -169,16 +190,6 @@ async fn raw(session: &Session, mut client: Conn, mut upstream: Conn, origin: &O
     report::tunnel_ended(session, origin, carried, start.elapsed());
 }
 
-/// What the `ClientHello` asks for.
-enum Alpn {
-    /// Nothing.
-    None,
-    /// HTTP/1.x among others.
-    Http(&'static [u8]),
-    /// Only other protocols.
-    Other(Vec<Vec<u8>>),
-}
-
 /// Reads the `ClientHello`, checks its name, and terminates TLS or, where the grant says so,
 /// passes it through.
 async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &Origin) {
@@ -200,56 +211,122 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
         return raw(session, client, upstream, origin).await;
     }
     let offered: Vec<Vec<u8>> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
-    let alpn = if offered.is_empty() {
-        Alpn::None
-    } else {
-        match [HTTP11, HTTP10].into_iter().find(|http| offered.iter().any(|one| one == http)) {
-            Some(http) => Alpn::Http(http),
-            None => Alpn::Other(offered),
-        }
-    };
+    let offer = Offer::new(offered);
     let (Stream::Tcp(client_tcp), Stream::Tcp(upstream_tcp)) =
         (client.into_stream(), upstream.into_stream())
     else {
         return;
     };
     let start = StartHandshake::from_parts(accepted, client_tcp);
-    let both = match alpn {
-        Alpn::None => terminate(session, start, upstream_tcp, origin, None).await,
-        Alpn::Http(http) => terminate(session, start, upstream_tcp, origin, Some(http)).await,
-        Alpn::Other(_) if origin.grant.inspect == Inspect::Rest => {
-            report::tunnel_refused(session, origin, "the client does not offer http/1.1");
-            let client = Conn::new(Stream::Tcp(start.io));
-            return alert(client, ALERT_NO_APPLICATION_PROTOCOL).await;
+    let place = if offer.http2 { session.shared.http2.place() } else { None };
+    let refused = match (offer.http1, &place) {
+        (None, None) if offer.http2 => Some(TOO_MANY),
+        (None, None) if !offer.all.is_empty() && origin.grant.inspect == Inspect::Rest => {
+            Some("the client offers no version of HTTP")
         }
-        Alpn::Other(offered) => mirror(session, start, upstream_tcp, origin, &offered).await,
+        _ => None,
     };
-    let Some((mut client, upstream)) = both else {
+    if let Some(reason) = refused {
+        report::tunnel_refused(session, origin, reason);
+        let client = Conn::new(Stream::Tcp(start.io));
+        return alert(client, ALERT_NO_APPLICATION_PROTOCOL).await;
+    }
+    let both = if place.is_none() && (offer.http1.is_some() || offer.all.is_empty()) {
+        terminate(session, start, upstream_tcp, origin, offer.http1).await
+    } else {
+        mirror(session, start, upstream_tcp, origin, &offer).await
+    };
+    let Some(both) = both else {
         return;
     };
-    match upstream {
-        Ok(mut upstream) => {
-            let first = first(&mut client, &mut upstream, origin.grant.inspect).await;
-            inner(session, client, upstream, origin, Scheme::Https, first).await;
-        }
-        // Told in the answer to the first request.
-        Err(error) => {
-            let link = Link::failed(origin, Scheme::Https, error);
-            rest::serve(session, client, link, origin).await;
+    match place {
+        Some(place) if both.agent == Version::Http2 => both.http2(session, place, origin).await,
+        // Given back: the two agreed on something else.
+        place => {
+            drop(place);
+            both.other(session, origin).await;
         }
     }
 }
 
-type Both = Option<(Conn, Result<Conn, DialError>)>;
+/// What the client offers by ALPN.
+struct Offer {
+    all: Vec<Vec<u8>>,
+    http2: bool,
+    http1: Option<&'static [u8]>,
+}
 
-/// Both handshakes at once. `None`: the client's failed.
+impl Offer {
+    fn new(all: Vec<Vec<u8>>) -> Self {
+        let has = |name: &&[u8]| all.iter().any(|one| one == name);
+        let (http2, http1) = (has(&HTTP2), [HTTP11, HTTP10].into_iter().find(has));
+        Self { all, http2, http1 }
+    }
+
+    /// What the upstream is offered in turn. `whole`: whatever the client speaks may pass.
+    fn to_upstream(&self, whole: bool) -> Vec<Vec<u8>> {
+        let http = |name: &[u8]| [HTTP2, HTTP11, HTTP10].contains(&name);
+        let only_http = self.all.iter().all(|one| http(one));
+        let mut offer = self.all.clone();
+        offer.retain(|one| whole || http(one));
+        // Streams can go on as requests of HTTP/1.1.
+        if (only_http || !whole) && self.http2 && self.http1 != Some(HTTP11) {
+            offer.push(HTTP11.to_vec());
+        }
+        offer
+    }
+
+    /// What to agree on with the client when the upstream has agreed on this.
+    fn to_client<'a>(&'a self, agreed: Option<&'a [u8]>) -> Option<&'a [u8]> {
+        agreed
+            .filter(|agreed| self.all.iter().any(|one| one == agreed))
+            .or(self.http1)
+            .or(self.http2.then_some(HTTP2))
+    }
+}
+
+/// TLS with the agent, and with the upstream if that could be had.
+struct Both {
+    client: Conn,
+    /// What the client was told to speak.
+    agent: Version,
+    upstream: Result<(Conn, Version), DialError>,
+}
+
+impl Both {
+    async fn http2(self, session: &Session, place: Place, origin: &Origin) {
+        let upstream = match self.upstream {
+            Ok((conn, version)) => Upstream::open(Scheme::Https, version, conn),
+            // Told in the answer to the first request.
+            Err(error) => Upstream::failed(Scheme::Https, error),
+        };
+        http2::serve(session, place, self.client, upstream, origin).await;
+    }
+
+    async fn other(mut self, session: &Session, origin: &Origin) {
+        match self.upstream {
+            Ok((mut upstream, _)) => {
+                let first = first(&mut self.client, &mut upstream, origin.grant.inspect).await;
+                inner(session, self.client, upstream, origin, Scheme::Https, first).await;
+            }
+            // Told in the answer to the first request.
+            Err(error) => {
+                let link = Link::failed(origin, Scheme::Https, error);
+                rest::serve(session, self.client, link, origin).await;
+            }
+        }
+    }
+}
+
+/// Both handshakes at once, for a client that speaks HTTP/1.1, or does not say what it speaks.
+/// `None`: the client's failed.
 async fn terminate(
     session: &Session,
     start: StartHandshake<TcpStream>,
     upstream: TcpStream,
     origin: &Origin,
     alpn: Option<&[u8]>,
-) -> Both {
+) -> Option<Both> {
     let config = match session.shared.agent_tls.config(&origin.host, alpn) {
         Ok(config) => config,
         Err(error) => {
@@ -263,37 +340,45 @@ async fn terminate(
         timeout(HANDSHAKE, start.into_stream(config)),
         session.shared.upstream_tls.connect(upstream, &origin.host, &offer),
     );
-    let agent = accepted(session, origin, agent)?;
-    Some((agent, upstream.map(|(stream, _)| Conn::new(stream))))
+    let client = accepted(session, origin, agent)?;
+    let upstream = upstream.map(|(stream, _)| (Conn::new(stream), Version::Http1));
+    Some(Both { client, agent: Version::Http1, upstream })
 }
 
-/// A protocol other than HTTP/1.1, on an endpoint that is allowed whole: the upstream chooses
-/// first, then the client is told.
+/// For a client that speaks HTTP/2, or only other protocols: the upstream chooses first, then the
+/// client is told.
 async fn mirror(
     session: &Session,
     start: StartHandshake<TcpStream>,
     upstream: TcpStream,
     origin: &Origin,
-    offered: &[Vec<u8>],
-) -> Both {
-    let connected = session.shared.upstream_tls.connect(upstream, &origin.host, offered).await;
-    let (stream, agreed) = match connected {
-        Ok(connected) => connected,
-        Err(error) => {
-            report::dial_failed(session, origin, &error);
+    offer: &Offer,
+) -> Option<Both> {
+    let whole = origin.grant.inspect == Inspect::None;
+    let tls = &session.shared.upstream_tls;
+    let connected = tls.connect(upstream, &origin.host, &offer.to_upstream(whole)).await;
+    let agreed = match &connected {
+        Ok((_, agreed)) => agreed.as_deref(),
+        Err(error) if !offer.http2 => {
+            report::dial_failed(session, origin, error);
             alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
             return None;
         }
+        Err(_) => None,
     };
-    let config = match session.shared.agent_tls.config(&origin.host, agreed.as_deref()) {
+    let alpn = offer.to_client(agreed);
+    let config = match session.shared.agent_tls.config(&origin.host, alpn) {
         Ok(config) => config,
         Err(error) => {
             report::tunnel_refused(session, origin, &error.to_string());
             return None;
         }
     };
-    let agent = timeout(HANDSHAKE, start.into_stream(config)).await;
-    Some((accepted(session, origin, agent)?, Ok(Conn::new(stream))))
+    let (agent, upstream_version) = (version_of(alpn), version_of(agreed));
+    let handshake = timeout(HANDSHAKE, start.into_stream(config)).await;
+    let client = accepted(session, origin, handshake)?;
+    let upstream = connected.map(|(stream, _)| (Conn::new(stream), upstream_version));
+    Some(Both { client, agent, upstream })
 }
 
 type Handshake<S> = Result<std::io::Result<S>, tokio::time::error::Elapsed>;
@@ -396,7 +481,7 @@ mod tests {
             (b"GET / HTTP/", Some(First::Http)),
             (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", Some(First::Http)),
             (b"purge /x HTTP/1.0\r\n", Some(First::Http)),
-            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Other)),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Some(First::Http2)),
             (b"PRI * HTTP/2", None),
             (b"PRI * HTTP/1.1\r\n", Some(First::Http)),
             (b"GET / HTTP/3", Some(First::Http)),

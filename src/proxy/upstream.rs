@@ -12,7 +12,7 @@ use tokio_rustls::TlsConnector;
 use super::destination::DialError;
 use super::metrics::{self, Side};
 use super::stream::Stream;
-use super::tls::HTTP11;
+use super::tls::{HTTP2, HTTP11};
 use super::{report, roots};
 use crate::pki::provider;
 use crate::policy::Host;
@@ -27,9 +27,10 @@ pub(crate) struct UpstreamTls {
     configs: OnceCell<Configs>,
 }
 
-/// With and without the protocol's name; sessions are shared.
+/// With and without the protocols' names; sessions are shared.
 struct Configs {
     http: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
     bare: Arc<ClientConfig>,
 }
 
@@ -50,6 +51,7 @@ impl UpstreamTls {
         let config = match alpn {
             [] => Arc::clone(&configs.bare),
             [one] if one == HTTP11 => Arc::clone(&configs.http),
+            [one, other] if one == HTTP2 && other == HTTP11 => Arc::clone(&configs.http2),
             several => {
                 let mut config = ClientConfig::clone(&configs.bare);
                 config.alpn_protocols = several.to_vec();
@@ -87,9 +89,13 @@ impl UpstreamTls {
                     .with_safe_default_protocol_versions()?
                     .with_root_certificates(store)
                     .with_no_client_auth();
-                let mut http = bare.clone();
-                http.alpn_protocols = vec![HTTP11.to_vec()];
-                Ok(Configs { http: Arc::new(http), bare: Arc::new(bare) })
+                let speaking = |protocols: &[&[u8]]| {
+                    let mut config = bare.clone();
+                    config.alpn_protocols = protocols.iter().map(|one| one.to_vec()).collect();
+                    Arc::new(config)
+                };
+                let (http, http2) = (speaking(&[HTTP11]), speaking(&[HTTP2, HTTP11]));
+                Ok(Configs { http, http2, bare: Arc::new(bare) })
             })
             .await
     }

@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::content;
 use crate::policy::destination::{CONTROL_PLANE_PORTS, forbidden};
-use crate::policy::document::{Access, Endpoint, NetworkPolicy, Rule};
+use crate::policy::document::{Access, Endpoint, Matcher, NetworkPolicy, Protocol, Rule};
 use crate::policy::fields::Located;
 use crate::policy::glob::never_matches;
 use crate::policy::problem::{Place, Problems};
@@ -17,11 +18,14 @@ pub(in crate::policy) fn endpoints(policy: &NetworkPolicy, problems: &mut Proble
     for endpoint in &policy.endpoints {
         destination(endpoint, problems);
         match endpoint.protocol {
-            Some((at, Some(_))) => inspected(endpoint, at, problems),
+            Some((at, Some(Protocol::Sql))) => content::sql(endpoint, at, problems),
+            Some((_, Some(Protocol::Tcp))) => uninspected(endpoint, problems),
+            Some((at, Some(protocol))) => inspected(endpoint, at, protocol, problems),
             // Refused already.
             Some((_, None)) => {}
             None => uninspected(endpoint, problems),
         }
+        content::options(endpoint, problems);
     }
     overshadowed(policy, problems);
 }
@@ -79,10 +83,22 @@ fn uninspected(endpoint: &Endpoint, problems: &mut Problems) {
 }
 
 /// An endpoint whose requests are judged.
-fn inspected(endpoint: &Endpoint, at: Place, problems: &mut Problems) {
+fn inspected(endpoint: &Endpoint, at: Place, protocol: Protocol, problems: &mut Problems) {
     let name = &endpoint.name;
     let rules = endpoint.rules.as_ref();
+    let rpc = matches!(protocol, Protocol::JsonRpc | Protocol::Mcp);
     match (rules, endpoint.access) {
+        (_, Some((at, _))) if rpc => problems.error(
+            at,
+            format!("{name}: `access` says nothing about protocol {}", protocol.word()),
+            "remove it, and list the methods in rules",
+        ),
+        (None, None) if rpc && endpoint.content.allow_all_known_methods() => {}
+        (None, None) if rpc => problems.error(
+            at,
+            format!("{name}: protocol {} requires rules", protocol.word()),
+            "add `rules: [{ allow: { method: … } }]`",
+        ),
         (None, None) => problems.error(
             at,
             format!("{name}: protocol requires rules or access to define allowed traffic"),
@@ -129,10 +145,19 @@ fn inspected(endpoint: &Endpoint, at: Place, problems: &mut Problems) {
         );
     }
     for allow in rules.iter().flat_map(|(_, rules)| rules) {
-        rule(name, allow, false, problems);
+        match protocol {
+            Protocol::Rest | Protocol::Sql | Protocol::Tcp => rule(name, allow, false, problems),
+            _ => content::rule(endpoint, protocol, allow, false, problems),
+        }
     }
     for deny in endpoint.deny_rules.iter().flat_map(|(_, rules)| rules) {
-        rule(name, deny, true, problems);
+        match protocol {
+            Protocol::Rest | Protocol::Sql | Protocol::Tcp => rule(name, deny, true, problems),
+            _ => content::rule(endpoint, protocol, deny, true, problems),
+        }
+    }
+    if protocol.reads_content() {
+        content::endpoint(endpoint, at, protocol, problems);
     }
 }
 
@@ -190,37 +215,76 @@ fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
             }
         }
     }
+    content::foreign(name, Protocol::Rest, rule, problems);
     if deny {
-        for glob in rule.query.iter().flat_map(|(_, matcher)| &matcher.0) {
-            if glob.text.replace("**", "").contains('*') {
-                problems.warn(
-                    glob.at,
-                    format!("{name}: `*` stops at `.`: {:?} does not match 1.2", glob.text),
-                    "add a second pattern with the dots written out",
-                );
-            }
+        for (_, matcher) in &rule.query {
+            stops_at_dots(name, matcher, problems);
         }
     }
 }
 
-/// Endpoints that name host and port only, beside inspected ones for the same.
+/// A denial's pattern that misses values with dots.
+pub(super) fn stops_at_dots(name: &str, matcher: &Matcher, problems: &mut Problems) {
+    for glob in &matcher.0 {
+        if glob.text.replace("**", "").contains('*') {
+            problems.warn(
+                glob.at,
+                format!("{name}: `*` stops at `.`: {:?} does not match 1.2", glob.text),
+                "add a second pattern with the dots written out",
+            );
+        }
+    }
+}
+
+/// Endpoints that do not do what they say because of others for the same host and port: those that
+/// inspect requests leave nothing to those that do not, and those that read content leave nothing
+/// to those that read it in another way, or not at all.
 fn overshadowed(policy: &NetworkPolicy, problems: &mut Problems) {
     let mut inspected = HashMap::new();
+    let mut reading = HashMap::new();
     let hosts = |endpoint: &Endpoint| {
         let host = endpoint.host.as_ref().map(|host| host.text.to_ascii_lowercase());
         endpoint.ports.iter().map(move |port| (host.clone(), *port)).collect::<Vec<_>>()
     };
-    for endpoint in policy.endpoints.iter().filter(|e| e.protocol.is_some()) {
+    let path = |endpoint: &Endpoint| endpoint.path.as_ref().map(|path| path.text.clone());
+    for endpoint in policy.endpoints.iter().filter(|e| e.inspects()) {
         for key in hosts(endpoint) {
+            if endpoint.protocol().is_some_and(Protocol::reads_content) {
+                reading.entry((key.clone(), path(endpoint))).or_insert(endpoint);
+            }
             inspected.entry(key).or_insert(&endpoint.name);
         }
     }
-    for endpoint in policy.endpoints.iter().filter(|e| e.protocol.is_none()) {
-        if let Some(other) = hosts(endpoint).iter().find_map(|key| inspected.get(key)) {
+    for endpoint in &policy.endpoints {
+        let name = &endpoint.name;
+        if !endpoint.inspects() {
+            if let Some(other) = hosts(endpoint).iter().find_map(|key| inspected.get(key)) {
+                problems.warn(
+                    endpoint.at,
+                    format!("{name} allows no request: {other} inspects the same host"),
+                    "remove it, or add rules to the inspected one",
+                );
+            }
+            continue;
+        }
+        let other = hosts(endpoint).into_iter().find_map(|key| {
+            let same = reading.get(&(key.clone(), path(endpoint)));
+            same.or_else(|| reading.get(&(key, None))).copied()
+        });
+        let family = |endpoint: &Endpoint| match endpoint.protocol() {
+            Some(Protocol::Graphql) => 1,
+            Some(Protocol::JsonRpc | Protocol::Mcp) => 2,
+            _ => 0,
+        };
+        if let Some(other) = other.filter(|other| family(other) != family(endpoint)) {
             problems.warn(
                 endpoint.at,
-                format!("{} allows no request: {other} inspects the same host", endpoint.name),
-                "remove it, or add rules to the inspected one",
+                format!(
+                    "{name}: {} reads the same requests as {}",
+                    other.name,
+                    other.protocol().map_or("", Protocol::word)
+                ),
+                "give it a `path` of its own: where it speaks, other endpoints allow nothing",
             );
         }
     }

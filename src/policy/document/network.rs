@@ -1,6 +1,7 @@
 //! One entry of `network_policies`: its endpoints, rules and binaries.
 #![forbid(unsafe_code)]
 
+use super::content::{self, Content};
 use super::process::one_of;
 use super::rules::{Rule, allow_rules, deny_rules};
 use crate::policy::digest::{self, Sha256};
@@ -57,11 +58,60 @@ pub(in crate::policy) struct Endpoint {
     pub deny_rules: Option<(Place, Vec<Rule>)>,
     pub allowed_ips: Option<(Place, Vec<Located>)>,
     pub allow_encoded_slash: bool,
+    pub content: Content,
 }
 
+impl Endpoint {
+    /// What it speaks, if that is something known.
+    pub fn protocol(&self) -> Option<Protocol> {
+        self.protocol.and_then(|(_, protocol)| protocol)
+    }
+
+    /// Whether requests are judged. One with an unknown protocol counts: the policy is refused.
+    pub fn inspects(&self) -> bool {
+        self.protocol.is_some_and(|(_, protocol)| protocol.is_none_or(Protocol::inspects))
+    }
+}
+
+/// What an endpoint speaks, and so what its rules judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::policy) enum Protocol {
+    /// Method, path and query of each request.
     Rest,
+    /// Each operation of a request.
+    Graphql,
+    /// Each call of a request.
+    JsonRpc,
+    /// The same, with tools, sessions and event streams.
+    Mcp,
+    /// Nothing: bytes pass unread (see `check`).
+    Sql,
+    /// Nothing: upstream's word for an endpoint of host and port only.
+    Tcp,
+}
+
+impl Protocol {
+    /// Upstream's word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Rest => "rest",
+            Self::Graphql => "graphql",
+            Self::JsonRpc => "json-rpc",
+            Self::Mcp => "mcp",
+            Self::Sql => "sql",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Whether requests are judged: otherwise host and port decide.
+    pub fn inspects(self) -> bool {
+        !matches!(self, Self::Sql | Self::Tcp)
+    }
+
+    /// Whether the content of requests is judged.
+    pub fn reads_content(self) -> bool {
+        matches!(self, Self::Graphql | Self::JsonRpc | Self::Mcp)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,7 +128,7 @@ pub(in crate::policy) enum Access {
 }
 
 /// Upstream's words for what this version does not judge yet.
-const NOT_YET: &[&str] = &["websocket", "graphql", "sql", "json-rpc", "mcp", "tcp"];
+const NOT_YET: &[&str] = &["websocket"];
 
 pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> NetworkPolicy {
     let mut policy = NetworkPolicy { at: key.at, endpoints: Vec::new(), binaries: Vec::new() };
@@ -173,6 +223,7 @@ fn endpoint(name: String, node: &Node, problems: &mut Problems) -> Option<Endpoi
         .take("allow_encoded_slash")
         .and_then(|node| node.boolean(&fields.name("allow_encoded_slash"), problems))
         .unwrap_or(false);
+    let content = content::read(&mut fields, problems);
     let endpoint = Endpoint {
         at: node.at,
         host,
@@ -187,6 +238,7 @@ fn endpoint(name: String, node: &Node, problems: &mut Problems) -> Option<Endpoi
         deny_rules,
         allowed_ips,
         allow_encoded_slash,
+        content,
         name,
     };
     without_effect(&mut fields, problems);
@@ -244,9 +296,17 @@ fn ports(fields: &mut Fields<'_>, at: Place, problems: &mut Problems) -> (Place,
 }
 
 fn read_protocol(name: &str, word: &Located, problems: &mut Problems) -> Option<Protocol> {
+    const KNOWN: [Protocol; 6] = [
+        Protocol::Rest,
+        Protocol::Graphql,
+        Protocol::JsonRpc,
+        Protocol::Mcp,
+        Protocol::Sql,
+        Protocol::Tcp,
+    ];
     let lower = word.text.to_ascii_lowercase();
-    if lower == "rest" {
-        return Some(Protocol::Rest);
+    if let Some(known) = KNOWN.into_iter().find(|known| known.word() == lower) {
+        return Some(known);
     }
     if NOT_YET.contains(&lower.as_str()) {
         problems.error(
@@ -258,7 +318,7 @@ fn read_protocol(name: &str, word: &Located, problems: &mut Problems) -> Option<
         problems.error(
             word.at,
             format!("{name}: unknown protocol {:?}", word.text),
-            "use `protocol: rest`, or remove the key to allow the whole host and port",
+            "use rest, graphql, json-rpc or mcp; remove the key to allow the whole host and port",
         );
     }
     None
@@ -318,7 +378,7 @@ fn read_access(name: &str, word: &Located, problems: &mut Problems) -> Option<Ac
     Some(access)
 }
 
-/// Keys of upstream that mean nothing here, or nothing on a REST endpoint.
+/// Keys of upstream that mean nothing here.
 fn without_effect(fields: &mut Fields<'_>, problems: &mut Problems) {
     const GATEWAY: &[&str] = &[
         "websocket_credential_rewrite",
@@ -330,22 +390,9 @@ fn without_effect(fields: &mut Fields<'_>, problems: &mut Problems) {
         "credential_binding",
         "advisor_proposed",
     ];
-    const OTHER_PROTOCOL: &[&str] = &[
-        "persisted_queries",
-        "graphql_persisted_queries",
-        "graphql_max_body_bytes",
-        "mcp",
-        "json_rpc",
-    ];
     for key in GATEWAY {
         if let Some(node) = fields.take(key) {
             let what = format!("{} has no effect without a gateway", fields.name(key));
-            problems.warn(node.at, what, "remove it");
-        }
-    }
-    for key in OTHER_PROTOCOL {
-        if let Some(node) = fields.take(key) {
-            let what = format!("{} has no effect on this protocol", fields.name(key));
             problems.warn(node.at, what, "remove it");
         }
     }

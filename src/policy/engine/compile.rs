@@ -4,11 +4,16 @@
 use std::collections::HashMap;
 
 use super::binaries::Asks;
+use super::content::{CallMethod, CallRule, ContentRules, GraphqlRules, Kind, OperationRule};
+use super::content::{Registered, RpcRules, TOOLS_CALL};
 use super::{Endpoint, Inspected, Method, Named, Names, Policy, Port, Rule};
-use crate::policy::document::{self, Document, Enforcement, NetworkPolicy};
+use crate::policy::document::{
+    self, DEFAULT_MAX_CONTENT, Document, Enforcement, Matcher, NetworkPolicy, Protocol,
+};
 use crate::policy::fields::Located;
 use crate::policy::glob::{Bad, PathGlob, Scope, ValueGlob};
 use crate::policy::host_pattern::HostPattern;
+use crate::policy::payload::OperationKind;
 use crate::policy::problem::{Place, Problems};
 use crate::policy::{check, presets};
 
@@ -85,10 +90,12 @@ impl Compiler<'_> {
             },
             None => None,
         };
-        let inspected = endpoint.protocol.is_some().then(|| self.inspected(endpoint));
+        let inspected = endpoint.inspects().then(|| self.inspected(endpoint));
+        let content = inspected.as_ref().is_some_and(|inspected| inspected.content.is_some());
         let index = self.endpoints.len();
         for port in &endpoint.ports {
             let port = self.ports.entry(*port).or_default();
+            port.content |= content;
             match &host {
                 Some(HostPattern::Exact(host)) => {
                     port.exact.entry(host.as_str().to_owned()).or_default().push(index);
@@ -122,12 +129,15 @@ impl Compiler<'_> {
             Some(path) => self.good(path.at, name, Scope::new(&path.text)).unwrap_or(Scope::Any),
             None => Scope::Any,
         };
-        let mut allow: Vec<_> = endpoint
-            .rules
-            .iter()
-            .flat_map(|(_, rules)| rules)
-            .filter_map(|rule| self.rule(name, rule))
-            .collect();
+        let enforce = endpoint.enforcement.is_some_and(|(_, e)| e == Enforcement::Enforce);
+        let encoded_slash = endpoint.allow_encoded_slash;
+        if let Some(protocol) = endpoint.protocol().filter(|protocol| protocol.reads_content()) {
+            let content = Some(self.content(endpoint, protocol, &scope));
+            let (allow, deny) = (Vec::new(), Vec::new());
+            return Inspected { scope, enforce, encoded_slash, allow, deny, content };
+        }
+        let rules = endpoint.rules.iter().flat_map(|(_, rules)| rules);
+        let mut allow: Vec<_> = rules.filter_map(|rule| self.rule(name, rule)).collect();
         if let Some((_, Some(access))) = endpoint.access {
             let preset = presets::methods(access).iter().map(|method| Rule {
                 method: read_method(method),
@@ -137,13 +147,114 @@ impl Compiler<'_> {
             allow.extend(preset);
         }
         let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
-        Inspected {
-            scope,
-            enforce: endpoint.enforcement.is_some_and(|(_, e)| e == Enforcement::Enforce),
-            encoded_slash: endpoint.allow_encoded_slash,
-            allow,
-            deny: deny.filter_map(|rule| self.rule(name, rule)).collect(),
+        let deny = deny.filter_map(|rule| self.rule(name, rule)).collect();
+        Inspected { scope, enforce, encoded_slash, allow, deny, content: None }
+    }
+
+    fn content(
+        &mut self,
+        endpoint: &document::Endpoint,
+        protocol: Protocol,
+        scope: &Scope,
+    ) -> ContentRules {
+        let options = &endpoint.content;
+        let name = &endpoint.name;
+        let allow = || endpoint.rules.iter().flat_map(|(_, rules)| rules);
+        let deny = || endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
+        if protocol == Protocol::Graphql {
+            let mut rules = GraphqlRules {
+                allow: allow().filter_map(|rule| self.operation(name, &rule.operation)).collect(),
+                deny: deny().filter_map(|rule| self.operation(name, &rule.operation)).collect(),
+                registry: HashMap::new(),
+            };
+            if let Some((_, Some(access))) = endpoint.access {
+                let preset = presets::operations(access).iter();
+                let rule = |kind: &_| OperationRule { kind: *kind, name: None, fields: Vec::new() };
+                rules.allow.extend(preset.map(rule));
+            }
+            if let (Some((_, true)), Some((_, entries))) =
+                (options.persisted_queries, &options.registry)
+            {
+                rules.registry.extend(entries.iter().map(|(key, query)| {
+                    let fields = query.fields.as_ref();
+                    let texts = |list: &Vec<Located>| list.iter().map(|f| f.text.clone()).collect();
+                    let registered = Registered {
+                        kind: query.operation_type.as_ref().and_then(|word| read_kind(&word.text)),
+                        name: query.operation_name.as_ref().map(|name| name.text.clone()),
+                        fields: fields.map(|(_, list)| texts(list)),
+                    };
+                    (key.clone(), registered)
+                }));
+            }
+            let max = options.graphql_max.map_or(DEFAULT_MAX_CONTENT, |(_, max)| max);
+            return ContentRules { max, kind: Kind::Graphql(rules) };
         }
+        let mcp = protocol == Protocol::Mcp;
+        let all_known = options.allow_all_known_methods();
+        let mut rules = RpcRules {
+            mcp,
+            strict_tool_names: options.strict_tool_names(),
+            scoped: !matches!(scope, Scope::Any),
+            allow: allow().filter_map(|rule| self.call(name, rule, mcp)).collect(),
+            deny: deny().filter_map(|rule| self.call(name, rule, mcp)).collect(),
+        };
+        if mcp && all_known && allow().next().is_none() {
+            let (tool, params) = (Vec::new(), Vec::new());
+            rules.allow.push(CallRule { method: CallMethod::Known, tool, params });
+        }
+        let json_rpc = options.json_rpc.and_then(|(_, max)| max);
+        let of_mcp = options.mcp.as_ref().and_then(|(_, mcp)| mcp.max);
+        let max = if mcp { of_mcp.or(json_rpc) } else { json_rpc };
+        ContentRules { max: max.unwrap_or(DEFAULT_MAX_CONTENT), kind: Kind::Rpc(rules) }
+    }
+
+    /// `None` for what `check` refuses.
+    fn operation(&mut self, name: &str, rule: &document::OperationRule) -> Option<OperationRule> {
+        let kind = rule.operation_type.as_ref()?;
+        let written = rule.operation_name.as_ref().filter(|name| !name.text.is_empty());
+        let operation = match written {
+            Some(glob) => Some(self.good(glob.at, name, ValueGlob::new(&glob.text))?),
+            None => None,
+        };
+        let fields = rule.fields.iter().flat_map(|(_, fields)| fields);
+        let globs = fields.map(|glob| self.good(glob.at, name, ValueGlob::new(&glob.text)));
+        Some(OperationRule {
+            kind: read_kind(&kind.text),
+            name: operation,
+            fields: globs.collect::<Option<_>>()?,
+        })
+    }
+
+    /// `None` for what `check` refuses.
+    fn call(&mut self, name: &str, rule: &document::Rule, mcp: bool) -> Option<CallRule> {
+        let tool = rule.tool().filter(|_| mcp);
+        let method = rule.method.as_ref().filter(|method| !method.text.is_empty());
+        let method = match method {
+            // A tool has one method only, and without one MCP's own are meant.
+            None if tool.is_some() => CallMethod::Glob(ValueGlob::Literal(TOOLS_CALL.into())),
+            None if mcp => CallMethod::Known,
+            None => return None,
+            Some(method) if method.text == "*" => CallMethod::Any,
+            Some(method) => {
+                CallMethod::Glob(self.good(method.at, name, ValueGlob::new(&method.text))?)
+            }
+        };
+        let tool = match tool {
+            Some(tool) => self.values(name, tool)?,
+            None => Vec::new(),
+        };
+        let mut params = Vec::new();
+        for (key, matcher) in &rule.params {
+            if !mcp || key != "name" {
+                params.push((key.clone(), self.values(name, matcher)?));
+            }
+        }
+        Some(CallRule { method, tool, params })
+    }
+
+    fn values(&mut self, name: &str, matcher: &Matcher) -> Option<Vec<ValueGlob>> {
+        let globs = matcher.0.iter();
+        globs.map(|glob| self.good(glob.at, name, ValueGlob::new(&glob.text))).collect()
     }
 
     /// `None` for a rule that can never match; `check` has said so.
@@ -152,8 +263,7 @@ impl Compiler<'_> {
         let path = self.good(path.at, name, PathGlob::of_path(&path.text));
         let mut query = Vec::new();
         for (key, matcher) in &rule.query {
-            let glob = |glob: &Located| self.good(glob.at, name, ValueGlob::new(&glob.text));
-            query.push((key.clone(), matcher.0.iter().filter_map(glob).collect()));
+            query.push((key.clone(), self.values(name, matcher).unwrap_or_default()));
         }
         Some(Rule { method: read_method(&rule.method.as_ref()?.text), path: path?, query })
     }
@@ -165,4 +275,10 @@ fn read_method(text: &str) -> Method {
         get if get.eq_ignore_ascii_case("GET") => Method::Get,
         other => Method::Other(other.to_ascii_uppercase()),
     }
+}
+
+/// `None`: any.
+fn read_kind(text: &str) -> Option<OperationKind> {
+    let kinds = [OperationKind::Query, OperationKind::Mutation, OperationKind::Subscription];
+    kinds.into_iter().find(|kind| kind.word().eq_ignore_ascii_case(text))
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value as Json};
 
 use super::runner::Fault;
 use crate::policy::check::parse_network;
+use crate::policy::document::{DEFAULT_MAX_CONTENT, MAX_CONTENT};
 use crate::policy::glob::Scope;
 use crate::policy::suggestion::printable;
 
@@ -29,6 +30,9 @@ pub(super) struct Egress {
 pub(super) struct Config {
     pub named: bool,
     pub inspected: bool,
+    /// The most that is read of a `GraphQL` request, in bytes; `None` for other protocols.
+    graphql: Option<usize>,
+    denies: bool,
     pub enforce: bool,
     pub tls_skip: bool,
     pub allow_encoded_slash: bool,
@@ -42,6 +46,13 @@ impl Config {
         self.inspected && self.scope.allows(path)
     }
 
+    /// How much of a request's content must be read, where it is an endpoint for this path that asks
+    /// for it.
+    pub fn reads(&self, path: &str) -> Option<usize> {
+        let speaks = self.scope.allows(path) || (self.denies && self.scope.denies(path));
+        self.graphql.filter(|_| speaks)
+    }
+
     fn read(value: &Json) -> Result<Self, Fault> {
         let Json::Object(fields) = value else {
             return Err(shape("an endpoint's configuration", "an object", value));
@@ -51,9 +62,12 @@ impl Config {
             Some(Json::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
             Some(other) => Err(shape(&format!("an endpoint's {key}"), "a string", other)),
         };
-        let inspected = match text("protocol")? {
-            None => false,
-            Some(word) if word.eq_ignore_ascii_case("rest") => true,
+        let protocol = text("protocol")?.map(str::to_ascii_lowercase);
+        let (inspected, graphql) = match protocol.as_deref() {
+            // As in policy.yaml: bytes pass unread.
+            None | Some("sql" | "tcp") => (false, None),
+            Some("rest") => (true, None),
+            Some("graphql") => (true, Some(max_content(fields)?)),
             Some(word) => return Err(unknown("protocol", word)),
         };
         let enforce = match text("enforcement")? {
@@ -73,12 +87,29 @@ impl Config {
         Ok(Self {
             named: text("host")?.is_some(),
             inspected,
+            graphql,
+            denies: fields
+                .get("deny_rules")
+                .and_then(Json::as_array)
+                .is_some_and(|l| !l.is_empty()),
             enforce,
             tls_skip,
             allow_encoded_slash: boolean(fields, "allow_encoded_slash")?,
             allowed_ips: addresses(fields)?,
             scope,
         })
+    }
+}
+
+fn max_content(fields: &Map<String, Json>) -> Result<usize, Fault> {
+    let key = "graphql_max_body_bytes";
+    let bytes = match fields.get(key) {
+        None | Some(Json::Null) => return Ok(DEFAULT_MAX_CONTENT),
+        Some(value) => value.as_u64().filter(|bytes| *bytes > 0).map(usize::try_from),
+    };
+    match bytes {
+        Some(bytes) => Ok(bytes.unwrap_or(MAX_CONTENT).min(MAX_CONTENT)),
+        None => Err(Fault::new(format!("an endpoint's {key} must be a positive integer"))),
     }
 }
 

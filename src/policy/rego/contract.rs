@@ -8,11 +8,12 @@
 
 use serde_json::{Value as Json, json};
 
-use super::config::{self, Egress, shape, unknown};
+use super::config::{self, Config, Egress, shape, unknown};
 use super::runner::{Asking, Fault, Runner};
 use crate::policy::decision::{Caller, Request};
 use crate::policy::digest::to_hex;
 use crate::policy::host::Host;
+use crate::policy::payload::{Operation, OperationKind, Persisted};
 
 /// The rules of the configuration, each with the key of `policy.yaml` that it stands for.
 pub(super) const SECTIONS: [(&str, &str); 3] = [
@@ -123,9 +124,12 @@ impl Contract {
             return Ok(Answer { action: Action::Allow, policy: None, reason: None });
         }
         let reason = config::words(reason, asking.rule(reason)?.as_ref())?;
-        // The contract does not say which endpoint refused: one that enforces is enough.
+        // The contract does not say which endpoint refused: one that enforces, or that takes no
+        // encoded slash where there is one, is enough.
+        let slash = path.contains("%2F");
+        let audits = |config: &Config| !config.enforce && (!slash || config.allow_encoded_slash);
         let mut covering = egress.configs.iter().filter(|config| config.covers(path)).peekable();
-        let audit = covering.peek().is_some() && covering.all(|config| !config.enforce);
+        let audit = covering.peek().is_some() && covering.all(audits);
         let action = if audit { Action::Audit } else { Action::Deny };
         Ok(Answer { action, policy: None, reason })
     }
@@ -248,6 +252,27 @@ pub(super) fn input(
         }
         input["request"] =
             json!({ "method": request.method, "path": request.path, "query_params": query });
+        if let Some(graphql) = request.payload.and_then(|payload| payload.graphql.as_ref()) {
+            let operations: Json = graphql.operations.iter().map(operation).collect();
+            input["request"]["graphql"] =
+                json!({ "operations": operations, "error": graphql.error });
+        }
     }
     input
+}
+
+/// An operation as `OpenShell` describes it: what is not known is empty.
+fn operation(operation: &Operation) -> Json {
+    let mut described = json!({
+        "operation_type": operation.kind.map_or("", OperationKind::word),
+        "operation_name": operation.name.as_deref().unwrap_or_default(),
+        "fields": operation.fields,
+        "persisted_query": operation.persisted.is_some(),
+    });
+    match &operation.persisted {
+        Some(Persisted::Hash(hash)) => described["persisted_query_hash"] = hash.clone().into(),
+        Some(Persisted::Id(id)) => described["persisted_query_id"] = id.clone().into(),
+        None => {}
+    }
+    described
 }

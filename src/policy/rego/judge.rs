@@ -14,8 +14,10 @@ use super::data;
 use super::memory::{Memory, Question};
 use super::runner::{Fault, Runner};
 use crate::policy::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
-use crate::policy::engine::{ENCODED_SLASH, Policy, rule_line};
+use crate::policy::engine::{ENCODED_SLASH, Policy, UNREADABLE, rule_line};
 use crate::policy::host::Host;
+use crate::policy::payload::{Graphql, Inspection};
+use crate::policy::suggestion::printable;
 
 /// A text, its data, and what it answered before.
 #[derive(Debug, Clone)]
@@ -76,6 +78,21 @@ impl Judge {
         })
     }
 
+    /// See [`Policy::inspection`].
+    pub fn inspection(
+        &self,
+        native: &Policy,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        path: &str,
+    ) -> Option<Inspection> {
+        // Where the connection is refused, so is the request: nothing need be read.
+        let egress = self.admitted(native, caller, host, port, None).ok()?;
+        let max_bytes = egress.configs.iter().filter_map(|config| config.reads(path)).min()?;
+        Some(Inspection { max_bytes, graphql: true, rpc: None })
+    }
+
     pub fn request(
         &self,
         native: &Policy,
@@ -95,7 +112,15 @@ impl Judge {
             Verdict::Deny(Denial { policy, reason, rule: rule_line(request), suggestion })
         };
         let suggest = || suggestion(native, caller, host, port, Some(request));
+        let graphql = request.payload.and_then(|payload| payload.graphql.as_ref());
+        if egress.configs.iter().any(|config| config.reads(request.path).is_some())
+            && let Some(why) = unreadable(graphql)
+        {
+            // In audit too: nobody knows what would pass.
+            return deny(name(egress.policy.as_deref()), why, UNREADABLE.into());
+        }
         let mut question = question(caller, host, port);
+        question.part(format!("{graphql:?}").as_bytes());
         question.part(request.method.as_bytes());
         question.part(request.path.as_bytes());
         for (key, value) in request.query {
@@ -174,6 +199,20 @@ impl Judge {
             }
         }
         Ok(egress)
+    }
+}
+
+/// Why a request to a `GraphQL` endpoint cannot be judged.
+fn unreadable(graphql: Option<&Graphql>) -> Option<String> {
+    match graphql {
+        None => Some("the content of the request was not read".into()),
+        Some(Graphql { error: Some(error), .. }) => {
+            Some(format!("GraphQL that cannot be judged: {}", printable(error)))
+        }
+        Some(graphql) if graphql.operations.is_empty() => {
+            Some("GraphQL that cannot be judged: no operation".into())
+        }
+        Some(_) => None,
     }
 }
 

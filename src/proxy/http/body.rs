@@ -1,8 +1,12 @@
 //! Moving one message body: read by its own framing, checked, and written with ours.
 
+mod content;
+
 use std::io::{self, Write as _};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+
+pub(crate) use content::Content;
 
 use super::head::Framing;
 use crate::proxy::stream::Reader;
@@ -59,6 +63,23 @@ pub(crate) async fn send<W: AsyncWrite + Unpin>(
         Framing::Close => plain(head, from, None, to).await,
         Framing::Chunked => chunks(head, from, to, encoding).await,
     }
+}
+
+/// Sends `head`, then a body that was read before.
+pub(crate) async fn send_held<W: AsyncWrite + Unpin>(
+    mut head: Vec<u8>,
+    content: &[u8],
+    to: &mut W,
+) -> Result<u64, BodyError> {
+    if head.len() + content.len() <= GATHER {
+        head.extend_from_slice(content);
+        write(to, &mut head).await?;
+    } else {
+        write(to, &mut head).await?;
+        to.write_all(content).await.map_err(BodyError::Write)?;
+        to.flush().await.map_err(BodyError::Write)?;
+    }
+    Ok(content.len() as u64)
 }
 
 /// A body of `length` bytes, or to the end of the stream.
@@ -152,7 +173,7 @@ async fn write<W: AsyncWrite + Unpin>(to: &mut W, bytes: &mut Vec<u8>) -> Result
 
 /// Where in a chunked body the next byte lies.
 #[derive(Debug, Default, Clone, Copy)]
-enum Decoder {
+pub(crate) enum Decoder {
     /// At a line with a size.
     #[default]
     Size,

@@ -16,14 +16,14 @@ use crate::proxy::stream::Reader;
 pub(crate) const REQUEST_MAX: usize = 16 * 1024;
 
 /// The longest response head in bytes; upstreams set long cookies and policies.
-const RESPONSE_MAX: usize = 64 * 1024;
+pub(crate) const RESPONSE_MAX: usize = 64 * 1024;
 
 /// How long a head may take from its first byte to its last.
 pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The most header fields in a request, and in a response.
-const REQUEST_FIELDS: usize = 100;
-const RESPONSE_FIELDS: usize = 256;
+pub(crate) const REQUEST_FIELDS: usize = 100;
+pub(crate) const RESPONSE_FIELDS: usize = 256;
 
 /// Why a head was not accepted. The text goes to the peer and into the log; it holds nothing of
 /// what was sent.

@@ -75,7 +75,12 @@ pub(crate) async fn exchange(
             Framing::Chunked => Encoding::Chunked,
             _ => Encoding::Plain,
         };
-        let mut upload = pin!(body::send(request, client_rd, head.framing, upstream_wr, encoding));
+        let mut upload = pin!(async {
+            match rewrite.content {
+                Some(content) => body::send_held(request, content, upstream_wr).await,
+                None => body::send(request, client_rd, head.framing, upstream_wr, encoding).await,
+            }
+        });
         tokio::select! {
             sent = &mut upload => match sent {
                 Ok(_) => progress.uploaded.store(true, Ordering::Relaxed),

@@ -28,6 +28,8 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) host: &'a str,
     /// Pass on the wish to change protocols.
     pub(crate) upgrade: bool,
+    /// The whole body, where it has been read: sent with its length, whatever framing it had.
+    pub(crate) content: Option<&'a [u8]>,
 }
 
 /// The head as it goes to the upstream.
@@ -44,8 +46,14 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
             b"\r\n",
         ],
     );
-    fields(&mut out, &head.fields);
-    match head.framing {
+    // Whoever has sent its body waits for no `100 Continue`.
+    let answered = rewrite.content.map(|_| "expect");
+    fields(&mut out, &head.fields, answered);
+    let framing = match rewrite.content {
+        Some(content) if head.framing != Framing::Empty => Framing::Length(content.len() as u64),
+        _ => head.framing,
+    };
+    match framing {
         // Writing to a Vec cannot fail.
         Framing::Length(length) => drop(write!(out, "Content-Length: {length}\r\n")),
         Framing::Chunked => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
@@ -64,7 +72,7 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     let mut out = Vec::with_capacity(1024);
     let _ = write!(out, "HTTP/1.1 {} ", head.status);
     put(&mut out, &[head.reason(), b"\r\n"]);
-    fields(&mut out, &head.fields);
+    fields(&mut out, &head.fields, None);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     } else if !matches!(head.status, 100..=199 | 204) {
@@ -86,10 +94,11 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     out
 }
 
-fn fields(out: &mut Vec<u8>, fields: &Fields) {
+fn fields(out: &mut Vec<u8>, fields: &Fields, also_not: Option<&str>) {
     let nominated: Vec<&[u8]> = fields.members("connection").collect();
     for (name, value) in fields.iter() {
-        let dropped = NOT_FORWARDED.iter().any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
+        let mut dropped = NOT_FORWARDED.iter().copied().chain(also_not);
+        let dropped = dropped.any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
             || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
         if !dropped {
             put(out, &[name, b": ", value, b"\r\n"]);

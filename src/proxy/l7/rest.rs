@@ -1,48 +1,26 @@
-//! HTTP/1.1 inside a tunnel, and the steps that each request takes wherever it came in: bound to
-//! its authority, made canonical, judged, sent on.
+//! HTTP/1.1 inside a tunnel, and the way of each of its requests wherever it came in: judged, sent
+//! on, answered.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::policy::{self, Host, Inspect, Verdict, canonical_path};
-use crate::proxy::connect::authority;
+use super::content;
+use super::held::Held;
+use super::judge::{Facts, Prepared, Scheme, prepare};
+use crate::policy::{Host, Payload};
 use crate::proxy::destination::{DialError, Origin, dial};
 use crate::proxy::http::head::{self, RequestHead};
 use crate::proxy::http::relay::{self, RelayError};
 use crate::proxy::http::write::Rewrite;
 use crate::proxy::listener::{refusal_for, refuse};
 use crate::proxy::metrics;
-use crate::proxy::refusal::{DeniedRequest, Refusal};
-use crate::proxy::report::{self, RequestLine};
+use crate::proxy::refusal::Refusal;
+use crate::proxy::report;
 use crate::proxy::session::Session;
 use crate::proxy::stream::{Conn, Stream, duplex};
 use crate::proxy::tls::HTTP11;
 
 /// How long a connection may rest between two requests.
 pub(crate) const IDLE: Duration = Duration::from_secs(120);
-
-/// What the client speaks to the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Scheme {
-    Http,
-    Https,
-}
-
-impl Scheme {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
-    }
-
-    pub(crate) fn default_port(self) -> u16 {
-        match self {
-            Self::Http => 80,
-            Self::Https => 443,
-        }
-    }
-}
 
 /// The connection to the upstream that goes with a client's connection.
 pub(crate) struct Link {
@@ -139,14 +117,8 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut link: Link, o
                 return refuse(client, &refusal_for(error)).await;
             }
         };
-        let next = if head.method() == "CONNECT" || !in_origin_form(&head) {
-            let detail = "inside a tunnel the target is a path";
-            let to = format!("{}:{}", origin.host, origin.port);
-            report::request_refused(session, head.method(), &to, detail);
-            Next::Refuse(Refusal::new(400, "invalid_request_target", detail))
-        } else {
-            request(session, &mut client, &mut link, origin, &head, head.target()).await
-        };
+        let target = head.target();
+        let next = request(session, &mut client, &mut link, origin, &head, target).await;
         if let Some(end) = finish(session, client, origin, next).await {
             client = end;
         } else {
@@ -176,16 +148,6 @@ pub(crate) async fn finish(
     None
 }
 
-fn in_origin_form(head: &RequestHead) -> bool {
-    head.target().starts_with('/') || (head.target() == "*" && head.method() == "OPTIONS")
-}
-
-/// What was judged: what is sent on.
-struct Judged {
-    target: String,
-    upgrade: bool,
-}
-
 /// Takes one request through all its steps. `target` is origin-form, as sent.
 pub(crate) async fn request(
     session: &Session,
@@ -195,113 +157,53 @@ pub(crate) async fn request(
     head: &RequestHead,
     target: &str,
 ) -> Next {
-    let host = match bind(head, origin, link.scheme) {
-        Ok(host) => host,
-        Err(refusal) => {
-            let to = format!("{}:{}", origin.host, origin.port);
-            let reason = "Host is not the authority that was judged";
-            report::request_refused(session, head.method(), &to, reason);
-            return Next::Refuse(refusal);
-        }
+    let facts = Facts {
+        method: head.method(),
+        target,
+        scheme: link.scheme,
+        authorities: &head.fields.all("host").collect::<Vec<_>>(),
+        upgrade: head.upgrade(),
     };
-    let judged = match judge(session, origin, head, target, link.scheme, &host) {
+    let prepared = match prepare(session, origin, &facts) {
+        Ok(prepared) => prepared,
+        Err(refusal) => return Next::Refuse(refusal),
+    };
+    // The room of the body is taken until it has been sent.
+    let (payload, held) = match read_content(session, client, origin, head, &prepared).await {
+        Ok(Some((payload, held))) => (Some(payload), held),
+        Ok(None) => (None, None),
+        Err(refusal) => return Next::Refuse(refusal),
+    };
+    let judged = match prepared.judge(session, origin, payload.as_ref()) {
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
-    let rewrite = Rewrite { target: &judged.target, host: &host, upgrade: judged.upgrade };
+    let upgrade = judged.upgrade && head.fields.connection("upgrade");
+    let content = held.as_ref().map(|held| &*held.bytes);
+    let rewrite = Rewrite { target: &judged.target, host: &judged.authority, upgrade, content };
     forward(session, client, link, origin, head, &rewrite).await
 }
 
-/// The authority to send on: the judged host, with a port where the client wrote one (a client may
-/// have signed it). Anything but the judged host and port in `Host` is domain fronting.
-fn bind(head: &RequestHead, origin: &Origin, scheme: Scheme) -> Result<String, Refusal> {
-    // Stands for a port that was left out; no client can write it.
-    const NO_PORT: u16 = 0;
-    let mut text = origin.host.to_string();
-    let mismatch = |detail: &str| Refusal::new(403, "request_authority_mismatch", detail);
-    if !head.fields.has("host") {
-        // HTTP/1.0.
-        if origin.port != scheme.default_port() {
-            write_port(&mut text, origin.port);
-        }
-        return Ok(text);
-    }
-    let written = head.host().ok_or_else(|| mismatch("Host is not text"))?;
-    let (host, port) =
-        authority(written, Some(NO_PORT)).map_err(|error| mismatch(&format!("Host: {error}")))?;
-    if host != origin.host {
-        return Err(mismatch("Host is not the host of the connection"));
-    }
-    match port {
-        // Clients leave the default out, and some leave every port out.
-        NO_PORT => {}
-        port if port == origin.port => write_port(&mut text, port),
-        _ => return Err(mismatch("Host has not the port of the connection")),
-    }
-    Ok(text)
-}
-
-fn write_port(text: &mut String, port: u16) {
-    // Writing to a String cannot fail.
-    let _ = write!(text, ":{port}");
-}
-
-/// Asks the policy about one request, and reports the answer.
-fn judge(
+/// What the content of a request says, where the policy asks for it, and the content itself if it
+/// had to be read: one that is refused for its head is not waited for.
+async fn read_content(
     session: &Session,
+    client: &mut Conn,
     origin: &Origin,
     head: &RequestHead,
-    target: &str,
-    scheme: Scheme,
-    host: &str,
-) -> Result<Judged, Refusal> {
-    let method = head.method();
-    if origin.grant.inspect == Inspect::None {
-        let path = target.split('?').next().unwrap_or_default();
-        let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
-        report::request_allowed(&line, &origin.grant.policy, "l4");
-        let upgrade = head.fields.connection("upgrade");
-        return Ok(Judged { target: target.to_owned(), upgrade });
+    prepared: &Prepared<'_>,
+) -> Result<Option<(Payload, Option<Held>)>, Refusal> {
+    let Some(inspection) = prepared.inspection() else {
+        return Ok(None);
+    };
+    let facts = content::Facts::new(head.method(), prepared.query(), head.fields.iter());
+    if !facts.is_worth_reading(inspection) {
+        return Ok(Some((content::read(inspection, &facts, b""), None)));
     }
-    let to = format!("{}:{}", origin.host, origin.port);
-    if let Some(protocol) = head.upgrade()
-        // Offered by some clients in passing; left out, it has not happened (RFC 9110, 7.8).
-        && !protocol.eq_ignore_ascii_case(b"h2c")
-    {
-        let reason = "this endpoint is inspected: a change of protocols is not allowed";
-        report::request_refused(session, method, &to, reason);
-        return Err(Refusal::new(403, "upgrade_not_permitted", reason));
-    }
-    let canonical = canonical_path(target, origin.grant.allow_encoded_slash)
-        .map_err(|error| error.to_string())
-        .and_then(|canonical| match canonical.authority {
-            None => Ok(canonical),
-            Some(_) => Err("the target is not a path".to_owned()),
-        })
-        .map_err(|reason| {
-            report::request_refused(session, method, &to, &reason);
-            Refusal::new(400, "invalid_request_target", &reason)
-        })?;
-    let path = canonical.path.as_str();
-    let asked = policy::Request { method, path, query: &canonical.pairs, payload: None };
-    let line = RequestLine { method, scheme: scheme.name(), authority: host, path };
-    let policy = &session.shared.policy;
-    match policy.request(session.caller(), &origin.host, origin.port, &asked) {
-        Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
-        Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
-        Verdict::Deny(denial) => {
-            report::request_denied(&line, &denial);
-            let denied = DeniedRequest {
-                method,
-                path,
-                host: &origin.host,
-                port: origin.port,
-                binary: &session.caller().exe,
-            };
-            return Err(Refusal::request(&denied, &denial));
-        }
-    }
-    Ok(Judged { target: canonical.origin_form(), upgrade: false })
+    let room = &session.shared.room;
+    let held = room.http1(client, head, inspection.max_bytes).await;
+    let held = held.map_err(|why| prepared.unread(session, origin, &why))?;
+    Ok(Some((content::read(inspection, &facts, &held.bytes), Some(held))))
 }
 
 /// Sends a judged request on, and its response back.

@@ -1,0 +1,232 @@
+//! One stream of the agent's: what it asks, whether it may, and where it goes.
+
+use std::future::poll_fn;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::header::{EXPECT, HOST};
+use http::request::Parts;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
+
+use super::exchange::{self, Agent, Unanswered};
+use super::upstream::{Open, Upstream};
+use super::{bridge, fields};
+use crate::proxy::destination::{DialError, Origin};
+use crate::proxy::l7::content;
+use crate::proxy::l7::held::Held;
+use crate::proxy::l7::judge::{Facts, Judged, prepare};
+use crate::proxy::refusal::Refusal;
+use crate::proxy::report;
+use crate::proxy::session::Session;
+
+/// What all streams of one connection have.
+pub(super) struct Served {
+    pub(super) session: Session,
+    pub(super) origin: Origin,
+    pub(super) upstream: Upstream,
+}
+
+/// Takes one request through all its steps.
+pub(super) async fn run(
+    served: &Served,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (head, mut body) = request.into_parts();
+    let refusal = match judged(served, &head, &mut body, &mut respond).await {
+        Ok((judged, held)) => {
+            let held = held.as_ref().map(|held| held.bytes.clone());
+            let agent = Agent { body: &mut body, held, respond: &mut respond };
+            forward(served, agent, &head, &judged).await.err()
+        }
+        Err(refusal) => Some(refusal),
+    };
+    if let Some(refusal) = refusal {
+        refuse(&mut respond, &refusal, head.method == Method::HEAD);
+    }
+}
+
+/// Answers one stream with a refusal; the others live on. What the client still sends is not read,
+/// which it is told.
+fn refuse(respond: &mut SendResponse<Bytes>, refusal: &Refusal, only_head: bool) {
+    let (response, body) = refusal.to_http2();
+    // A stream that is gone needs no answer.
+    if let Ok(mut stream) = respond.send_response(response, only_head)
+        && !only_head
+    {
+        let _ = stream.send_data(body, true);
+    }
+}
+
+/// What may be sent on. The library has seen to pseudo-header fields that are missing, repeated,
+/// unknown or late, to names in upper case and to fields of one connection (RFC 9113, 8.2 and 8.3):
+/// such streams are reset before they come here.
+async fn judged(
+    served: &Served,
+    head: &Parts,
+    body: &mut RecvStream,
+    respond: &mut SendResponse<Bytes>,
+) -> Result<(Judged, Option<Held>), Refusal> {
+    let Served { session, origin, upstream } = served;
+    let method = head.method.as_str();
+    let refused = |refusal: Refusal, reason: &str| {
+        let to = format!("{}:{}", origin.host, origin.port);
+        report::request_refused(session, method, &to, reason);
+        refusal
+    };
+    let invalid = |reason: &str| refused(Refusal::new(400, "invalid_request", reason), reason);
+    fields::check(&head.headers)
+        .map_err(|(status, code, reason)| refused(Refusal::new(status, code, reason), reason))?;
+    let scheme = upstream.scheme();
+    if head.uri.scheme_str().is_some_and(|written| written != scheme.name()) {
+        return Err(invalid(":scheme is not what the connection is"));
+    }
+    let authority = head.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let hosts = head.headers.get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let authorities: Vec<&[u8]> = authority.into_iter().chain(hosts).collect();
+    if authorities.is_empty() {
+        return Err(invalid("neither :authority nor Host"));
+    }
+    let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(invalid(":path holds a character that must be percent-encoded"));
+    }
+    let facts = Facts { method, target, scheme, authorities: &authorities, upgrade: None };
+    let prepared = prepare(session, origin, &facts)?;
+    let Some(inspection) = prepared.inspection() else {
+        return Ok((prepared.judge(session, origin, None)?, None));
+    };
+    let fields =
+        head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
+    let facts = content::Facts::new(method, prepared.query(), fields);
+    let held = if facts.is_worth_reading(inspection) {
+        ask(head, body, respond);
+        let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
+        Some(read.map_err(|why| prepared.unread(session, origin, &why))?)
+    } else {
+        None
+    };
+    let bytes = held.as_ref().map_or(&b""[..], |held| &held.bytes);
+    let payload = content::read(inspection, &facts, bytes);
+    Ok((prepared.judge(session, origin, Some(&payload))?, held))
+}
+
+/// Asks a client for its body that waits to be asked.
+fn ask(head: &Parts, body: &RecvStream, respond: &mut SendResponse<Bytes>) {
+    let waits = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if !body.is_end_stream() && head.headers.get(EXPECT).is_some_and(waits) {
+        let mut response = Response::new(());
+        *response.status_mut() = StatusCode::CONTINUE;
+        // A stream that is gone is seen when its body is read.
+        let _ = respond.send_informational(response);
+    }
+}
+
+/// Sends a judged request on, and its response back. The error is what the client is to be told.
+async fn forward(
+    served: &Served,
+    agent: Agent<'_>,
+    head: &Parts,
+    judged: &Judged,
+) -> Result<(), Refusal> {
+    let Agent { body, held, respond } = agent;
+    let bodiless = held.as_ref().map_or_else(|| body.is_end_stream(), Bytes::is_empty);
+    let repeatable = bodiless
+        && matches!(head.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
+    let mut again = false;
+    loop {
+        let opened = tokio::select! {
+            biased;
+            opened = served.upstream.connection(&served.session, &served.origin, again) => opened,
+            // The client has given up while its turn had not come.
+            _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
+        };
+        let (ended, used) = match opened.map_err(|error| unreachable(served, head, &error))? {
+            Open::Http2 { send, used } => {
+                let held = held.clone();
+                let agent = Agent { body: &mut *body, held, respond: &mut *respond };
+                (over_http2(served, agent, send, head, judged).await?, used)
+            }
+            Open::Http1 { mut conn, used, _place } => {
+                let held = held.clone();
+                let agent = Agent { body: &mut *body, held, respond: &mut *respond };
+                let ended = bridge::run(agent, &mut conn, head, judged).await;
+                if matches!(ended, Ok(true)) {
+                    served.upstream.rest(conn).await;
+                }
+                (ended.map(drop), used)
+            }
+        };
+        let what = match ended {
+            Ok(()) | Err(Unanswered::Agent) => return Ok(()),
+            Err(Unanswered::NotBegun(_)) if !again => {
+                again = true;
+                continue;
+            }
+            Err(Unanswered::Untouched) if bodiless && !again => {
+                again = true;
+                continue;
+            }
+            // An idle connection that the upstream had given up: once more, on a new one.
+            Err(Unanswered::Lost { broke: true, .. }) if used && repeatable && !again => {
+                again = true;
+                continue;
+            }
+            // Its body has been read: the client can send it once more.
+            Err(Unanswered::Untouched) => {
+                respond.send_reset(Reason::REFUSED_STREAM);
+                return Ok(());
+            }
+            Err(Unanswered::Reset(reason)) => {
+                respond.send_reset(reason);
+                return Ok(());
+            }
+            Err(Unanswered::NotBegun(what) | Unanswered::Lost { what, .. }) => what,
+        };
+        return Err(unreachable(served, head, &DialError::Connect(what)));
+    }
+}
+
+fn unreachable(served: &Served, head: &Parts, error: &DialError) -> Refusal {
+    served.session.unreachable(head.method.as_str(), &served.origin, error)
+}
+
+/// The request is made anew from what was judged.
+async fn over_http2(
+    served: &Served,
+    agent: Agent<'_>,
+    send: SendRequest<Bytes>,
+    head: &Parts,
+    judged: &Judged,
+) -> Result<Result<(), Unanswered>, Refusal> {
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri(served, judged).ok_or_else(|| {
+        Refusal::new(400, "invalid_request_target", "the target cannot be sent in HTTP/2")
+    })?;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = fields::of_request(head.headers.clone());
+    if agent.held.is_some() {
+        // Its body is here: nobody waits any more.
+        request.headers_mut().remove(EXPECT);
+    }
+    Ok(exchange::run(agent, send, request).await)
+}
+
+/// None where it would not be, byte for byte, what was judged.
+fn uri(served: &Served, judged: &Judged) -> Option<Uri> {
+    let target = PathAndQuery::try_from(judged.target.as_str()).ok()?;
+    let authority = Authority::try_from(judged.authority.as_str()).ok()?;
+    if target.as_str() != judged.target || authority.as_str() != judged.authority {
+        return None;
+    }
+    Uri::builder()
+        .scheme(served.upstream.scheme().name())
+        .authority(authority)
+        .path_and_query(target)
+        .build()
+        .ok()
+}
