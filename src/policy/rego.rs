@@ -178,7 +178,7 @@ impl Foreign<'_> {
             .collect();
         if let Some(call) = outline.recursion() {
             let what = format!("the function {:?} comes to call itself", printable(&call.name));
-            let fix = "Rego has no recursion: use a comprehension, or `walk`";
+            let fix = "Rego has no recursion: use a comprehension";
             problems.push(self.problem(Some((call.line, 0)), what, fix));
         }
         problems
@@ -195,7 +195,7 @@ impl Foreign<'_> {
             "_matching_endpoint_configs" => {
                 "add it, a list of the endpoints that match: without it requests would pass unjudged"
             }
-            _ => "add it: docs/policy.md lists the rules that a text must have",
+            _ => "add it: docs/rego.md lists the rules that a text must have",
         };
         self.problem(None, format!("there is no rule {rule}"), fix)
     }

@@ -25,6 +25,8 @@ pub(in crate::policy) struct Judge {
     runner: Runner,
     data: Json,
     contract: Contract,
+    /// Why the text cannot be asked.
+    broken: Option<Fault>,
     connections: Memory<Arc<Egress>>,
     requests: Memory<Answer>,
 }
@@ -45,10 +47,7 @@ impl Judge {
     /// See [`Policy::resolve_binaries`].
     pub fn resolve_binaries(&mut self, resolve: &impl Fn(&str) -> Option<String>) {
         data::resolve_binaries(&mut self.data, resolve);
-        // The same document with more entries; should regorus refuse it, every decision is a no.
-        if self.runner.set_data(&self.data).is_err() {
-            let _ = self.runner.set_data(&serde_json::json!({}));
-        }
+        self.broken = self.runner.set_data(&self.data).err();
         self.connections = Memory::default();
         self.requests = Memory::default();
     }
@@ -184,6 +183,9 @@ impl Judge {
         host: &Host,
         port: u16,
     ) -> Result<Egress, Fault> {
+        if let Some(fault) = &self.broken {
+            return Err(fault.clone());
+        }
         let mut asking = self.runner.ask(&input(caller, host, port, None));
         let mut egress = self.contract.egress(&mut asking)?;
         if egress.allowed {
