@@ -41,7 +41,14 @@ const LINES: &str = "# policy.rego decides; if it goes by policy.yaml, these lin
 
 impl Judge {
     pub(super) fn new(runner: Runner, data: Json, contract: Contract) -> Self {
-        Self { runner, data, contract, connections: Memory::default(), requests: Memory::default() }
+        Self {
+            runner,
+            data,
+            contract,
+            broken: None,
+            connections: Memory::default(),
+            requests: Memory::default(),
+        }
     }
 
     /// See [`Policy::resolve_binaries`].
