@@ -186,7 +186,12 @@ fn end(supervisor: &Path, directory: &Path, pid_1: bool) -> Duration {
 fn as_pid_1(fence: &Command) -> Command {
     let mut command = Command::new("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "--"]);
-    command.arg(fence.get_program()).args(fence.get_args()).stdin(Stdio::null());
+    // unshare(1) complains about signals when what it started was killed.
+    command
+        .arg(fence.get_program())
+        .args(fence.get_args())
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
     command
 }
 

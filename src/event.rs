@@ -129,6 +129,12 @@ impl Event {
         self
     }
 
+    /// The event as OCSF's JSON, one line without its end.
+    #[must_use]
+    pub fn to_json(&self, now: std::time::SystemTime) -> String {
+        self.json(now)
+    }
+
     /// Whether it is written at `level`: denials and what is at least [`Severity::Medium`] always.
     #[must_use]
     pub fn passes(&self, level: Level) -> bool {

@@ -25,7 +25,7 @@ mod suggestion;
 mod yaml;
 
 pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
-pub use destination::{DestinationDenied, Refusal, forbidden};
+pub use destination::{DestinationDenied, Refusal, forbidden, is_control_plane};
 pub use document::{Compatibility, Filesystem, Memfd, Process, ProcessLimits, UnixSockets};
 pub use engine::{NameMatch, Policy};
 pub use host::{Host, HostError};

@@ -38,11 +38,14 @@ mod report;
 mod resolve;
 mod roots;
 mod session;
+mod slots;
 mod stream;
 mod tls;
 mod transparent;
 mod tunnel;
 mod upstream;
+mod upstream_proxy;
+mod wire;
 
 use std::fs::File;
 use std::net::{IpAddr, TcpListener, UdpSocket};
@@ -53,7 +56,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::pki::Authority;
@@ -65,11 +68,13 @@ use control_client::{Control, START_FDS};
 use dns::pool::Pool;
 use l7::held::Room;
 use resolve::Resolver;
+use slots::Slots;
 use tls::AgentTls;
 use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
 pub use l7::content::{Facts, read as read_content};
+pub use upstream_proxy::{UpstreamProxy, UpstreamProxyError};
 
 /// The sandbox CA's common name.
 const CA_NAME: &str = "Ringfence Sandbox CA";
@@ -84,6 +89,8 @@ pub struct Config {
     pub policy: Policy,
     /// The pod's own addresses.
     pub pod_ips: Vec<IpAddr>,
+    /// The addresses of the Kubernetes API in the cluster, as far as they are known.
+    pub api_server: Vec<IpAddr>,
     /// Authorities that the operator trusts upstreams by, PEM; may be empty.
     pub extra_roots_pem: Vec<u8>,
     /// The image's trust store, PEM, if it has one; read when the first upstream is verified.
@@ -99,17 +106,21 @@ pub struct Config {
     /// Whether programs that ignore the proxy are served: names get addresses, and captured
     /// connections are judged. Otherwise no name exists and all are refused.
     pub transparent: bool,
+    /// The operator's proxy that upstreams are reached by, if there is one.
+    pub upstream_proxy: Option<UpstreamProxy>,
 }
 
 /// What all connections share.
 pub(crate) struct Shared {
     policy: Policy,
     pod_ips: Vec<IpAddr>,
+    api_server: Vec<IpAddr>,
     control: Arc<Control>,
     executables: Executables,
     resolver: Resolver,
     agent_tls: AgentTls,
     upstream_tls: UpstreamTls,
+    upstream_proxy: Option<UpstreamProxy>,
     inbound: inbound::Ports,
     admin: Arc<Admin>,
     transparent: bool,
@@ -161,9 +172,11 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
         policy: config.policy,
         pod_ips: config.pod_ips.iter().map(IpAddr::to_canonical).collect(),
+        api_server: config.api_server.iter().map(IpAddr::to_canonical).collect(),
         executables: Executables::new(),
         agent_tls: AgentTls::new(authority)?,
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
+        upstream_proxy: config.upstream_proxy,
         inbound: inbound::Ports::new(config.inbound, Arc::clone(&admin), Arc::clone(&control)),
         admin: Arc::clone(&admin),
         transparent: config.transparent,
@@ -173,14 +186,15 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         stopping: watch::Sender::new(false),
         control,
     });
-    let slots = Arc::new(Semaphore::new(listener::CONNECTIONS));
+    let (slots, captured_slots) = Slots::pair();
     let dns = dns::PolicyDns::new(config.transparent.then(|| Arc::clone(&shared)));
     let mut listening = JoinSet::new();
-    listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), Arc::clone(&slots)));
-    let captured = transparent::serve(listeners.captured, Arc::clone(&shared), Arc::clone(&slots));
+    listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), slots.clone()));
+    let captured = transparent::serve(listeners.captured, Arc::clone(&shared), captured_slots);
     listening.spawn(captured);
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
+    listening.spawn(report::tell_of_floods());
     // The supervisor waits for none of this any more.
     if let Some(listener) = admin.listen() {
         listening.spawn(admin::serve(listener, Arc::clone(&admin)));
@@ -204,10 +218,9 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     listening.shutdown().await;
     shared.stopping.send_replace(true);
     shared.inbound.follow(&[]);
-    let all = u32::try_from(listener::CONNECTIONS).unwrap_or(u32::MAX);
     let drained = async {
         tokio::select! {
-            _ = slots.acquire_many(all) => {}
+            () = slots.drained() => {}
             // The supervisor is still asked who connections that came late belong to.
             () = answers(&shared.control) => {}
         }

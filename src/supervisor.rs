@@ -41,3 +41,4 @@ mod stdio;
 mod steering;
 pub mod taint;
 mod trust_store;
+pub mod upstream_proxy;

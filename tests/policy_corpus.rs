@@ -159,7 +159,7 @@ fn content(
     let json = if case.body.is_empty() || given { &[] } else { &json[..] };
     let fields = case.headers.iter().chain(json);
     let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
-    let facts = ringfence::proxy::Facts::new(method, &target.pairs, fields);
+    let facts = ringfence::proxy::Facts::new(method, target, fields);
     Ok(ringfence::proxy::read_content(inspection, &facts, case.body.as_bytes()))
 }
 

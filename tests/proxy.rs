@@ -2,6 +2,8 @@
 //! its own. Only the supervisor's end of the control socket is a double.
 #![cfg(feature = "proxy")]
 
+#[path = "proxy/h2_upstream.rs"]
+mod h2_upstream;
 #[path = "proxy/rig.rs"]
 mod rig;
 #[path = "proxy/upstream.rs"]
@@ -13,6 +15,8 @@ mod admin;
 mod bypasses;
 #[path = "proxy/captured.rs"]
 mod captured;
+#[path = "proxy/content.rs"]
+mod content;
 #[path = "proxy/curl.rs"]
 mod curl;
 #[path = "proxy/destinations.rs"]
@@ -21,7 +25,19 @@ mod destinations;
 mod dns;
 #[path = "proxy/gateway.rs"]
 mod gateway;
+#[path = "proxy/h2_frames.rs"]
+mod h2_frames;
+#[path = "proxy/h2.rs"]
+mod h2_streams;
+#[path = "proxy/half_closed.rs"]
+mod half_closed;
+#[path = "proxy/hostile.rs"]
+mod hostile;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
+#[path = "proxy/sessions.rs"]
+mod sessions;
 #[path = "proxy/tunnels.rs"]
 mod tunnels;
+#[path = "proxy/upstream_proxy.rs"]
+mod upstream_proxy;

@@ -76,9 +76,10 @@ pub trait Tap: Send + Sync {
     /// Whether it wants those too that the level does not let pass.
     fn wants_all(&self) -> bool;
 
-    /// Takes one event, a JSON object on one line without its end. Called by whichever thread
-    /// tells of the event: it must not wait.
-    fn take(&self, json: String);
+    /// Takes one event, a JSON object on one line without its end; `grave` where no level keeps it
+    /// out of the log (a denial, a finding). Called by whichever thread tells of the event: it must
+    /// not wait.
+    fn take(&self, json: String, grave: bool);
 }
 
 static TAP: OnceLock<&'static dyn Tap> = OnceLock::new();
@@ -122,7 +123,7 @@ pub fn emit(event: &Event) {
     if let Some(tap) = TAP.get()
         && (passes || tap.wants_all())
     {
-        tap.take(event.json(now));
+        tap.take(event.json(now), event.passes(Level::Error));
     }
     if passes {
         let lost = LOST.swap(0, Ordering::Relaxed);

@@ -56,7 +56,7 @@ pub struct Grant {
 pub enum Inspect {
     /// Host and port only. [`super::Policy::request`] allows everything.
     None,
-    /// Each HTTP request is judged: what is not HTTP/1.x must be refused.
+    /// Each HTTP request is judged: what is not HTTP must be refused.
     Rest,
 }
 

@@ -52,6 +52,12 @@ impl DestinationDenied {
 /// etcd, Kubernetes API, kubelet.
 pub(super) const CONTROL_PLANE_PORTS: [u16; 5] = [2379, 2380, 6443, 10250, 10255];
 
+/// Whether a port is one that is never dialled: for who does not see the address.
+#[must_use]
+pub fn is_control_plane(port: u16) -> bool {
+    CONTROL_PLANE_PORTS.contains(&port)
+}
+
 /// Judges one resolved address.
 pub(super) fn judge(
     grant: &Grant,
@@ -117,9 +123,15 @@ fn forbidden_v6(ip: Ipv6Addr) -> Option<&'static str> {
         [0, 0, 0, 0, 0, 0, 0, 1] => Some("a loopback address"),
         [0, 0, 0, 0, 0, 0, _, _] => Some("an IPv4-compatible address"),
         [0x64, 0xff9b, ..] => Some("a NAT64 address"),
-        [0xfd00, 0x0ec2, ..] | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254] => Some(METADATA),
+        [0xfd00, 0x0ec2, ..]
+        | [0xfd00, 0x0042, 0, 0, 0, 0, 0, 0x42]
+        | [0xfd20, 0x00ce, 0, 0, 0, 0, 0, 0x254] => Some(METADATA),
         [0x2001, 0, ..] => Some("a Teredo address"),
         [0x2002, ..] => Some("a 6to4 address"),
+        // An interface identifier of RFC 5214, 6.1, whatever the prefix and its two flags.
+        [_, _, _, _, 0 | 0x0100 | 0x0200 | 0x0300, 0x5efe, _, _] => {
+            Some("an ISATAP address, which has an IPv4 address in it")
+        }
         [0xfe80..=0xfebf, ..] => Some("a link-local address"),
         [0xff00..=0xffff, ..] => Some("a multicast address"),
         [0x2000..=0x3fff | 0xfc00..=0xfdff, ..] => None,
@@ -207,7 +219,15 @@ mod tests {
         "fd00:ec2::254",
         "fd00:ec2::23",
         "fd20:ce::254",
+        "fd00:42::42",
+        "2a00:1:2:3:0:5efe:10.0.0.1",
+        "2a00:1:2:3:200:5efe:127.0.0.1",
+        "fd00:1:2:3:100:5efe:a9fe:a9fe",
+        "fe80::5efe:10.0.0.1",
+        "64:ff9b:1:fffe::127.0.0.1",
         "100::1",
+        "100:0:0:1::1",
+        "1000::1",
         "4000::1",
         "5f00::1",
         "::ffff:0:1.2.3.4",
@@ -240,7 +260,9 @@ mod tests {
         "::ffff:10.0.0.1",
         "2001:db8::1",
         "2001:20::1",
+        "2001:1::1",
         "3fff::1",
+        "3fff:fff::1",
     ];
 
     #[test]
@@ -251,7 +273,8 @@ mod tests {
             assert_eq!(dial(&wild, "a.example.com", 443, ip), Err(Refusal::Private), "{ip}");
             assert_eq!(dial(&exact, "a.example.com", 443, ip), Ok(()), "{ip}");
         }
-        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1"] {
+        for ip in ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "2a00::1", "3ffe::1"]
+        {
             assert_eq!(dial(&wild, "a.example.com", 443, ip), Ok(()), "{ip}");
         }
     }

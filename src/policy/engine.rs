@@ -355,6 +355,7 @@ impl Policy {
         let mut unreadable = None;
         // Why an endpoint that read the content does not allow it.
         let mut missing = None;
+        let mut near = Smallest::default();
         // By `enforce`.
         let mut denied = [Smallest::default(); 2];
         for endpoint in self.matching(caller, host, port) {
@@ -370,6 +371,9 @@ impl Policy {
                 denied[enforce].see(endpoint.policy);
             }
             if !rules.scope.allows(request.path) {
+                if rules.content.as_ref().is_some_and(|content| content.is_near(request.path)) {
+                    near.see(endpoint.policy);
+                }
                 continue;
             }
             let seen = &mut seen[usize::from(rules.content.is_some())];
@@ -417,6 +421,9 @@ impl Policy {
         };
         // Where content is read, endpoints that do not read it have nothing to say.
         let [plain, reading] = seen;
+        if let (Some(index), false) = (near.0, reading.covers()) {
+            return deny(index, NEAR, NO_NEAR.into());
+        }
         let Seen { allowed, covered } = if reading.covers() { reading } else { plain };
         if let Some(index) = allowed.0 {
             return match denied[0].0 {
@@ -497,6 +504,23 @@ impl Policy {
         (!admitted).then_some(refusal)
     }
 
+    /// The policy whose endpoint reads what many servers take this path for, where none reads it.
+    pub(super) fn near(&self, caller: &Caller, host: &Host, port: u16, path: &str) -> Option<&str> {
+        let mut near = Smallest::default();
+        for endpoint in self.matching(caller, host, port) {
+            let Some(Inspected { scope, content: Some(content), .. }) = &endpoint.inspected else {
+                continue;
+            };
+            if scope.allows(path) {
+                return None;
+            }
+            if content.is_near(path) {
+                near.see(endpoint.policy);
+            }
+        }
+        near.0.map(|index| self.policies[index].key.as_str())
+    }
+
     /// Whether an endpoint for this caller asks that requests are judged.
     pub(super) fn inspects(&self, caller: &Caller, host: &Host, port: u16) -> bool {
         self.matching(caller, host, port).any(|endpoint| endpoint.inspected.is_some())
@@ -554,6 +578,10 @@ const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
+pub(super) const NEAR: &str =
+    "many servers take this path for one whose requests are read, and nobody reads it";
+pub(super) const NO_NEAR: &str = "# write the path as the endpoint does, or give it a pattern that covers this \
+                       spelling too";
 pub(super) const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line can allow it: send it \
                           as the protocol says, or name another protocol for this path";
 

@@ -39,7 +39,7 @@ fn rules(payload: &Payload) -> (&'static str, Result<Vec<String>, &'static str>)
     match &payload.rpc {
         Some(Rpc { mcp, exchange: Exchange::Messages(messages), .. }) => {
             let calls = messages.iter().filter_map(|message| match message {
-                Message::Call(call) => Some(if *mcp { mcp_call(call) } else { rpc_call(call) }),
+                Message::Call(call) => Some(if *mcp { mcp_call(call) } else { Ok(rpc_call(call)) }),
                 Message::Response if *mcp => None,
                 Message::Response => Some(Err("# only `protocol: mcp` has responses of clients")),
             });
@@ -79,9 +79,9 @@ fn operation(operation: &Operation) -> Result<String, &'static str> {
     Ok(format!("operation_type: {}, fields: [{}]", kind.word(), fields.join(", ")))
 }
 
-fn rpc_call(call: &Call) -> Result<String, &'static str> {
+fn rpc_call(call: &Call) -> String {
     let name = if call.method == "*" { "\\*".into() } else { escape_glob(&call.method) };
-    Ok(format!("method: {}", quote(&name)))
+    format!("method: {}", quote(&name))
 }
 
 fn mcp_call(call: &Call) -> Result<String, &'static str> {
@@ -207,7 +207,7 @@ pub(super) fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Caller, Connect, Request, Source, Verdict, load};
+    use crate::policy::{Caller, Connect, Graphql, OperationKind, Request, Source, Verdict, load};
 
     /// What is suggested is loaded, and allows what was refused.
     fn round_trip(exe: &str, host: &str, request: Option<(&str, &str)>) {
@@ -240,6 +240,71 @@ mod tests {
         round_trip("/usr/bin/curl", "example.com", Some(("GET", "/%7Ba%7D/100%25/%2F%5B")));
         round_trip("/tmp/\u{202e}a\"b\\c*[x] y: #\u{e4}", "example.com", None);
         round_trip("/tmp/no*", "example.com", Some(("GET", "/x")));
+    }
+
+    /// The same for what is read of a content.
+    fn content_round_trip(payload: &Payload) {
+        let host = Host::parse("example.com").expect("host");
+        let asked = Request { method: "POST", path: "/a*b", query: &[], payload: Some(payload) };
+        let yaml = request("/usr/bin/curl", &host, 8443, &asked);
+        assert!(yaml.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{yaml}");
+        let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
+        let loaded = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}"));
+        assert_eq!(loaded.warnings, [], "{yaml}");
+        let caller = Caller { exe: "/usr/bin/curl".into(), ..Caller::default() };
+        let judge = |request: &Request<'_>| loaded.policy.request(&caller, &host, 8443, request);
+        assert!(matches!(judge(&asked), Verdict::Allow { .. }), "{yaml}\n{:?}", judge(&asked));
+        let elsewhere = Request { path: "/axb", ..asked };
+        assert!(matches!(judge(&elsewhere), Verdict::Deny(_)), "{yaml}");
+        let unread = Request { payload: None, ..asked };
+        assert!(matches!(judge(&unread), Verdict::Deny(_)), "{yaml}");
+    }
+
+    fn graphql(kind: OperationKind, fields: &[&str]) -> Operation {
+        let fields = fields.iter().map(|field| (*field).to_owned()).collect();
+        Operation { kind: Some(kind), name: Some("N".into()), fields, persisted: None }
+    }
+
+    fn rpc(mcp: bool, calls: &[(&str, Option<&str>)]) -> Payload {
+        let call = |(method, tool): &(&str, Option<&str>)| {
+            let tool = tool.map(str::to_owned);
+            Message::Call(Call { method: (*method).to_owned(), tool, params: Vec::new() })
+        };
+        let exchange = Exchange::Messages(calls.iter().map(call).collect());
+        Payload { rpc: Some(Rpc { mcp, exchange, error: None }), graphql: None }
+    }
+
+    #[test]
+    fn suggestions_for_contents_do_what_they_say() {
+        let operations = vec![
+            graphql(OperationKind::Query, &["viewer", "repo"]),
+            graphql(OperationKind::Mutation, &["createIssue"]),
+        ];
+        let graphql = Some(Graphql { operations, error: None });
+        content_round_trip(&Payload { graphql, rpc: None });
+        content_round_trip(&rpc(false, &[("reports.list", None), ("a[b]*", None), ("*", None)]));
+        let calls = [("initialize", None), ("tools/call", Some("a.b-c_d"))];
+        content_round_trip(&rpc(true, &calls));
+    }
+
+    #[test]
+    fn what_no_rule_can_name_is_not_suggested() {
+        let host = Host::parse("example.com").expect("host");
+        let suggest = |payload: &Payload| {
+            let payload = Some(payload);
+            request("/x", &host, 1, &Request { method: "POST", path: "/", query: &[], payload })
+        };
+        let many = vec![("a", None); 2];
+        assert!(!suggest(&rpc(true, &many)).starts_with('#'), "the same rule once");
+        let names: Vec<String> = (0..99).map(|n| format!("m{n}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), None)).collect();
+        assert!(suggest(&rpc(false, &many)).starts_with('#'));
+        assert!(suggest(&rpc(true, &[("tools/*", None)])).starts_with('#'));
+        assert!(suggest(&rpc(true, &[("tools/call", Some("a*"))])).starts_with('#'));
+        assert!(suggest(&rpc(false, &[(&"m".repeat(9999), None)])).starts_with('#'));
+        let exchange = Exchange::EndOfSession;
+        let rpc = Some(Rpc { mcp: true, exchange, error: None });
+        assert!(suggest(&Payload { rpc, graphql: None }).starts_with('#'));
     }
 
     #[test]

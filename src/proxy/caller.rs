@@ -19,6 +19,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use super::Shared;
 use super::control::CallerRecord;
 use super::control_client::{Control, ControlError};
+use super::stream::lives;
 use crate::policy::Caller;
 
 /// The most executables that are remembered. Only those that a policy lets connect are.
@@ -118,11 +119,6 @@ pub(crate) async fn look_up(
         return Err(CallerError::Gone);
     }
     answer?.ok_or(CallerError::Unknown)
-}
-
-/// Whether the kernel still has the connection: a reset one has no peer.
-fn lives(tcp: &TcpStream) -> bool {
-    tcp.peer_addr().is_ok() && matches!(tcp.take_error(), Ok(None))
 }
 
 fn v4(address: SocketAddr) -> Result<SocketAddrV4, CallerError> {

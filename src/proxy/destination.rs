@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Shared;
-use super::resolve::ResolveError;
 use super::stream::tune;
-use crate::policy::{Grant, Host};
+use crate::policy::{Grant, Host, IpNet, NameMatch};
 
 /// The name by which the agent reaches what else runs in its pod, where the policy allows it.
 pub(crate) const POD_HOST: &str = "pod.ringfence.internal";
@@ -18,6 +18,9 @@ pub(crate) const POD_HOST: &str = "pod.ringfence.internal";
 /// How long one address may take to answer, and all together.
 const DIAL_ONE: Duration = Duration::from_secs(5);
 const DIAL_ALL: Duration = Duration::from_secs(10);
+
+/// After how long the next address is tried beside those that have not answered (RFC 8305, 5).
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// How long a look-up may take.
 const RESOLVE: Duration = Duration::from_secs(10);
@@ -33,9 +36,15 @@ pub(crate) struct Origin {
 /// Why there is no connection.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum DialError {
-    /// An address that must not be dialled. `check` is the short form that clients know.
-    #[error("{reason}")]
-    Forbidden { check: &'static str, reason: String },
+    /// An address that must not be dialled. `check` is the short form that clients know. The
+    /// address itself is for the log only: who asked for a name need not learn what it leads to.
+    #[error("{ip}: {reason}")]
+    Forbidden { check: &'static str, ip: IpAddr, reason: String },
+    /// A destination that is not asked of the upstream proxy.
+    #[error("{0}")]
+    NotByProxy(&'static str),
+    #[error("upstream proxy: {0}")]
+    Proxy(String),
     #[error("name not resolved: {0}")]
     Resolve(String),
     #[error("connection failed: {0}")]
@@ -46,27 +55,75 @@ pub(crate) enum DialError {
     Tls(String),
 }
 
-/// Resolves the judged name, checks all its addresses, and connects to the first that answers.
+/// Resolves the judged name, checks all its addresses, and connects to the first that answers; or
+/// asks the operator's proxy for the name.
 pub(crate) async fn dial(shared: &Shared, origin: &Origin) -> Result<TcpStream, DialError> {
-    let addresses = addresses(shared, origin).await?;
-    let end = Instant::now() + DIAL_ALL;
-    let mut last = DialError::Connect("no address".to_owned());
-    for ip in addresses {
-        let address = SocketAddr::new(ip, origin.port);
-        let one = (Instant::now() + DIAL_ONE).min(end);
-        match timeout_at(one, TcpStream::connect(address)).await {
-            Ok(Ok(tcp)) => {
-                tune(&tcp);
-                return Ok(tcp);
-            }
-            Ok(Err(error)) => last = DialError::Connect(format!("{address}: {}", error.kind())),
-            Err(_) => last = DialError::Timeout(format!("connect to {address}")),
+    if let Some(proxy) = shared.upstream_proxy.as_ref().filter(|proxy| proxy.is_for(origin)) {
+        proxy.allows(origin)?;
+        if let Some(ip) = origin.host.ip() {
+            check(shared, origin, ip)?;
         }
-        if Instant::now() >= end {
-            break;
+        return proxy.dial(&shared.resolver, &origin.host, origin.port).await;
+    }
+    let addresses = addresses(shared, origin).await?;
+    first_to_answer(addresses, origin.port).await
+}
+
+/// Happy eyeballs (RFC 8305): the families in turn, each address given a little time before the
+/// next is tried beside it. All of them were checked.
+pub(super) async fn first_to_answer(
+    addresses: Vec<IpAddr>,
+    port: u16,
+) -> Result<TcpStream, DialError> {
+    let end = Instant::now() + DIAL_ALL;
+    let mut waiting = alternating(addresses).into_iter();
+    // What is not needed any more is closed with this.
+    let mut attempts = JoinSet::new();
+    let mut last = DialError::Connect("no address".to_owned());
+    loop {
+        if let Some(ip) = waiting.next() {
+            attempts.spawn(attempt(SocketAddr::new(ip, port)));
+        }
+        let next = if waiting.len() > 0 { (Instant::now() + STAGGER).min(end) } else { end };
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok(Ok(tcp))) => return Ok(tcp),
+                // The next one need not wait.
+                Some(Ok(Err(error))) => last = error,
+                Some(Err(error)) => last = DialError::Connect(error.to_string()),
+                None => return Err(last),
+            },
+            () = sleep_until(next) => if Instant::now() >= end {
+                return Err(DialError::Timeout("none of the addresses".to_owned()));
+            },
         }
     }
-    Err(last)
+}
+
+async fn attempt(address: SocketAddr) -> Result<TcpStream, DialError> {
+    match timeout(DIAL_ONE, TcpStream::connect(address)).await {
+        Ok(Ok(tcp)) => {
+            tune(&tcp);
+            Ok(tcp)
+        }
+        Ok(Err(error)) => Err(DialError::Connect(format!("{address}: {}", error.kind()))),
+        Err(_) => Err(DialError::Timeout(format!("connect to {address}"))),
+    }
+}
+
+/// The families in turn, IPv6 first; within each the order stays.
+fn alternating(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let (six, four): (Vec<_>, Vec<_>) = addresses.into_iter().partition(IpAddr::is_ipv6);
+    let (mut six, mut four) = (six.into_iter(), four.into_iter());
+    let mut sorted = Vec::new();
+    loop {
+        let before = sorted.len();
+        sorted.extend(six.next());
+        sorted.extend(four.next());
+        if sorted.len() == before {
+            return sorted;
+        }
+    }
 }
 
 async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, DialError> {
@@ -82,13 +139,22 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
         }
         return Ok(vec![own]);
     }
-    let resolving = tokio::time::timeout(RESOLVE, shared.resolver.resolve(host));
+    // A name that only an endpoint without a host lets pass is any name: looked up outside, it
+    // would tell its labels to whoever runs its zone.
+    let named = host.is_ip() || shared.policy.names_host(host) != NameMatch::None;
+    let resolving = tokio::time::timeout(RESOLVE, async {
+        if named {
+            shared.resolver.resolve(host).await
+        } else {
+            shared.resolver.resolve_inside(host).await
+        }
+    });
     let addresses = match resolving.await {
         Err(_) => return Err(DialError::Resolve("no answer in time".to_owned())),
-        Ok(Err(error @ ResolveError::Config { .. })) => {
-            return Err(DialError::Resolve(error.to_string()));
+        Ok(Err(error)) if named => return Err(DialError::Resolve(error.to_string())),
+        Ok(Err(error)) => {
+            return Err(DialError::Resolve(format!("{error}; {ONLY_INSIDE}")));
         }
-        Ok(Err(error)) => return Err(DialError::Resolve(error.to_string())),
         Ok(Ok(addresses)) => addresses,
     };
     // One address that must not be dialled spoils the name: whoever answers for it could answer
@@ -96,43 +162,73 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
     for ip in &addresses {
         check(shared, origin, ip.to_canonical())?;
     }
+    if let Some(proxy) = &shared.upstream_proxy {
+        proxy.is_not_among(&shared.resolver, &addresses, *port).await?;
+    }
     Ok(addresses.into_iter().map(|ip| ip.to_canonical()).collect())
 }
+
+const ONLY_INSIDE: &str = "no endpoint of the policy names this host, so that only the hosts file \
+                           and the pod's search domains were asked";
 
 /// Whether one address may be dialled: by the policy, and the pod's own only if it is listed.
 fn check(shared: &Shared, origin: &Origin, ip: IpAddr) -> Result<(), DialError> {
     let Origin { host, port, grant } = origin;
     shared.policy.destination(grant, host, *port, ip).map_err(|denied| DialError::Forbidden {
         check: check_name(grant),
-        reason: denied.to_string(),
+        ip,
+        reason: denied.refusal.to_string(),
     })?;
     if shared.pod_ips.contains(&ip) {
         if !grant.allowed_ips.iter().any(|net| net.contains(&ip)) {
             return Err(DialError::Forbidden {
                 check: "internal address",
-                reason: format!("{ip} is the pod's own address: list it in allowed_ips"),
+                ip,
+                reason: "the pod's own address: list it in allowed_ips".to_owned(),
             });
         }
         not_ours(shared, ip, *port)?;
     }
+    if shared.api_server.contains(&ip) && !means_api_server(grant, host, ip) {
+        return Err(DialError::Forbidden {
+            check: "internal address",
+            ip,
+            reason: "the Kubernetes API: name kubernetes.default.svc, or list it in allowed_ips"
+                .to_owned(),
+        });
+    }
     Ok(())
+}
+
+/// Whether the policy says that it is the Kubernetes API that is wanted: a name that somebody has
+/// lead there does not.
+fn means_api_server(grant: &Grant, host: &Host, ip: IpAddr) -> bool {
+    const OWN: &str = "kubernetes.default";
+    let own_name = host
+        .as_str()
+        .strip_prefix(OWN)
+        .is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."));
+    host.ip() == Some(ip)
+        || (own_name && grant.exact_host)
+        || grant.allowed_ips.iter().any(|net| net.contains(&ip) && is_narrow(net))
+}
+
+/// A range that was written for few hosts, not for a cluster.
+fn is_narrow(net: &IpNet) -> bool {
+    net.max_prefix_len() - net.prefix_len() <= 3
 }
 
 /// A port of the pod that leads back into the fence, or to the admin endpoint, is never dialled.
 fn not_ours(shared: &Shared, ip: IpAddr, port: u16) -> Result<(), DialError> {
-    if shared.admin.is_at(port) {
-        return Err(DialError::Forbidden {
-            check: "internal address",
-            reason: format!("{ip}:{port} is the port of the admin endpoint"),
-        });
-    }
-    if shared.inbound.serves(port) {
-        return Err(DialError::Forbidden {
-            check: "internal address",
-            reason: format!("{ip}:{port} leads back into the fence"),
-        });
-    }
-    Ok(())
+    let what = if shared.admin.is_at(port) {
+        "is the port of the admin endpoint"
+    } else if shared.inbound.serves(port) {
+        "leads back into the fence"
+    } else {
+        return Ok(());
+    };
+    let reason = format!("port {port} {what}");
+    Err(DialError::Forbidden { check: "internal address", ip, reason })
 }
 
 fn check_name(grant: &Grant) -> &'static str {
@@ -142,5 +238,24 @@ fn check_name(grant: &Grant) -> &'static str {
         "declared endpoint check failed"
     } else {
         "internal address"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_tried_in_turn() {
+        let order = |list: &[&str]| -> Vec<String> {
+            let ips = list.iter().map(|ip| ip.parse().expect("ip")).collect();
+            alternating(ips).iter().map(IpAddr::to_string).collect()
+        };
+        assert_eq!(
+            order(&["1.1.1.1", "1.1.1.2", "1.1.1.3", "2001::1", "2001::2"]),
+            ["2001::1", "1.1.1.1", "2001::2", "1.1.1.2", "1.1.1.3"]
+        );
+        assert_eq!(order(&["1.1.1.2", "1.1.1.1"]), ["1.1.1.2", "1.1.1.1"]);
+        assert!(order(&[]).is_empty());
     }
 }

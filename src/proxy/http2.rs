@@ -151,14 +151,16 @@ async fn streams(
     let mut running = JoinSet::new();
     // When a connection without a stream has rested long enough.
     let mut end = Instant::now() + IDLE;
-    let (mut leaving, mut told) = (false, false);
+    let (mut leaving, mut told, mut full) = (false, false, false);
     loop {
         tokio::select! {
             accepted = accept(connection, exceeded, &mut told) => {
                 let Some(accepted) = accepted else { return Ok(()) };
                 let (request, mut respond) = accepted?;
                 let Some(permit) = limits.stream() else {
-                    report::too_many_streams(&served.session, &served.origin);
+                    // One line a connection: a client may try as often as it likes.
+                    let first = !std::mem::replace(&mut full, true);
+                    report::too_many_streams(&served.session, &served.origin, first);
                     // Not looked at: the client may send it again.
                     respond.send_reset(Reason::REFUSED_STREAM);
                     continue;

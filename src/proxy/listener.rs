@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::caller::{self, CallerError};
 use super::http::head::{self, HeadError, RequestHead};
@@ -14,11 +14,9 @@ use super::metrics::{self, Kind, Refused};
 use super::quiet::{Quiet, period};
 use super::refusal::Refusal;
 use super::session::Session;
+use super::slots::{Slot, Slots};
 use super::stream::{Conn, Stream, tune};
 use super::{Shared, connect, forward, report};
-
-/// The most connections of the agent at a time.
-pub(crate) const CONNECTIONS: usize = 1024;
 
 /// How long a connection may stay silent before its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
@@ -56,10 +54,11 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Accepts and serves until it is aborted.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc<Semaphore>) {
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Slots) {
     let mut quiet = Quiet::new();
     let mut period = period();
     loop {
+        let identifying = slots.identifying().await;
         let (tcp, peer) = tokio::select! {
             accepted = accept(&listener) => accepted,
             _ = period.tick() => {
@@ -67,29 +66,48 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
                 continue;
             }
         };
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+        let Some(slot) = slots.take() else {
             if quiet.tell((), Instant::now()) {
-                report::too_many_connections();
+                report::too_many_connections(None);
             }
             let detail = "too many connections through the proxy at a time";
-            let refusal = Refusal::new(503, "too_many_connections", detail);
-            // Fits the socket's empty buffer; a client that gets less is closed all the same.
-            let _ = tcp.try_write(&refusal.to_bytes());
+            turn_away(&tcp, detail);
             continue;
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            let _slot = slot;
             let _open = metrics::connection(Kind::Agent);
-            connection(tcp, peer, shared).await;
+            connection(tcp, peer, shared, (slot, identifying)).await;
         });
     }
 }
 
-async fn connection(tcp: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
+/// Closes a connection for which there is no place. Nothing is waited for: a client that goes on
+/// opening connections would fill the places with its refusals.
+fn turn_away(tcp: &TcpStream, detail: &str) {
+    let refusal = Refusal::new(503, "too_many_connections", detail);
+    // Closed with something unread, a socket is reset and what was written lost.
+    let _ = tcp.try_read(&mut [0; 4096]);
+    // Fits the socket's empty buffer; a client that gets less is closed all the same.
+    let _ = tcp.try_write(&refusal.to_bytes());
+}
+
+async fn connection(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    (mut slot, identifying): (Slot, Option<OwnedSemaphorePermit>),
+) {
     tune(&tcp);
     // The supervisor looks for the caller while the request is on its way.
     let identity = caller::identify(&shared, &tcp, peer).await;
+    drop(identifying);
+    // Those that nobody is known to have made share what one process gets.
+    let who = identity.as_ref().ok().map(|identity| (identity.caller.exe.as_str(), identity.pid));
+    if !slot.belongs_to(who.map_or(0, |(_, pid)| pid)) {
+        report::too_many_connections(who);
+        return turn_away(&tcp, "too many connections of this process at a time");
+    }
     let mut client = Conn::new(Stream::Tcp(tcp)).counted(&metrics::UP);
     let head = match head::read_request(&mut client.rd, FIRST_REQUEST).await {
         Ok(Some(head)) => Ok(head),

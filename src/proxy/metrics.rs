@@ -96,7 +96,7 @@ pub(crate) enum Side {
 const SIDES: [&str; 2] = ["agent", "upstream"];
 const RESULTS: [&str; 2] = ["ok", "failed"];
 
-const UPSTREAM_ERRORS: [&str; 4] = ["resolve", "connect", "timeout", "tls"];
+const UPSTREAM_ERRORS: [&str; 5] = ["resolve", "connect", "timeout", "tls", "proxy"];
 
 const DNS_CODES: [&str; 7] =
     ["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused", "other"];
@@ -159,11 +159,14 @@ pub(crate) fn refused(what: Refused, count: u64) {
 /// Counts a failure on the way to an upstream. What must not be dialled is a refusal instead.
 pub(crate) fn dial_failed(error: &DialError) {
     let kind = match error {
-        DialError::Forbidden { .. } => return refused(Refused::Address, 1),
+        DialError::Forbidden { .. } | DialError::NotByProxy(_) => {
+            return refused(Refused::Address, 1);
+        }
         DialError::Resolve(_) => 0,
         DialError::Connect(_) => 1,
         DialError::Timeout(_) => 2,
         DialError::Tls(_) => 3,
+        DialError::Proxy(_) => 4,
     };
     METRICS.upstream_errors[kind].add(1);
 }

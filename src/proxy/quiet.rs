@@ -63,9 +63,71 @@ impl<K: Eq + Hash> Quiet<K> {
     }
 }
 
+/// How many lines of one kind are written in a row, whatever they say, and how many a second after
+/// that.
+const BURST: u32 = 200;
+const PER_SECOND: u32 = 10;
+
+/// Lets single refusals pass, and of a flood the first of each that can be told apart.
+pub(crate) struct Flood {
+    quiet: Quiet<u64>,
+    /// Lines that may be written, and when that was reckoned.
+    left: u32,
+    at: Option<Instant>,
+}
+
+impl Flood {
+    pub(crate) fn new() -> Self {
+        Self { quiet: Quiet::new(), left: BURST, at: None }
+    }
+
+    /// Whether this is to be told now; counted if not. `what` tells one refusal from another: the
+    /// first of each is told, of as many as are told apart ([`QUIET`] seconds, 512).
+    pub(crate) fn tell(&mut self, what: u64, now: Instant) -> bool {
+        let earned = self.at.map_or(0, |at| now.duration_since(at).as_secs());
+        if earned > 0 || self.at.is_none() {
+            let earned = u32::try_from(earned).unwrap_or(u32::MAX).saturating_mul(PER_SECOND);
+            self.left = self.left.saturating_add(earned).min(BURST);
+            self.at = Some(now);
+        }
+        // Asked in any case, so that it is known later.
+        let new = self.quiet.is_new(what, now);
+        if self.left > 0 {
+            self.left -= 1;
+        } else if !new {
+            self.quiet.muted = self.quiet.muted.saturating_add(1);
+            return false;
+        }
+        true
+    }
+
+    /// How many were not told since the last time this was asked.
+    pub(crate) fn take_muted(&mut self) -> u64 {
+        self.quiet.take_muted()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_is_counted_and_the_first_of_each_is_told() {
+        let mut flood = Flood::new();
+        let start = Instant::now();
+        let told = (0..10_000).filter(|_| flood.tell(1, start)).count();
+        assert_eq!(told, BURST as usize);
+        assert!(flood.tell(2, start), "another one");
+        assert!(!flood.tell(2, start));
+        assert_eq!(flood.take_muted(), 10_000 - u64::from(BURST) + 1);
+        let later = start + Duration::from_secs(2);
+        let told = (0..100).filter(|_| flood.tell(1, later)).count();
+        assert_eq!(told, 2 * PER_SECOND as usize);
+        // However many there are to be told apart: bounded in all.
+        let mut flood = Flood::new();
+        let told = (0..100_000).filter(|what| flood.tell(*what, start)).count();
+        assert!(told <= TOLD + BURST as usize, "{told}");
+    }
 
     #[test]
     fn repeated_refusals_are_told_once_in_a_while_and_memory_is_bounded() {

@@ -2,18 +2,85 @@
 //! counter.
 
 use std::fmt::Display;
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::caller::CallerError;
 use super::destination::{DialError, Origin};
 use super::http::head::RequestHead;
 use super::metrics::{self, Layer, Refused, Side, Verdict};
-use super::quiet::QUIET;
+use super::quiet::{Flood, QUIET, period};
 use super::session::Session;
 use super::stream::Carried;
-use crate::event::{Class, Event, Severity, emit};
+use crate::event::{Class, Event, Severity, emit, inform};
 use crate::policy::{Denial, Host, Payload};
+
+/// Kinds of refusals, each limited by itself: a flood of one hides nothing of another.
+#[derive(Debug, Clone, Copy)]
+enum Flooding {
+    Connect,
+    Request,
+    Malformed,
+    Caller,
+    Executable,
+    Address,
+    Tunnel,
+    Limit,
+}
+
+const FLOODING: [&str; 8] = [
+    "connections that no policy allows",
+    "requests that no rule allows",
+    "malformed requests",
+    "connections without a known caller",
+    "connections of changed executables",
+    "connections to addresses that are not dialled",
+    "tunnels with what they must not carry",
+    "connections: too many at a time",
+];
+
+static FLOODS: LazyLock<Mutex<[Flood; FLOODING.len()]>> =
+    LazyLock::new(|| Mutex::new(std::array::from_fn(|_| Flood::new())));
+
+/// This process's own: who chooses what is hashed must not be able to make two the same.
+static HASH: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+
+/// Writes a refusal, or counts it where too many of its kind come. `what` tells it from others:
+/// the first of each is always written.
+fn limited(kind: Flooding, what: impl Hash, event: impl FnOnce() -> Event) {
+    let what = HASH.hash_one(what);
+    let tell = {
+        let mut floods = FLOODS.lock().unwrap_or_else(PoisonError::into_inner);
+        floods[kind as usize].tell(what, Instant::now())
+    };
+    if tell {
+        emit(&event());
+    }
+}
+
+/// Tells from time to time how many refusals were only counted, for ever.
+pub(crate) async fn tell_of_floods() {
+    let mut period = period();
+    loop {
+        period.tick().await;
+        let muted: Vec<u64> = {
+            let mut floods = FLOODS.lock().unwrap_or_else(PoisonError::into_inner);
+            floods.iter_mut().map(Flood::take_muted).collect()
+        };
+        for (what, count) in FLOODING.into_iter().zip(muted).filter(|(_, count)| *count > 0) {
+            emit(&more(count, what));
+        }
+    }
+}
+
+fn more(count: u64, what: &str) -> Event {
+    Event::new(Class::Net, "REFUSE", Severity::Medium)
+        .denied()
+        .subject(format!("{count} more {what}"))
+        .field("seconds", QUIET.as_secs())
+}
 
 /// `/usr/bin/curl(123) -> host:port`.
 fn flow(session: &Session, host: &Host, port: u16) -> String {
@@ -33,43 +100,47 @@ fn with_advice(event: Event, denial: &Denial) -> Event {
 }
 
 pub(crate) fn connect_allowed(session: &Session, origin: &Origin) {
-    emit(&open(Severity::Info, session, origin).allowed());
+    inform(|| open(Severity::Info, session, origin).allowed());
 }
 
 pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: &Denial) {
     metrics::decided(Layer::L4, Verdict::Denied, &denial.policy);
-    let event = Event::new(Class::Net, "OPEN", Severity::Medium)
-        .denied()
-        .subject(flow(session, host, port))
-        .field("policy", &denial.policy)
-        .field("engine", "l4");
-    emit(&with_advice(event, denial));
+    limited(Flooding::Connect, (&session.caller().exe, host.as_str(), port), || {
+        let event = Event::new(Class::Net, "OPEN", Severity::Medium)
+            .denied()
+            .subject(flow(session, host, port))
+            .field("policy", &denial.policy)
+            .field("engine", "l4");
+        with_advice(event, denial)
+    });
 }
 
 /// `head` is what was asked for, if it could be read.
 pub(crate) fn unknown_caller(peer: SocketAddr, head: Option<&RequestHead>, reason: &str) {
     metrics::refused(Refused::Caller, 1);
-    // The path may hold what should not be logged.
-    let asked = match head {
-        Some(head) if head.method() == "CONNECT" => format!("CONNECT {}", head.target()),
-        Some(head) => head.method().to_owned(),
-        None => "the proxy".to_owned(),
-    };
-    let event = Event::new(Class::Net, "OPEN", Severity::High)
-        .denied()
-        .subject(format!("{peer} -> {asked}"))
-        .reason(reason);
-    emit(&event);
+    limited(Flooding::Caller, reason, || {
+        // The path may hold what should not be logged.
+        let asked = match head {
+            Some(head) if head.method() == "CONNECT" => format!("CONNECT {}", head.target()),
+            Some(head) => head.method().to_owned(),
+            None => "the proxy".to_owned(),
+        };
+        Event::new(Class::Net, "OPEN", Severity::High)
+            .denied()
+            .subject(format!("{peer} -> {asked}"))
+            .reason(reason)
+    });
 }
 
 pub(crate) fn caller_not_trusted(session: &Session, host: &Host, port: u16, error: &CallerError) {
     metrics::refused(Refused::Executable, 1);
-    let event = Event::new(Class::Finding, "BLOCKED", Severity::High)
-        .denied()
-        .subject(flow(session, host, port))
-        .field("finding", "binary-identity")
-        .reason(error.to_string());
-    emit(&event);
+    limited(Flooding::Executable, (&session.caller().exe, host.as_str(), port), || {
+        Event::new(Class::Finding, "BLOCKED", Severity::High)
+            .denied()
+            .subject(flow(session, host, port))
+            .field("finding", "binary-identity")
+            .reason(error.to_string())
+    });
 }
 
 /// Let through, by an entry that does not refuse it.
@@ -85,28 +156,38 @@ pub(crate) fn caller_tainted(session: &Session, host: &Host, port: u16, why: &st
 /// No connection although the policy allows one: forbidden is a denial, the rest is weather.
 pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError) {
     metrics::dial_failed(error);
-    let event = match error {
-        DialError::Forbidden { .. } => open(Severity::Medium, session, origin).denied(),
-        _ => Event::new(Class::Net, "FAIL", Severity::Low)
-            .subject(flow(session, &origin.host, origin.port))
-            .field("policy", &origin.grant.policy),
-    };
-    emit(&event.reason(error.to_string()));
+    let what = (&session.caller().exe, origin.host.as_str(), origin.port);
+    limited(Flooding::Address, what, || {
+        let event = match error {
+            DialError::Forbidden { .. } | DialError::NotByProxy(_) => {
+                open(Severity::Medium, session, origin).denied()
+            }
+            _ => Event::new(Class::Net, "FAIL", Severity::Low)
+                .subject(flow(session, &origin.host, origin.port))
+                .field("policy", &origin.grant.policy),
+        };
+        event.reason(error.to_string())
+    });
 }
 
 /// A tunnel that was opened and then found to carry what it must not.
 pub(crate) fn tunnel_refused(session: &Session, origin: &Origin, reason: &str) {
     metrics::refused(Refused::Protocol, 1);
-    emit(&open(Severity::Medium, session, origin).denied().reason(reason));
+    let what = (&session.caller().exe, origin.host.as_str(), origin.port, reason);
+    limited(Flooding::Tunnel, what, || {
+        open(Severity::Medium, session, origin).denied().reason(reason)
+    });
 }
 
 /// Most often an agent's program that does not know the sandbox CA.
 pub(crate) fn handshake_failed(session: &Session, origin: &Origin, reason: &str) {
     metrics::handshake(Side::Agent, false);
-    let event = Event::new(Class::Net, "FAIL", Severity::Low)
-        .subject(flow(session, &origin.host, origin.port))
-        .reason(format!("TLS handshake with the agent: {reason}"));
-    emit(&event);
+    let what = (&session.caller().exe, origin.host.as_str(), origin.port, reason);
+    limited(Flooding::Tunnel, what, || {
+        Event::new(Class::Net, "FAIL", Severity::Low)
+            .subject(flow(session, &origin.host, origin.port))
+            .reason(format!("TLS handshake with the agent: {reason}"))
+    });
 }
 
 pub(crate) fn tunnel_ended(
@@ -115,14 +196,15 @@ pub(crate) fn tunnel_ended(
     carried: Carried,
     duration: Duration,
 ) {
-    let event = Event::new(Class::Net, "CLOSE", Severity::Info)
-        .allowed()
-        .subject(flow(session, &origin.host, origin.port))
-        .field("policy", &origin.grant.policy)
-        .field("up", carried.up)
-        .field("down", carried.down)
-        .field("ms", duration.as_millis());
-    emit(&event);
+    inform(|| {
+        Event::new(Class::Net, "CLOSE", Severity::Info)
+            .allowed()
+            .subject(flow(session, &origin.host, origin.port))
+            .field("policy", &origin.grant.policy)
+            .field("up", carried.up)
+            .field("down", carried.down)
+            .field("ms", duration.as_millis())
+    });
 }
 
 /// A request, as its event names it: never with its query.
@@ -139,9 +221,9 @@ fn http(severity: Severity, line: &RequestLine<'_>) -> Event {
     let RequestLine { method, scheme, authority, path, payload } = line;
     let event = Event::new(Class::Http, (*method).to_owned(), severity)
         .subject(format!("{method} {scheme}://{authority}{path}"));
-    match payload {
-        Some(payload) => event.field(payload.protocol(), payload.summary()),
-        None => event,
+    match payload.map(|payload| (payload.protocol(), payload.summary())) {
+        Some((protocol, said)) if !said.is_empty() => event.field(protocol, said),
+        _ => event,
     }
 }
 
@@ -150,7 +232,7 @@ pub(crate) fn request_allowed(line: &RequestLine<'_>, policy: &str, engine: &str
     if engine == "l7" {
         metrics::decided(Layer::L7, Verdict::Allowed, policy);
     }
-    emit(&http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
+    inform(|| http(Severity::Info, line).allowed().field("policy", policy).field("engine", engine));
 }
 
 /// Let pass by `enforcement: audit`.
@@ -166,20 +248,26 @@ pub(crate) fn request_audited(line: &RequestLine<'_>, policy: &str, reason: &str
 
 pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
     metrics::decided(Layer::L7, Verdict::Denied, &denial.policy);
-    let event =
-        http(Severity::Medium, line).denied().field("policy", &denial.policy).field("engine", "l7");
-    emit(&with_advice(event, denial));
+    limited(Flooding::Request, (line.method, line.authority, line.path), || {
+        let event = http(Severity::Medium, line)
+            .denied()
+            .field("policy", &denial.policy)
+            .field("engine", "l7");
+        with_advice(event, denial)
+    });
 }
 
 /// A request that is refused for what it is, before any rule is asked.
 pub(crate) fn request_refused(session: &Session, method: &str, to: &dyn Display, reason: &str) {
     metrics::refused(Refused::Protocol, 1);
-    let event = Event::new(Class::Http, method.to_owned(), Severity::Medium)
-        .denied()
-        .subject(format!("{}({}) -> {to}", session.caller().exe, session.pid()))
-        .field("engine", "http")
-        .reason(reason);
-    emit(&event);
+    let to = to.to_string();
+    limited(Flooding::Malformed, (&session.caller().exe, &to, reason), || {
+        Event::new(Class::Http, method.to_owned(), Severity::Medium)
+            .denied()
+            .subject(format!("{}({}) -> {to}", session.caller().exe, session.pid()))
+            .field("engine", "http")
+            .reason(reason)
+    });
 }
 
 /// A direct connection that the gateway caught and that nothing can allow. `who` when it could be
@@ -215,11 +303,7 @@ pub(crate) fn more_refused(count: u64, kind: Refused) {
         Refused::Limit => "connections: too many at a time",
         Refused::Caller | Refused::Executable | Refused::Address | Refused::Protocol => "refusals",
     };
-    let event = Event::new(Class::Net, "REFUSE", Severity::Medium)
-        .denied()
-        .subject(format!("{count} more {what}"))
-        .field("seconds", QUIET.as_secs());
-    emit(&event);
+    emit(&more(count, what));
 }
 
 pub(crate) fn inbound_failed(port: u16, error: &std::io::Error) {
@@ -249,16 +333,24 @@ pub(crate) fn accept_failed(error: &std::io::Error) {
     emit(&event);
 }
 
-pub(crate) fn too_many_streams(session: &Session, origin: &Origin) {
+/// A stream beyond the most; told in the log only the `first` time.
+pub(crate) fn too_many_streams(session: &Session, origin: &Origin, first: bool) {
     metrics::refused(Refused::Limit, 1);
-    let event = open(Severity::Low, session, origin).denied();
-    emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
+    if first {
+        let event = open(Severity::Low, session, origin).denied();
+        emit(&event.reason("HTTP/2: too many streams through the proxy at a time"));
+    }
 }
 
-pub(crate) fn too_many_connections() {
+/// `who` where it is one process that has its share already.
+pub(crate) fn too_many_connections(who: Option<(&str, u32)>) {
     metrics::refused(Refused::Limit, 1);
-    let event = Event::new(Class::Net, "OPEN", Severity::Low)
-        .denied()
-        .subject("too many connections through the proxy at a time");
-    emit(&event);
+    limited(Flooding::Limit, who, || {
+        let event = Event::new(Class::Net, "OPEN", Severity::Low).denied();
+        match who {
+            Some((exe, pid)) => event
+                .subject(format!("{exe}({pid}): too many connections of this process at a time")),
+            None => event.subject("too many connections through the proxy at a time"),
+        }
+    });
 }

@@ -70,6 +70,22 @@ impl Resolver {
 
     /// The addresses of a name, at least one, in the order to try them.
     pub(crate) async fn resolve(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
+        self.find(host, true).await
+    }
+
+    /// The same of what the hosts file has and of names within the pod's search domains: no other
+    /// leaves the pod.
+    pub(crate) async fn resolve_inside(&self, host: &Host) -> Result<Vec<IpAddr>, ResolveError> {
+        let within = |domain: &String| {
+            let front = host.as_str().strip_suffix(domain.as_str());
+            !domain.is_empty() && front.is_some_and(|front| front.ends_with('.'))
+        };
+        let inside = self.search().iter().any(within);
+        self.find(host, inside).await
+    }
+
+    /// `whole`: whether the name is asked for as it is, too.
+    async fn find(&self, host: &Host, whole: bool) -> Result<Vec<IpAddr>, ResolveError> {
         if let Some(ip) = host.ip() {
             return Ok(vec![ip]);
         }
@@ -81,7 +97,7 @@ impl Resolver {
         let (dns, search) = self.dns.get_or_try_init(|| async { self.configure() }).await?;
         let absolute = absolute(name)?;
         let mut result = Err(ResolveError::NoSuchName);
-        let whole = name.contains('.').then(|| absolute.clone());
+        let whole = (whole && name.contains('.')).then(|| absolute.clone());
         let searched = search.iter().filter_map(|domain| {
             let mut relative = absolute.clone();
             relative.set_fqdn(false);

@@ -77,10 +77,15 @@ impl Session {
         report::dial_failed(self, origin, error);
         let Origin { host, port, .. } = origin;
         let (status, code) = match error {
-            DialError::Forbidden { check, reason } => {
+            DialError::Forbidden { check, reason, .. } => {
                 let detail = format!("{what} {host}:{port} blocked: {check}");
                 return Refusal::new(403, "ssrf_denied", &detail).because(reason);
             }
+            DialError::NotByProxy(reason) => {
+                let detail = format!("{what} {host}:{port} blocked: internal address");
+                return Refusal::new(403, "ssrf_denied", &detail).because(reason);
+            }
+            DialError::Proxy(_) => (502, "upstream_proxy_failed"),
             DialError::Timeout(_) => (504, "upstream_timeout"),
             DialError::Tls(_) => (502, "upstream_tls_failed"),
             DialError::Resolve(_) | DialError::Connect(_) => (502, "upstream_unreachable"),

@@ -2,16 +2,17 @@
 //! of both directions at once.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
-use tokio::io::{ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio_rustls::{client, server};
 
 use super::metrics::{self, Counter};
+use super::wire::Wire;
 
 /// What a reader starts with, in bytes: one TLS record, or a request head.
 const BUFFER: usize = 16 * 1024;
@@ -26,7 +27,7 @@ pub(crate) enum Stream {
     /// TLS that we terminate, the agent's side.
     Agent(Box<server::TlsStream<TcpStream>>),
     /// TLS that we started, the upstream's side.
-    Upstream(Box<client::TlsStream<TcpStream>>),
+    Upstream(Box<client::TlsStream<Wire>>),
 }
 
 macro_rules! each {
@@ -75,10 +76,90 @@ impl AsyncWrite for Stream {
     }
 }
 
+impl Stream {
+    /// What carries it.
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(tcp) => tcp,
+            Self::Agent(tls) => tls.get_ref().0,
+            Self::Upstream(tls) => tls.get_ref().0.tcp(),
+        }
+    }
+}
+
+/// One of two users of a stream. One task works on both halves, so nobody waits for the lock.
+struct Half(Arc<Mutex<Stream>>);
+
+impl Half {
+    fn stream(&self) -> MutexGuard<'_, Stream> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsyncRead for Half {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.stream()).poll_read(cx, buf)
+    }
+}
+
+/// The writing half.
+pub(crate) struct Writer(Half);
+
+impl AsyncWrite for Writer {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.0.stream()).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.stream()).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.0.stream()).poll_shutdown(cx)
+    }
+}
+
+/// How often it is looked whether a peer that ended its half is there at all, and after how long
+/// a rest its kernel is asked.
+const LOOK: Duration = Duration::from_secs(2);
+const ASK: Duration = Duration::from_secs(10);
+
+/// Tells when a peer is gone that has ended its half, or whose bytes nobody reads now. Made and
+/// dropped while its connection is borrowed.
+///
+/// An end of stream is no sign of that: a client may end its half behind its request and wait for
+/// the answer. One that is gone answers what it gets with a reset: a program that was killed once
+/// its kernel has forgotten the socket (`tcp_fin_timeout`, 60 s) and is asked (keep-alive).
+pub(crate) struct Line(Half);
+
+impl Line {
+    /// Ends when the connection has been reset or has timed out.
+    pub(crate) async fn gone(&self) {
+        let asked = socket2::TcpKeepalive::new().with_time(ASK).with_interval(ASK);
+        let _ = socket2::SockRef::from(self.0.stream().tcp()).set_tcp_keepalive(&asked);
+        while lives(self.0.stream().tcp()) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// Whether the kernel still has the connection: a reset one has no peer.
+pub(crate) fn lives(tcp: &TcpStream) -> bool {
+    tcp.peer_addr().is_ok() && matches!(tcp.take_error(), Ok(None))
+}
+
 /// A connection in two halves that can be worked on at the same time.
 pub(crate) struct Conn {
     pub(crate) rd: Reader,
-    pub(crate) wr: WriteHalf<Stream>,
+    pub(crate) wr: Writer,
 }
 
 impl Conn {
@@ -88,8 +169,10 @@ impl Conn {
             Stream::Agent(_) => Some(&metrics::UP),
             Stream::Upstream(_) => Some(&metrics::DOWN),
         };
-        let (rd, wr) = tokio::io::split(stream);
-        Self { rd: Reader { io: rd, buf: Vec::new(), start: 0, end: 0, counter }, wr }
+        let stream = Arc::new(Mutex::new(stream));
+        let wr = Writer(Half(Arc::clone(&stream)));
+        let io = Half(stream);
+        Self { rd: Reader { io, buf: Vec::new(), start: 0, end: 0, counter, failed: None }, wr }
     }
 
     /// Has what is read counted. TLS says by itself which end it is, bare TCP does not.
@@ -101,7 +184,10 @@ impl Conn {
     /// The stream again. Bytes that were read and not consumed are lost: whoever calls has used
     /// them.
     pub(crate) fn into_stream(self) -> Stream {
-        self.rd.io.unsplit(self.wr)
+        drop(self.wr);
+        // Whoever watched it by a `Line` had borrowed it and is done.
+        let stream = Arc::into_inner(self.rd.io.0).expect("both halves are here");
+        stream.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The stream again, what was read ahead, and what counts its bytes.
@@ -140,11 +226,13 @@ impl Conn {
 
 /// The reading half with what was read ahead.
 pub(crate) struct Reader {
-    io: ReadHalf<Stream>,
+    io: Half,
     buf: Vec<u8>,
     start: usize,
     end: usize,
     counter: Option<&'static Counter>,
+    /// Behind what was read.
+    failed: Option<io::Error>,
 }
 
 impl Reader {
@@ -160,6 +248,9 @@ impl Reader {
 
     /// Reads more behind what is there; 0 is the end of the stream. Cancel-safe.
     pub(crate) async fn fill(&mut self) -> io::Result<usize> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
         self.make_room();
         let read = self.io.read(&mut self.buf[self.end..]).await?;
         self.end += read;
@@ -167,20 +258,48 @@ impl Reader {
         Ok(read)
     }
 
+    /// The same, and then what else is there without waiting, up to what is worth one write.
+    pub(crate) async fn fill_much(&mut self) -> io::Result<usize> {
+        let mut read = self.fill().await?;
+        if read > 0 {
+            // Records of TLS come one by one, 16 KiB at most.
+            while self.end - self.start < BUFFER_LARGE && self.end < self.buf.len() {
+                match self.read_now().await {
+                    Some(Ok(more)) if more > 0 => read += more,
+                    // Told by the next call: an error comes but once.
+                    Some(Err(error)) => {
+                        self.failed = Some(error);
+                        break;
+                    }
+                    // An end comes again.
+                    _ => break,
+                }
+            }
+        }
+        Ok(read)
+    }
+
     /// Takes what the socket has without waiting: `None` when there is nothing, `Some(0)` at the
     /// end of the stream or on an error.
     pub(crate) async fn fill_now(&mut self) -> Option<usize> {
+        if self.failed.is_some() {
+            return Some(0);
+        }
+        self.read_now().await.map(|read| read.unwrap_or(0))
+    }
+
+    async fn read_now(&mut self) -> Option<io::Result<usize>> {
         self.make_room();
         std::future::poll_fn(|cx| {
             let mut buf = ReadBuf::new(&mut self.buf[self.end..]);
             Poll::Ready(match Pin::new(&mut self.io).poll_read(cx, &mut buf) {
                 Poll::Pending => None,
-                Poll::Ready(Err(_)) => Some(0),
+                Poll::Ready(Err(error)) => Some(Err(error)),
                 Poll::Ready(Ok(())) => {
                     let read = buf.filled().len();
                     self.end += read;
                     self.count(read);
-                    Some(read)
+                    Some(Ok(read))
                 }
             })
         })
@@ -191,6 +310,11 @@ impl Reader {
         if let Some(counter) = self.counter {
             counter.add(read as u64);
         }
+    }
+
+    /// Tells when the peer is gone.
+    pub(crate) fn line(&self) -> Line {
+        Line(Half(Arc::clone(&self.io.0)))
     }
 
     /// Gives back what an idle connection does not need.
@@ -235,16 +359,27 @@ pub(crate) struct Carried {
 }
 
 /// Copies both ways until both ends are done. An end of stream is passed on by itself, so
-/// half-closed connections work; an error ends both.
+/// half-closed connections work; an error ends both, and so does an end that is gone.
 pub(crate) async fn duplex(agent: &mut Conn, upstream: &mut Conn) -> Carried {
     let mut carried = Carried::default();
+    let (agent_line, upstream_line) = (agent.rd.line(), upstream.rd.line());
     let up = one_way(&mut agent.rd, &mut upstream.wr, &mut carried.up);
     let down = one_way(&mut upstream.rd, &mut agent.wr, &mut carried.down);
-    let _ = tokio::try_join!(up, down);
+    {
+        let (mut up, mut down) = (pin!(up), pin!(down));
+        tokio::select! {
+            ended = &mut up => if ended.is_ok() {
+                tokio::select! { _ = down => {}, () = agent_line.gone() => {} }
+            },
+            ended = &mut down => if ended.is_ok() {
+                tokio::select! { _ = up => {}, () = upstream_line.gone() => {} }
+            },
+        }
+    }
     carried
 }
 
-async fn one_way(from: &mut Reader, to: &mut WriteHalf<Stream>, count: &mut u64) -> io::Result<()> {
+async fn one_way(from: &mut Reader, to: &mut Writer, count: &mut u64) -> io::Result<()> {
     loop {
         let data = from.data();
         if !data.is_empty() {
@@ -254,7 +389,7 @@ async fn one_way(from: &mut Reader, to: &mut WriteHalf<Stream>, count: &mut u64)
             *count += moved as u64;
             from.start = from.end;
         }
-        if from.fill().await? == 0 {
+        if from.fill_much().await? == 0 {
             return to.shutdown().await;
         }
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::destination::{DialError, Origin, dial};
 use super::greeting::{Asked, asked_for};
@@ -20,6 +20,7 @@ use super::listener::accept;
 use super::metrics::Refused;
 use super::quiet::{Quiet, period};
 use super::session::{NotAdmitted, Session};
+use super::slots::{Slot, Slots};
 use super::stream::{Conn, Stream, tune};
 use super::{Shared, caller, report, tunnel};
 use crate::policy::{Connect, Host, Inspect};
@@ -51,8 +52,8 @@ struct Captured {
     naming: Arc<Semaphore>,
 }
 
-/// Accepts and serves until it is aborted. `slots` are those of the proxy's listener.
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc<Semaphore>) {
+/// Accepts and serves until it is aborted.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Slots) {
     let captured = Arc::new(Captured {
         shared,
         quiet: Mutex::new(Quiet::new()),
@@ -60,6 +61,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
     });
     let mut period = period();
     loop {
+        let identifying = slots.identifying().await;
         let (tcp, peer) = tokio::select! {
             accepted = accept(&listener) => accepted,
             _ = period.tick() => {
@@ -77,7 +79,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
             refuse_unheard(&captured, tcp, peer, destination, reason);
             continue;
         }
-        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+        let Some(slot) = slots.take() else {
             if captured.tell(destination, None) {
                 report::captured(None, &destination, "too many connections at a time");
             }
@@ -86,8 +88,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Arc
         };
         let captured = Arc::clone(&captured);
         tokio::spawn(async move {
-            let _slot = slot;
-            connection(&captured, tcp, peer, destination).await;
+            connection(&captured, tcp, (peer, destination), (slot, identifying)).await;
         });
     }
 }
@@ -160,9 +161,24 @@ fn refuse_unheard(
     });
 }
 
-async fn connection(captured: &Captured, tcp: TcpStream, peer: SocketAddr, to: SocketAddr) {
+async fn connection(
+    captured: &Captured,
+    tcp: TcpStream,
+    (peer, to): (SocketAddr, SocketAddr),
+    (mut slot, identifying): (Slot, Option<OwnedSemaphorePermit>),
+) {
     tune(&tcp);
-    let session = match caller::identify(&captured.shared, &tcp, peer).await {
+    let identified = caller::identify(&captured.shared, &tcp, peer).await;
+    drop(identifying);
+    let session = match identified {
+        Ok(identity) if !slot.belongs_to(identity.pid) => {
+            if captured.tell(to, None) {
+                let who = Some((identity.caller.exe.as_str(), identity.pid));
+                let reason = "too many connections of this process at a time";
+                report::captured(who, &shown(&captured.shared, to), reason);
+            }
+            return reset(tcp);
+        }
         Ok(identity) => Session::new(Arc::clone(&captured.shared), identity),
         Err(error) => {
             if captured.tell(to, None) {
@@ -193,7 +209,7 @@ async fn connection(captured: &Captured, tcp: TcpStream, peer: SocketAddr, to: S
             tunnel::run(&session, client, upstream, &origin).await;
         }
         Err(error) => {
-            let finding = matches!(error, DialError::Forbidden { .. });
+            let finding = matches!(error, DialError::Forbidden { .. } | DialError::NotByProxy(_));
             if captured.tell(to, Some(&origin.host)) || finding {
                 report::dial_failed(&session, &origin, &error);
             }

@@ -6,6 +6,8 @@
 //! and then read whole, an HTTP head is known once `HTTP/1.` stands where it must, and until then
 //! every byte has to be one that such a head can have.
 
+mod handshake;
+
 use std::time::{Duration, Instant};
 
 use rustls::server::Acceptor;
@@ -13,18 +15,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::StartHandshake;
 
-use super::destination::{DialError, Origin};
+use handshake::{Both, Offer, mirror, terminate};
+
+use super::destination::Origin;
 use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
-use super::http2::{self, Place, Upstream, Version, version_of};
+use super::http2::{self, Place, Upstream, Version};
 use super::l7::judge::Scheme;
 use super::l7::rest::{self, Link};
 use super::listener::refuse;
-use super::metrics::{self, Side};
+use super::metrics;
 use super::refusal::Refusal;
 use super::report;
 use super::session::Session;
 use super::stream::{Conn, Stream, duplex};
-use super::tls::{HTTP2, HTTP10, HTTP11};
 use crate::policy::{Host, Inspect, TlsMode};
 
 /// How long the client of an inspected endpoint may stay silent.
@@ -127,6 +130,7 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
         // A pooled connection of an opaque protocol may rest for as long as both ends like.
         (false, Inspect::None) => Duration::from_secs(86_400 * 365),
     };
+    let mut greeted = false;
     loop {
         let begun = !client.rd.data().is_empty();
         if let Some(first) = recognise(client.rd.data()) {
@@ -136,15 +140,32 @@ async fn first(client: &mut Conn, upstream: &mut Conn, inspect: Inspect) -> Firs
             biased;
             read = timeout(wait(begun), client.rd.fill()) => match read {
                 Err(_) => return First::Silent,
+                // It has nothing to say, and may want to hear what a server says first.
+                Ok(Ok(0)) if !begun && inspect == Inspect::None => return First::Other,
                 Ok(Ok(0) | Err(_)) => return First::Closed,
                 Ok(Ok(_)) => {}
             },
-            read = upstream.rd.fill(), if !begun => match read {
+            read = upstream.rd.fill(), if !begun && !greeted => match read {
                 Ok(0) | Err(_) => return First::Closed,
-                Ok(_) => return First::UpstreamSpoke,
+                Ok(_) => match greets(upstream.rd.data()) {
+                    // It waits for the client all the same.
+                    Some(true) => greeted = true,
+                    Some(false) => return First::UpstreamSpoke,
+                    None => {}
+                },
             },
         }
     }
+}
+
+/// Whether a server begins as those of HTTP/2 may, before the client has said that it speaks it:
+/// with a SETTINGS frame on stream 0 that acknowledges nothing (RFC 9113, sections 3.4 and 6.5).
+/// `None` when it takes more to tell.
+fn greets(data: &[u8]) -> Option<bool> {
+    const HEAD: [Option<u8>; 9] =
+        [Some(0), Some(0), None, Some(4), Some(0), Some(0), Some(0), Some(0), Some(0)];
+    let fits = data.iter().zip(HEAD).all(|(have, want)| want.is_none_or(|want| want == *have));
+    if fits && data.len() < HEAD.len() { None } else { Some(fits) }
 }
 
 /// What `data` is the start of; `None` when it takes more to tell.
@@ -240,166 +261,37 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
         return;
     };
     match place {
-        Some(place) if both.agent == Version::Http2 => both.http2(session, place, origin).await,
+        Some(place) if both.agent == Version::Http2 => streams(session, place, both, origin).await,
         // Given back: the two agreed on something else.
         place => {
             drop(place);
-            both.other(session, origin).await;
+            inside(session, both, origin).await;
         }
     }
 }
 
-/// What the client offers by ALPN.
-struct Offer {
-    all: Vec<Vec<u8>>,
-    http2: bool,
-    http1: Option<&'static [u8]>,
+/// Serves streams.
+async fn streams(session: &Session, place: Place, both: Both, origin: &Origin) {
+    let upstream = match both.upstream {
+        Ok((conn, version)) => Upstream::open(Scheme::Https, version, conn),
+        // Told in the answer to the first request.
+        Err(error) => Upstream::failed(Scheme::Https, error),
+    };
+    http2::serve(session, place, both.client, upstream, origin).await;
 }
 
-impl Offer {
-    fn new(all: Vec<Vec<u8>>) -> Self {
-        let has = |name: &&[u8]| all.iter().any(|one| one == name);
-        let (http2, http1) = (has(&HTTP2), [HTTP11, HTTP10].into_iter().find(has));
-        Self { all, http2, http1 }
-    }
-
-    /// What the upstream is offered in turn. `whole`: whatever the client speaks may pass.
-    fn to_upstream(&self, whole: bool) -> Vec<Vec<u8>> {
-        let http = |name: &[u8]| [HTTP2, HTTP11, HTTP10].contains(&name);
-        let only_http = self.all.iter().all(|one| http(one));
-        let mut offer = self.all.clone();
-        offer.retain(|one| whole || http(one));
-        // Streams can go on as requests of HTTP/1.1.
-        if (only_http || !whole) && self.http2 && self.http1 != Some(HTTP11) {
-            offer.push(HTTP11.to_vec());
+/// Serves whatever else is found inside.
+async fn inside(session: &Session, both: Both, origin: &Origin) {
+    let mut client = both.client;
+    match both.upstream {
+        Ok((mut upstream, _)) => {
+            let first = first(&mut client, &mut upstream, origin.grant.inspect).await;
+            inner(session, client, upstream, origin, Scheme::Https, first).await;
         }
-        offer
-    }
-
-    /// What to agree on with the client when the upstream has agreed on this.
-    fn to_client<'a>(&'a self, agreed: Option<&'a [u8]>) -> Option<&'a [u8]> {
-        agreed
-            .filter(|agreed| self.all.iter().any(|one| one == agreed))
-            .or(self.http1)
-            .or(self.http2.then_some(HTTP2))
-    }
-}
-
-/// TLS with the agent, and with the upstream if that could be had.
-struct Both {
-    client: Conn,
-    /// What the client was told to speak.
-    agent: Version,
-    upstream: Result<(Conn, Version), DialError>,
-}
-
-impl Both {
-    async fn http2(self, session: &Session, place: Place, origin: &Origin) {
-        let upstream = match self.upstream {
-            Ok((conn, version)) => Upstream::open(Scheme::Https, version, conn),
-            // Told in the answer to the first request.
-            Err(error) => Upstream::failed(Scheme::Https, error),
-        };
-        http2::serve(session, place, self.client, upstream, origin).await;
-    }
-
-    async fn other(mut self, session: &Session, origin: &Origin) {
-        match self.upstream {
-            Ok((mut upstream, _)) => {
-                let first = first(&mut self.client, &mut upstream, origin.grant.inspect).await;
-                inner(session, self.client, upstream, origin, Scheme::Https, first).await;
-            }
-            // Told in the answer to the first request.
-            Err(error) => {
-                let link = Link::failed(origin, Scheme::Https, error);
-                rest::serve(session, self.client, link, origin).await;
-            }
-        }
-    }
-}
-
-/// Both handshakes at once, for a client that speaks HTTP/1.1, or does not say what it speaks.
-/// `None`: the client's failed.
-async fn terminate(
-    session: &Session,
-    start: StartHandshake<TcpStream>,
-    upstream: TcpStream,
-    origin: &Origin,
-    alpn: Option<&[u8]>,
-) -> Option<Both> {
-    let config = match session.shared.agent_tls.config(&origin.host, alpn) {
-        Ok(config) => config,
+        // Told in the answer to the first request.
         Err(error) => {
-            report::tunnel_refused(session, origin, &error.to_string());
-            alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
-            return None;
-        }
-    };
-    let offer: Vec<Vec<u8>> = alpn.map(|_| HTTP11.to_vec()).into_iter().collect();
-    let (agent, upstream) = tokio::join!(
-        timeout(HANDSHAKE, start.into_stream(config)),
-        session.shared.upstream_tls.connect(upstream, &origin.host, &offer),
-    );
-    let client = accepted(session, origin, agent)?;
-    let upstream = upstream.map(|(stream, _)| (Conn::new(stream), Version::Http1));
-    Some(Both { client, agent: Version::Http1, upstream })
-}
-
-/// For a client that speaks HTTP/2, or only other protocols: the upstream chooses first, then the
-/// client is told.
-async fn mirror(
-    session: &Session,
-    start: StartHandshake<TcpStream>,
-    upstream: TcpStream,
-    origin: &Origin,
-    offer: &Offer,
-) -> Option<Both> {
-    let whole = origin.grant.inspect == Inspect::None;
-    let tls = &session.shared.upstream_tls;
-    let connected = tls.connect(upstream, &origin.host, &offer.to_upstream(whole)).await;
-    let agreed = match &connected {
-        Ok((_, agreed)) => agreed.as_deref(),
-        Err(error) if !offer.http2 => {
-            report::dial_failed(session, origin, error);
-            alert(Conn::new(Stream::Tcp(start.io)), ALERT_INTERNAL_ERROR).await;
-            return None;
-        }
-        Err(_) => None,
-    };
-    let alpn = offer.to_client(agreed);
-    let config = match session.shared.agent_tls.config(&origin.host, alpn) {
-        Ok(config) => config,
-        Err(error) => {
-            report::tunnel_refused(session, origin, &error.to_string());
-            return None;
-        }
-    };
-    let (agent, upstream_version) = (version_of(alpn), version_of(agreed));
-    let handshake = timeout(HANDSHAKE, start.into_stream(config)).await;
-    let client = accepted(session, origin, handshake)?;
-    let upstream = connected.map(|(stream, _)| (Conn::new(stream), upstream_version));
-    Some(Both { client, agent, upstream })
-}
-
-type Handshake<S> = Result<std::io::Result<S>, tokio::time::error::Elapsed>;
-
-fn accepted(
-    session: &Session,
-    origin: &Origin,
-    handshake: Handshake<tokio_rustls::server::TlsStream<TcpStream>>,
-) -> Option<Conn> {
-    match handshake {
-        Ok(Ok(stream)) => {
-            metrics::handshake(Side::Agent, true);
-            Some(Conn::new(Stream::Agent(Box::new(stream))))
-        }
-        Ok(Err(error)) => {
-            report::handshake_failed(session, origin, &error.to_string());
-            None
-        }
-        Err(_) => {
-            report::handshake_failed(session, origin, "not completed in time");
-            None
+            let link = Link::failed(origin, Scheme::Https, error);
+            rest::serve(session, client, link, origin).await;
         }
     }
 }
@@ -503,6 +395,18 @@ mod tests {
             let shown = String::from_utf8_lossy(data);
             assert_eq!(recognise(data), *expected, "{shown:?}");
             assert_eq!(bytewise(data), *expected, "{shown:?} bytewise");
+        }
+    }
+
+    #[test]
+    fn servers_that_greet_in_http2() {
+        let settings = [0, 0, 18, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100];
+        assert_eq!(greets(&settings), Some(true));
+        for end in 1..9 {
+            assert_eq!(greets(&settings[..end]), None);
+        }
+        for other in [&b"220 hello\r\n"[..], b"SSH-2.0-x\r\n", b"\0\0\0\x05\0", b"\x4a\0\0\0\x0a"] {
+            assert_eq!(greets(other), Some(false), "{other:?}");
         }
     }
 

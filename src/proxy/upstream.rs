@@ -13,6 +13,7 @@ use super::destination::DialError;
 use super::metrics::{self, Side};
 use super::stream::Stream;
 use super::tls::{HTTP2, HTTP11};
+use super::wire::Wire;
 use super::{report, roots};
 use crate::pki::provider;
 use crate::policy::Host;
@@ -63,7 +64,7 @@ impl UpstreamTls {
             None => ServerName::try_from(host.as_str().to_owned())
                 .map_err(|_| DialError::Tls("the name cannot be in a certificate".to_owned()))?,
         };
-        let handshake = TlsConnector::from(config).connect(name, tcp);
+        let handshake = TlsConnector::from(config).connect(name, Wire::new(tcp));
         let ended = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await;
         metrics::handshake(Side::Upstream, matches!(ended, Ok(Ok(_))));
         let stream = ended

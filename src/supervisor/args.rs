@@ -101,6 +101,23 @@ pub struct RunArgs {
     /// More CA certificates (PEM) that upstreams are verified against.
     #[arg(long, value_name = "FILE")]
     pub upstream_ca: Option<PathBuf>,
+    /// Reach upstreams by this HTTP proxy, which is asked by CONNECT; never taken from the
+    /// environment.
+    #[arg(long, value_name = "http://HOST:PORT")]
+    pub upstream_proxy: Option<String>,
+    /// A file with `user:password` for the upstream proxy, readable by root alone.
+    #[arg(long, value_name = "FILE", requires = "upstream_proxy")]
+    pub upstream_proxy_auth_file: Option<PathBuf>,
+    /// What is reached without the upstream proxy: *, hosts (with all below them), addresses and
+    /// ranges, separated by commas.
+    #[arg(
+        long,
+        value_name = "LIST",
+        requires = "upstream_proxy",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub no_upstream_proxy: String,
     /// The agent's working directory (default: this process's).
     #[arg(short = 'w', long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,
@@ -230,6 +247,12 @@ pub fn pod_ips(lookup: impl Fn(&str) -> Option<String>) -> Vec<IpAddr> {
         .collect()
 }
 
+/// The Kubernetes API's address in the cluster, which every container is told: never dialled by
+/// accident. Here too an image's ENV can only add a refusal.
+pub fn api_server(lookup: impl Fn(&str) -> Option<String>) -> Vec<IpAddr> {
+    lookup("KUBERNETES_SERVICE_HOST").and_then(|ip| ip.trim().parse().ok()).into_iter().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +285,20 @@ mod tests {
         assert_eq!(transparent(&["--transparent", "on", "--", "true"]), Some(Transparent::On));
         assert_eq!(transparent(&["--transparent", "off", "--", "true"]), Some(Transparent::Off));
         assert_eq!(transparent(&["--transparent", "no", "--", "true"]), None);
+    }
+
+    #[test]
+    fn the_upstream_proxy_is_a_flag_and_its_companions_need_it() {
+        let run = |words: &[&str]| parse(words).map(|args| args.run);
+        let proxy = ["--upstream-proxy", "http://p:1"];
+        let args = run(&[&proxy[..], &["--no-upstream-proxy", "a,b", "--", "true"]].concat());
+        let args = args.unwrap().no_upstream_proxy;
+        assert_eq!(args, "a,b");
+        assert!(run(&["--no-upstream-proxy", "a", "--", "true"]).is_err());
+        assert!(run(&["--upstream-proxy-auth-file", "/f", "--", "true"]).is_err());
+        let plain = run(&["--", "true"]).unwrap();
+        let all = |name: &str| (!name.contains("LOG_LEVEL")).then(|| "http://forged:1".to_owned());
+        assert_eq!(plain.complete(all).unwrap().upstream_proxy, None);
     }
 
     #[test]

@@ -134,13 +134,18 @@ fn command_lines() {
     });
 }
 
-const POLICIES: [&str; 3] = [
+const POLICIES: [&str; 4] = [
     include_str!("../../examples/policy.yaml"),
     include_str!("../../tests/supervisor/policy.yaml"),
     "version: 1\nfilesystem_policy: {read_write: [/tmp]}\nlandlock: {compatibility: hard_requirement}\n\
      network_policies:\n  a:\n    endpoints:\n      - {host: '*.x.test', ports: [80, 443], protocol: \
      rest, rules: [{allow: {method: GET, path: '/v1/**', query: {a: 'b*'}}}], deny_rules: [{method: \
      '*', path: /secret}], allowed_ips: [10.0.0.0/8], tls: skip}\n    binaries: [{path: '/usr/bin/*'}]\n",
+    "network_policies:\n  a:\n    endpoints:\n      - {host: x.test, port: 443, path: /g, protocol: graphql, \
+     persisted_queries: allow_registered, graphql_persisted_queries: {k: {operation_type: query, fields: \
+     [a]}}, rules: [{allow: {operation_type: '*', operation_name: 'A*', fields: ['b*']}}]}\n      - {host: \
+     x.test, port: 443, path: /m, protocol: mcp, mcp: {allow_all_known_mcp_methods: true, \
+     max_body_bytes: 9}, deny_rules: [{method: tools/call, tool: {any: [x, 'y*']}, params: {'a.b': c}}]}\n",
 ];
 /// Separated by bars.
 const YAML: &str = "\n|  |- |: |{|}|[|]|[[[[[[[[[[[[[[[[[[[[[[|&a [*a, *a]|*a|!!binary x|? |>-\n|\

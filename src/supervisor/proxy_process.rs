@@ -23,7 +23,7 @@ use super::args::{Inbound, RunArgs, Transparent};
 use super::identity::PROXY;
 use super::packet;
 use super::policy_files::PolicyFiles;
-use super::trust_store;
+use super::{trust_store, upstream_proxy};
 use crate::event::{self, Class, Event, Level, Severity};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
@@ -39,23 +39,32 @@ const HOSTS: &str = "/etc/hosts";
 /// query numbers come from these.
 const RANDOM: [&str; 2] = ["/dev/urandom", "/dev/random"];
 
-/// What the proxy has to know; no secret is in it.
+/// What the proxy has to know. It goes through a memfd that nobody else gets: credentials for an
+/// upstream proxy are in it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ProxyConfig {
     parent: i32,
     policy: PolicyFiles,
     pod_ips: Vec<IpAddr>,
+    api_server: Vec<IpAddr>,
     inbound: Option<Vec<u16>>,
     mirror: bool,
     admin_port: u16,
     transparent: bool,
+    upstream_proxy: Option<upstream_proxy::Settings>,
     log_level: String,
 }
 
 impl ProxyConfig {
     /// From the supervisor's own arguments.
     #[must_use]
-    pub fn new(policy: PolicyFiles, pod_ips: Vec<IpAddr>, args: &RunArgs, level: Level) -> Self {
+    pub fn new(
+        policy: PolicyFiles,
+        (pod_ips, api_server): (Vec<IpAddr>, Vec<IpAddr>),
+        args: &RunArgs,
+        upstream_proxy: Option<upstream_proxy::Settings>,
+        level: Level,
+    ) -> Self {
         let ports = match &args.inbound {
             Inbound::Ports(ports) => Some(ports.clone()),
             Inbound::Mirror | Inbound::None => None,
@@ -64,10 +73,12 @@ impl ProxyConfig {
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             policy,
             pod_ips,
+            api_server,
             inbound: ports,
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
             transparent: args.transparent == Transparent::On,
+            upstream_proxy,
             log_level: level.to_string(),
         }
     }
@@ -132,6 +143,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
         proxy::Config {
             policy,
             pod_ips: config.pod_ips,
+            api_server: config.api_server,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
             image_roots,
             inbound: match (config.mirror, config.inbound) {
@@ -143,6 +155,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
             resolv_conf: PathBuf::from(RESOLV_CONF),
             hosts: PathBuf::from(HOSTS),
             transparent: config.transparent,
+            upstream_proxy: config.upstream_proxy.map(|settings| settings.proxy()).transpose()?,
         },
         control,
     )

@@ -25,7 +25,10 @@ use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::signals::Signals;
 use super::taint::Watched;
-use super::{filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering};
+use super::{
+    filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering,
+    upstream_proxy,
+};
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::{credentials, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
@@ -44,6 +47,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     check(&args)?;
     progress::loading(&args);
     let files = PolicyFiles::read(&args)?;
+    let upstream_proxy = upstream_proxy::Settings::read(&args)?;
 
     // 2. In parallel with us: the keeper makes the fence's network namespace, a thread makes the
     //    gateway's and builds the network between them, and the proxy gets ready. The keeper is
@@ -52,7 +56,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
     let gateway = gateway::start(keeper.try_clone()?)?;
-    let config = ProxyConfig::new(files.clone(), args::pod_ips(lookup), &args, level);
+    let addresses = (args::pod_ips(lookup), args::api_server(lookup));
+    let config = ProxyConfig::new(files.clone(), addresses, &args, upstream_proxy, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use crate::rig::{Rig, in_namespace};
 
-fn curl(rig: &Rig, args: &[&str]) -> Output {
+pub fn curl(rig: &Rig, args: &[&str]) -> Output {
     let output = Command::new("/usr/bin/curl")
         .args(["-sS", "--max-time", "20", "--proxy", "http://10.200.0.1:3128", "--cacert"])
         .arg(rig.bundle())
@@ -16,7 +16,7 @@ fn curl(rig: &Rig, args: &[&str]) -> Output {
     output
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

@@ -60,6 +60,33 @@ fn the_pods_own_name_leads_to_the_pod_but_not_back_into_the_fence() {
 }
 
 #[test]
+fn the_kubernetes_api_is_not_reached_by_another_name() {
+    in_namespace(|rig| {
+        // A zone that leads an allowed name to the API's address in the cluster.
+        let path = rig.dir.path().join("hosts");
+        std::fs::write(&path, "10.96.0.1 raw.test one.wild.test\n").expect("hosts");
+        for host in ["raw.test:443", "one.wild.test:443"] {
+            let answer = rig.exchange(&connect(host));
+            assert!(answer.contains("\"error\":\"ssrf_denied\""), "{answer}");
+        }
+        let answer = rig.exchange(&connect("raw.test:443"));
+        assert!(answer.contains("the Kubernetes API: name kubernetes.default.svc"), "{answer}");
+        // By its own name it is dialled: nothing listens there.
+        std::fs::write(&path, "10.96.0.1 kubernetes.default.svc\n# another length\n")
+            .expect("hosts");
+        let later = std::time::SystemTime::now() + Duration::from_secs(5);
+        std::fs::File::options()
+            .write(true)
+            .open(&path)
+            .expect("open")
+            .set_modified(later)
+            .expect("touch");
+        let answer = rig.exchange(&connect("kubernetes.default.svc:443"));
+        assert!(answer.contains("upstream_unreachable"), "{answer}");
+    });
+}
+
+#[test]
 fn the_pods_own_name_needs_an_endpoint_that_names_it() {
     in_namespace(|rig| {
         for port in 81..=85 {

@@ -96,3 +96,31 @@ fn a_refused_name_is_never_looked_up() {
         assert_eq!(*asked.lock().expect("lock"), Vec::<String>::new());
     });
 }
+
+#[test]
+fn a_name_that_no_endpoint_has_is_only_looked_up_inside() {
+    in_namespace(|rig| {
+        // Port 84 is allowed to any host at 10.99.0.0/16.
+        let connect = |host: &str| {
+            rig.exchange(
+                format!("CONNECT {host}:84 HTTP/1.1\r\nHost: {host}:84\r\n\r\n").as_bytes(),
+            )
+        };
+        let asked = name_server(&rig, &["secret.exfil.example", "db.ns.svc.test"]);
+        let answer = connect("secret.exfil.example");
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(answer.contains("only the hosts file and the pod's search domains"), "{answer}");
+        let outside = |name: &String| !name.ends_with(".svc.test");
+        assert!(!asked.lock().expect("lock").iter().any(outside), "{asked:?}");
+        // What the cluster has is found, with or without its domain; and where it leads is not told.
+        for host in ["db", "db.ns", "db.ns.svc.test"] {
+            asked.lock().expect("lock").clear();
+            let answer = connect(host);
+            assert!(answer.contains("\"error\":\"ssrf_denied\""), "{host}: {answer}");
+            assert!(!answer.contains("10.77.0.1"), "{answer}");
+            assert!(!asked.lock().expect("lock").iter().any(outside), "{host}: {asked:?}");
+        }
+        let answer = connect("api.test");
+        assert!(answer.contains("ssrf_denied") && !answer.contains("10.77"), "{answer}");
+    });
+}

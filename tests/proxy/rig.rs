@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 use ringfence::pki::{Authority, provider};
 use ringfence::policy::{self, Source};
 use ringfence::proxy::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
-use ringfence::proxy::{Config, Inbound, run};
+use ringfence::proxy::{Config, Inbound, UpstreamProxy, run};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -31,6 +32,9 @@ pub const UPSTREAM: &str = "10.77.0.1";
 pub const ADMIN_PORT: u16 = 15200;
 
 const PROXY: &str = "10.200.0.1:3128";
+/// Where connections of another process come from, and its pid.
+const OTHER: &str = "10.200.0.2";
+const OTHER_PID: u32 = 1000;
 const CAPTURED: &str = "10.200.0.1:15001";
 pub const DNS: &str = "10.200.0.1:15053";
 
@@ -48,11 +52,28 @@ network_policies:
           - allow: { method: POST, path: "/post" }
           - allow: { method: GET, path: "/search", query: { q: "cats" } }
       - { host: api.test, port: 80, protocol: rest, enforcement: enforce, access: read-only }
+      - { host: api.test, ports: [80, 443], path: /graphql, protocol: graphql, enforcement: enforce, access: read-only }
+      - { host: audited.test, port: 443, path: /graphql, protocol: graphql, enforcement: audit, access: read-only }
+      - host: api.test
+        port: 443
+        path: /mcp
+        protocol: mcp
+        enforcement: enforce
+        rules: [{ allow: { method: initialize } }, { allow: { method: tools/call, tool: search } }]
+      - { host: api.test, port: 80, path: /rpc, protocol: json-rpc, enforcement: enforce, rules: [{ allow: { method: reports.list } }] }
+      - { host: rpc.test, port: 4433, path: /graphql, protocol: graphql, enforcement: enforce, access: read-only }
+      - host: rpc.test
+        ports: [4433, 8081]
+        protocol: rest
+        enforcement: enforce
+        rules:
+          - allow: { method: POST, path: "/echo.Echo/*" }
+          - allow: { method: GET, path: "/ok/**" }
       - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
     binaries: [{ path: /usr/bin/curl }]
   whole:
     endpoints:
-      - { host: raw.test, ports: [80, 443, 2525, 4433] }
+      - { host: raw.test, ports: [80, 443, 2525, 4433, 8081] }
       - { host: skip.test, port: 443, tls: skip }
       - { host: expired.test, port: 4434 }
       - { host: nowhere.test, port: 443 }
@@ -64,6 +85,7 @@ network_policies:
       - { host: pod.ringfence.internal, ports: [80, 7001, 15200] }
       - { port: 15200, allowed_ips: ["10.88.0.1/32"] }
       - { host: own.test, port: 80 }
+      - { host: kubernetes.default.svc, port: 443 }
       - { host: db.prod, port: 80 }
       - { host: short, port: 80 }
       - { host: broken.test, port: 80 }
@@ -78,7 +100,7 @@ network_policies:
 "#;
 
 const HOSTS: &str = "\
-10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test
+10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
 127.0.0.1 mixed.test
@@ -95,6 +117,8 @@ pub struct Who {
 pub struct Rig {
     pub upstream: Upstream,
     pub who: Arc<Mutex<Option<Who>>>,
+    /// The process that is said to have made every connection.
+    pub pid: Arc<AtomicU32>,
     pub ca_pem: String,
     pub bundle_pem: String,
     pub dir: tempfile::TempDir,
@@ -119,18 +143,23 @@ pub fn in_namespace_after(
     inbound: Inbound,
     test: impl FnOnce(Rig) + Send + 'static,
 ) {
-    start(Setup { inbound, captured: None, transparent: true }, before, test);
+    start(Setup { inbound, ..Setup::default() }, before, test);
+}
+
+/// With a proxy of the operator's on the way out.
+pub fn behind(upstream_proxy: UpstreamProxy, test: impl FnOnce(Rig) + Send + 'static) {
+    start(Setup { upstream_proxy: Some(upstream_proxy), ..Setup::default() }, || {}, test);
 }
 
 /// With programs that ignore the proxy, whose connections to this port of any address are caught.
 pub fn capturing(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
-    let setup = Setup { inbound: Inbound::Mirror, captured: Some(port), transparent: true };
+    let setup = Setup { captured: Some(port), ..Setup::default() };
     start(setup, || {}, test);
 }
 
 /// The same with all of that switched off.
 pub fn not_transparent(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
-    let setup = Setup { inbound: Inbound::Mirror, captured: Some(port), transparent: false };
+    let setup = Setup { captured: Some(port), transparent: false, ..Setup::default() };
     start(setup, || {}, test);
 }
 
@@ -138,6 +167,13 @@ struct Setup {
     inbound: Inbound,
     captured: Option<u16>,
     transparent: bool,
+    upstream_proxy: Option<UpstreamProxy>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { inbound: Inbound::Mirror, captured: None, transparent: true, upstream_proxy: None }
+    }
 }
 
 fn start(
@@ -177,11 +213,13 @@ impl Rig {
         let config = Config {
             policy: policy::load(&source, None).expect("policy").policy,
             pod_ips: vec!["10.88.0.1".parse().expect("ip")],
+            api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
             inbound: setup.inbound,
             transparent: setup.transparent,
             admin_port: ADMIN_PORT,
+            upstream_proxy: setup.upstream_proxy,
             resolv_conf: dir.path().join("no-resolv.conf"),
             hosts,
         };
@@ -194,7 +232,12 @@ impl Rig {
         let (ready, _) = receive(&ours).expect("ready");
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
         let bundle = File::create(dir.path().join("bundle.pem")).expect("bundle");
-        let tcp = |address| OwnedFd::from(TcpListener::bind(address).expect("listener"));
+        let tcp = |address| {
+            let listener = TcpListener::bind(address).expect("listener");
+            // As many wait as at the gateway's.
+            rustix::net::listen(&listener, 4096).expect("backlog");
+            OwnedFd::from(listener)
+        };
         let (captured, caught) = match setup.captured.map(capture) {
             Some((captured, listener)) => (Some(captured), OwnedFd::from(listener)),
             None => (None, tcp(CAPTURED)),
@@ -214,9 +257,10 @@ impl Rig {
         let curl = Who { exe: "/usr/bin/curl".into(), file: "/usr/bin/curl".into() };
         let who = Arc::new(Mutex::new(Some(curl)));
         let control = Arc::new(ours);
-        let fence = fence(Arc::clone(&control), Arc::clone(&who));
+        let pid = Arc::new(AtomicU32::new(42));
+        let fence = fence(Arc::clone(&control), Arc::clone(&who), Arc::clone(&pid));
         let proxy = Some(proxy);
-        Self { upstream, who, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
+        Self { upstream, who, pid, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
     }
 
     /// Says something to the proxy.
@@ -253,6 +297,17 @@ impl Rig {
         tcp.set_nodelay(true).expect("nodelay");
         tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
         tcp
+    }
+
+    /// A connection to the proxy of another process.
+    #[allow(clippy::unused_self, reason = "there is a proxy because there is a rig")]
+    pub fn connect_as_other(&self) -> TcpStream {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.expect("socket");
+        let address = |text: String| text.parse::<SocketAddr>().expect("address").into();
+        socket.bind(&address(format!("{OTHER}:0"))).expect("bind");
+        socket.connect(&address(PROXY.to_owned())).expect("proxy");
+        socket.into()
     }
 
     /// A connection to any address that the gateway catches.
@@ -298,6 +353,12 @@ impl Rig {
 }
 
 pub fn client(ca_pem: &[u8], sni: &str, alpn: &[&str]) -> ClientConnection {
+    let name = ServerName::try_from(sni.to_owned()).expect("name");
+    ClientConnection::new(client_config(ca_pem, alpn), name).expect("client")
+}
+
+/// With sessions of its own.
+pub fn client_config(ca_pem: &[u8], alpn: &[&str]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(ca_pem).expect("pem")).expect("root");
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -306,8 +367,7 @@ pub fn client(ca_pem: &[u8], sni: &str, alpn: &[&str]) -> ClientConnection {
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
-    let name = ServerName::try_from(sni.to_owned()).expect("name");
-    ClientConnection::new(Arc::new(config), name).expect("client")
+    Arc::new(config)
 }
 
 /// One head, its empty line included.
@@ -377,11 +437,12 @@ fn capture(port: u16) -> (Captured, TcpListener) {
 fn fence(
     control: Arc<OwnedFd>,
     who: Arc<Mutex<Option<Who>>>,
+    pid: Arc<AtomicU32>,
 ) -> Sender<(u16, Sender<TcpListener>)> {
     let (sender, wishes) = channel::<(u16, Sender<TcpListener>)>();
     std::thread::spawn(move || {
         new_namespace(&["link set lo up", "addr add 10.200.0.2/32 dev lo"]);
-        std::thread::spawn(move || answer(&control, &who));
+        std::thread::spawn(move || answer(&control, &who, &pid));
         for (port, wisher) in wishes {
             let _ = wisher.send(TcpListener::bind(("10.200.0.2", port)).expect("listener"));
         }
@@ -392,17 +453,36 @@ fn fence(
 /// Runs another test of this program by itself and returns what the proxy logged; none without
 /// root.
 pub fn log_of(test: &str) -> Option<String> {
+    log_with(test, &[])
+}
+
+/// The same of a test that only runs by itself (`#[ignore]`).
+pub fn log_of_alone(test: &str) -> Option<String> {
+    log_with(test, &["--ignored"])
+}
+
+fn log_with(test: &str, more: &[&str]) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         println!("SKIPPED: needs root");
         return None;
     }
     let output = Command::new(std::env::current_exe().expect("path"))
         .args(["--exact", test, "--nocapture"])
+        .args(more)
         .output()
         .expect("test program");
     let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("1 passed"), "{test}: {told}");
-    Some(String::from_utf8_lossy(&output.stderr).into_owned())
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    let tail: Vec<&str> = log.lines().rev().take(20).collect();
+    let passed = output.status.success() && told.contains("1 passed");
+    assert!(passed, "{test}: {told}\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
+    Some(log)
+}
+
+/// Runs `ip` in the namespace of the calling thread.
+pub fn ip(words: &str) {
+    let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
+    assert!(status.success(), "ip {words}");
 }
 
 /// Moves the calling thread, and what it starts, to a new network namespace.
@@ -411,20 +491,30 @@ fn new_namespace(addresses: &[&str]) {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
         .expect("new network namespace");
     for words in addresses {
-        let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
-        assert!(status.success(), "ip {words}");
+        ip(words);
     }
 }
 
-fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>) {
+fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
     while let Some((question, _)) = receive(control) {
         match question {
-            ToSupervisor::Identify { id, .. } => match who.lock().expect("lock").clone() {
+            ToSupervisor::Identify { id, client, .. } => match who.lock().expect("lock").clone() {
                 None => send(control, &ToProxy::Caller { id, caller: None }, &[]),
                 Some(Who { exe, file }) => {
-                    let file = File::open(file).expect("executable");
+                    let file = match File::open(file) {
+                        Ok(file) => file,
+                        Err(error) => {
+                            let reason = error.to_string();
+                            send(control, &ToProxy::Failed { id, reason }, &[]);
+                            continue;
+                        }
+                    };
+                    let pid = match client.ip().to_string().as_str() {
+                        OTHER => OTHER_PID,
+                        _ => pid.load(Ordering::Relaxed),
+                    };
                     let caller =
-                        Some(CallerRecord { pid: 42, exe, ancestors: Vec::new(), tainted: None });
+                        Some(CallerRecord { pid, exe, ancestors: Vec::new(), tainted: None });
                     send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
                 }
             },

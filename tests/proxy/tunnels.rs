@@ -34,12 +34,6 @@ fn http_inside_tls_is_relayed_and_other_protocols_are_copied() {
         assert_eq!(tls.conn.alpn_protocol(), Some(&b"http/1.1"[..]));
 
         // The upstream chooses among what the client offers.
-        let mut tls = rig.tls("raw.test:4433", "raw.test", &["h2"]);
-        tls.write_all(b"PRI * HTTP/2.0").expect("send");
-        let mut echo = [0; 14];
-        tls.read_exact(&mut echo).expect("echo");
-        assert_eq!(&echo, b"PRI * HTTP/2.0");
-        assert_eq!(tls.conn.alpn_protocol(), Some(&b"h2"[..]));
         let mut tls = rig.tls("raw.test:443", "raw.test", &["imap", "h2"]);
         let mut banner = [0; 11];
         tls.read_exact(&mut banner).expect("banner");

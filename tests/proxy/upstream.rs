@@ -2,23 +2,27 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringfence::pki::{Authority, LeafKey, SubjectName, provider};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
+use crate::h2_upstream;
 use crate::rig::UPSTREAM;
 
 /// What reached the upstreams: each request's head and body, and each TLS connection's name.
 #[derive(Clone, Default)]
 pub struct Upstream {
     seen: Arc<Mutex<Vec<String>>>,
+    /// How many TLS sessions on 443 were resumed.
+    pub resumed: Arc<AtomicUsize>,
 }
 
 impl Upstream {
-    /// Listens on 443 (TLS, HTTP), 80 (HTTP), 2525 (speaks first), 4433 (TLS, echo, h2 only) and
-    /// 4434 (a certificate of another name).
+    /// Listens on 443 (TLS, HTTP/1.1), 80 (HTTP/1.1), 2525 (speaks first), 4433 (TLS, HTTP/2), 8081
+    /// (HTTP/2) and 4434 (a certificate of another name).
     pub fn start(authority: &Authority) -> Self {
         let upstream = Self::default();
         let key = LeafKey::generate().expect("key");
@@ -33,12 +37,17 @@ impl Upstream {
             config.alpn_protocols = alpn.iter().map(|one| one.as_bytes().to_vec()).collect();
             Arc::new(config)
         };
-        let names = ["api.test", "raw.test", "skip.test", "audited.test", "one.wild.test"];
+        let names =
+            ["api.test", "raw.test", "skip.test", "audited.test", "one.wild.test", "rpc.test"];
         let https = config(&names, &["http/1.1", "imap"]);
         let h2 = config(&names, &["h2"]);
         let wrong = config(&["other.test"], &[]);
+        let resumed = Arc::clone(&upstream.resumed);
         upstream.listen(443, move |seen, tcp| {
             let mut tls = accept(&https, tcp)?;
+            if tls.conn.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                resumed.fetch_add(1, Ordering::Relaxed);
+            }
             let alpn = tls.conn.alpn_protocol().map(|p| String::from_utf8_lossy(p).into_owned());
             let name = tls.conn.server_name().unwrap_or("-").to_owned();
             seen.push(format!("TLS {name} {}", alpn.as_deref().unwrap_or("-")));
@@ -56,14 +65,9 @@ impl Upstream {
             seen.push(format!("SMTP {}", line.trim_end()));
             tcp.write_all(b"250 ok\r\n").ok()
         });
-        upstream.listen(4433, move |seen, tcp| {
-            let mut tls = accept(&h2, tcp)?;
-            let mut start = [0; 14];
-            tls.read_exact(&mut start).ok()?;
-            seen.push(format!("RAW {}", String::from_utf8_lossy(&start).escape_debug()));
-            tls.write_all(&start).ok()?;
-            tls.flush().ok()
-        });
+        let listener = |port| TcpListener::bind((UPSTREAM, port)).expect("upstream");
+        h2_upstream::listen(listener(4433), Some(h2), Seen(Arc::clone(&upstream.seen)));
+        h2_upstream::listen(listener(8081), None, Seen(Arc::clone(&upstream.seen)));
         upstream.listen(4434, move |_, tcp| accept(&wrong, tcp).map(drop));
         upstream
     }
@@ -95,10 +99,10 @@ impl Upstream {
 }
 
 #[derive(Clone)]
-struct Seen(Arc<Mutex<Vec<String>>>);
+pub struct Seen(Arc<Mutex<Vec<String>>>);
 
 impl Seen {
-    fn push(&self, what: String) {
+    pub fn push(&self, what: String) {
         self.0.lock().expect("lock").push(what);
     }
 }

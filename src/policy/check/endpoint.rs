@@ -19,11 +19,10 @@ pub(in crate::policy) fn endpoints(policy: &NetworkPolicy, problems: &mut Proble
         destination(endpoint, problems);
         match endpoint.protocol {
             Some((at, Some(Protocol::Sql))) => content::sql(endpoint, at, problems),
-            Some((_, Some(Protocol::Tcp))) => uninspected(endpoint, problems),
+            None | Some((_, Some(Protocol::Tcp))) => uninspected(endpoint, problems),
             Some((at, Some(protocol))) => inspected(endpoint, at, protocol, problems),
             // Refused already.
             Some((_, None)) => {}
-            None => uninspected(endpoint, problems),
         }
         content::options(endpoint, problems);
     }

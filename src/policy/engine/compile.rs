@@ -159,6 +159,9 @@ impl Compiler<'_> {
     ) -> ContentRules {
         let options = &endpoint.content;
         let name = &endpoint.name;
+        // One that is no pattern was reported.
+        let near = endpoint.path.as_ref();
+        let near = near.and_then(|path| Scope::new(&path.text.to_lowercase()).ok());
         let allow = || endpoint.rules.iter().flat_map(|(_, rules)| rules);
         let deny = || endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
         if protocol == Protocol::Graphql {
@@ -187,7 +190,7 @@ impl Compiler<'_> {
                 }));
             }
             let max = options.graphql_max.map_or(DEFAULT_MAX_CONTENT, |(_, max)| max);
-            return ContentRules { max, kind: Kind::Graphql(rules) };
+            return ContentRules { max, near, kind: Kind::Graphql(rules) };
         }
         let mcp = protocol == Protocol::Mcp;
         let all_known = options.allow_all_known_methods();
@@ -205,7 +208,7 @@ impl Compiler<'_> {
         let json_rpc = options.json_rpc.and_then(|(_, max)| max);
         let of_mcp = options.mcp.as_ref().and_then(|(_, mcp)| mcp.max);
         let max = if mcp { of_mcp.or(json_rpc) } else { json_rpc };
-        ContentRules { max: max.unwrap_or(DEFAULT_MAX_CONTENT), kind: Kind::Rpc(rules) }
+        ContentRules { max: max.unwrap_or(DEFAULT_MAX_CONTENT), near, kind: Kind::Rpc(rules) }
     }
 
     /// `None` for what `check` refuses.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use crate::policy::glob::ValueGlob;
+use crate::policy::glob::{Scope, ValueGlob};
 use crate::policy::payload::short;
 use crate::policy::payload::{
     Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Rpc,
@@ -45,6 +45,8 @@ const KNOWN_METHODS: &[&str] = &[
 pub(super) struct ContentRules {
     /// In bytes.
     pub max: usize,
+    /// The endpoint's path in lower case, if it has one.
+    pub near: Option<Scope>,
     pub kind: Kind,
 }
 
@@ -117,6 +119,15 @@ impl ContentRules {
         }
     }
 
+    /// Whether many servers would take this path, which the endpoint does not cover, for one that it
+    /// does: they know no case, or no slash at the end.
+    pub fn is_near(&self, path: &str) -> bool {
+        self.near.as_ref().is_some_and(|near| {
+            let path = path.to_lowercase();
+            near.allows(&path) || near.allows(path.trim_end_matches('/'))
+        })
+    }
+
     /// Adds what this endpoint asks for.
     pub fn ask(&self, inspection: &mut Inspection) {
         inspection.max_bytes = inspection.max_bytes.min(self.max);
@@ -161,8 +172,11 @@ impl ContentRules {
         match &self.kind {
             Kind::Graphql(rules) => {
                 let graphql = payload.and_then(|payload| payload.graphql.as_ref());
-                let operations = graphql.ok_or(NOT_READ)?.operations.iter();
-                operations.map(|operation| rules.allows(operation)).collect()
+                let operations = &graphql.ok_or(NOT_READ)?.operations;
+                if operations.is_empty() {
+                    return Err(NOT_READ.into());
+                }
+                operations.iter().try_for_each(|operation| rules.allows(operation))
             }
             Kind::Rpc(rules) => {
                 rules.allows(payload.and_then(|payload| payload.rpc.as_ref()).ok_or(NOT_READ)?)
@@ -293,6 +307,7 @@ impl RpcRules {
 
     fn allows(&self, rpc: &Rpc) -> Result<(), String> {
         let messages = match &rpc.exchange {
+            Exchange::Messages(messages) if messages.is_empty() => return Err(NOT_READ.into()),
             Exchange::Messages(messages) => messages,
             Exchange::Stream | Exchange::EndOfSession if self.mcp && self.scoped => return Ok(()),
             Exchange::Stream | Exchange::EndOfSession => return Err(NO_PATH.into()),

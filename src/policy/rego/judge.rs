@@ -14,7 +14,7 @@ use super::data;
 use super::memory::{Memory, Question};
 use super::runner::{Fault, Runner};
 use crate::policy::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
-use crate::policy::engine::{ENCODED_SLASH, Policy, UNREADABLE, rule_line};
+use crate::policy::engine::{ENCODED_SLASH, NEAR, NO_NEAR, Policy, UNREADABLE, rule_line};
 use crate::policy::host::Host;
 use crate::policy::payload::{Graphql, Inspection};
 use crate::policy::suggestion::printable;
@@ -149,6 +149,11 @@ impl Judge {
                 .configs
                 .iter()
                 .any(|config| config.allow_encoded_slash && config.covers(request.path));
+        if answer.action != Action::Deny
+            && let Some(near) = native.near(caller, host, port, request.path)
+        {
+            return deny(near.to_owned(), NEAR.into(), NO_NEAR.into());
+        }
         match answer.action {
             Action::Allow | Action::Audit if !takes_slash => {
                 deny(policy, ENCODED_SLASH.into(), suggest())

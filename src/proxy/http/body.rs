@@ -95,7 +95,7 @@ async fn plain<W: AsyncWrite + Unpin>(
         let data = from.data();
         if data.is_empty() {
             write(to, &mut head).await?;
-            match from.fill().await.map_err(BodyError::Read)? {
+            match from.fill_much().await.map_err(BodyError::Read)? {
                 0 if length.is_none() => return Ok(moved),
                 0 => return Err(BodyError::Truncated),
                 _ => continue,
@@ -129,7 +129,7 @@ async fn chunks<W: AsyncWrite + Unpin>(
         match decoder.step(from.data())? {
             Step::More => {
                 write(to, &mut out).await?;
-                if from.fill().await.map_err(BodyError::Read)? == 0 {
+                if from.fill_much().await.map_err(BodyError::Read)? == 0 {
                     return Err(BodyError::Truncated);
                 }
             }

@@ -174,10 +174,11 @@ async fn deliver<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Ends when the client has closed. Requests sent ahead stay in the reader.
+/// Ends when the client is gone. One that only ended its half waits for the answer; requests sent
+/// ahead stay in the reader.
 async fn gone(client: &mut Reader) {
-    if client.data().is_empty() && !matches!(client.fill().await, Ok(read) if read > 0) {
+    if client.data().is_empty() && client.fill().await.is_err() {
         return;
     }
-    std::future::pending::<()>().await;
+    client.line().gone().await;
 }

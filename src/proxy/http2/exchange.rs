@@ -166,8 +166,13 @@ async fn exchange(
         }
     }
     // An upstream that has answered may go on listening, and says so when it does not.
-    if uploading && let Err(Broken::From(error)) = upload.await {
-        return Ended::ByAgent(reason_of(&error));
+    if uploading {
+        tokio::select! {
+            sent = &mut upload => if let Err(Broken::From(error)) = sent {
+                return Ended::ByAgent(reason_of(&error));
+            },
+            reset = poll_fn(|cx| respond.poll_reset(cx)) => return Ended::ByAgent(by_agent(reset)),
+        }
     }
     Ended::Whole
 }

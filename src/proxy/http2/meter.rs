@@ -177,7 +177,7 @@ mod tests {
             meter.read(&ping);
         }
         assert!(!meter.exceeded());
-        meter.written(&vec![0; PREFACE]);
+        meter.written(&[0; PREFACE]);
         meter.written(&frame(0, 0, 16));
         for _ in 0..EARNED {
             meter.read(&ping);
@@ -202,5 +202,22 @@ mod tests {
             meter.read(&frame(DATA, 0, 0));
         }
         assert!(meter.exceeded());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_however_they_are_split(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..2_000),
+            piece in 1usize..64,
+        ) {
+            let found = |piece| {
+                let (mut frames, mut found) = (Frames::new(PREFACE), Vec::new());
+                for part in bytes.chunks(piece) {
+                    frames.feed(part, |frame| found.push(frame));
+                }
+                found
+            };
+            proptest::prop_assert_eq!(found(piece), found(bytes.len().max(1)));
+        }
     }
 }

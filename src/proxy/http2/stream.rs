@@ -1,6 +1,7 @@
 //! One stream of the agent's: what it asks, whether it may, and where it goes.
 
 use std::future::poll_fn;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -21,6 +22,10 @@ use crate::proxy::l7::judge::{Facts, Judged, prepare};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::report;
 use crate::proxy::session::Session;
+
+/// How much of a refused body is read, and for how long.
+const DRAIN: usize = 256 * 1024;
+const LINGER: Duration = Duration::from_secs(1);
 
 /// What all streams of one connection have.
 pub(super) struct Served {
@@ -46,11 +51,27 @@ pub(super) async fn run(
     };
     if let Some(refusal) = refusal {
         refuse(&mut respond, &refusal, head.method == Method::HEAD);
+        drain(&mut body).await;
     }
 }
 
-/// Answers one stream with a refusal; the others live on. What the client still sends is not read,
-/// which it is told.
+/// Reads and drops what a client still sends after its refusal, for a moment: some (curl 7.88) take
+/// the answer for lost when their upload is reset. What is longer is reset all the same.
+async fn drain(body: &mut RecvStream) {
+    let whole = async {
+        let mut drained = 0;
+        while drained < DRAIN
+            && let Some(Ok(data)) = body.data().await
+        {
+            drained += data.len();
+            // Only an error of ours could be told here.
+            let _ = body.flow_control().release_capacity(data.len());
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, whole).await;
+}
+
+/// Answers one stream with a refusal; the others live on.
 fn refuse(respond: &mut SendResponse<Bytes>, refusal: &Refusal, only_head: bool) {
     let (response, body) = refusal.to_http2();
     // A stream that is gone needs no answer.
@@ -96,21 +117,20 @@ async fn judged(
     }
     let facts = Facts { method, target, scheme, authorities: &authorities, upgrade: None };
     let prepared = prepare(session, origin, &facts)?;
-    let Some(inspection) = prepared.inspection() else {
+    let Some((inspection, target)) = prepared.inspection() else {
         return Ok((prepared.judge(session, origin, None)?, None));
     };
     let fields =
         head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
-    let facts = content::Facts::new(method, prepared.query(), fields);
-    let held = if facts.is_worth_reading(inspection) {
+    let facts = content::Facts::new(method, target, fields);
+    let (payload, held) = if let Some(payload) = facts.settled(inspection) {
+        (payload, None)
+    } else {
         ask(head, body, respond);
         let read = session.shared.room.http2(body, head, inspection.max_bytes).await;
-        Some(read.map_err(|why| prepared.unread(session, origin, &why))?)
-    } else {
-        None
+        let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
+        (content::read(inspection, &facts, &held.bytes), Some(held))
     };
-    let bytes = held.as_ref().map_or(&b""[..], |held| &held.bytes);
-    let payload = content::read(inspection, &facts, bytes);
     Ok((prepared.judge(session, origin, Some(&payload))?, held))
 }
 

@@ -1,6 +1,8 @@
 //! The upstream of one connection of HTTP/2: one connection for all streams where it speaks HTTP/2
 //! too, a few where it speaks HTTP/1.1. Nothing is shared between two connections of the agent.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
@@ -40,6 +42,8 @@ pub(crate) struct Upstream {
     scheme: Scheme,
     slot: Mutex<Slot>,
     bridged: Semaphore,
+    /// As in the slot, to be read without it.
+    failures: AtomicU64,
 }
 
 struct Slot {
@@ -52,6 +56,8 @@ struct Slot {
     resting: Vec<Conn>,
     /// Why the first attempt failed; told once, then tried again.
     failed: Option<DialError>,
+    /// How often an attempt has failed, and why the last one did.
+    failures: (u64, Option<DialError>),
     /// What moves the bytes of HTTP/2. Ends with the agent's connection.
     driving: JoinSet<()>,
 }
@@ -92,9 +98,11 @@ impl Upstream {
             http2: None,
             resting: Vec::new(),
             failed,
+            failures: (0, None),
             driving: JoinSet::new(),
         };
-        Self { scheme, slot: Mutex::new(slot), bridged: Semaphore::new(BRIDGED) }
+        let bridged = Semaphore::new(BRIDGED);
+        Self { scheme, slot: Mutex::new(slot), bridged, failures: AtomicU64::new(0) }
     }
 
     pub(super) fn scheme(&self) -> Scheme {
@@ -114,6 +122,7 @@ impl Upstream {
         origin: &Origin,
         again: bool,
     ) -> Result<Open<'_>, DialError> {
+        let failures = self.failures.load(Ordering::Relaxed);
         let mut place = match self.version().await {
             Version::Http1 => self.bridged.acquire().await.ok(),
             Version::Http2 => None,
@@ -126,6 +135,12 @@ impl Upstream {
         if let Some(error) = slot.failed.take() {
             return Err(error);
         }
+        // Streams that waited for one attempt share its end: each would wait for all before it.
+        if let (count, Some(error)) = &slot.failures
+            && *count != failures
+        {
+            return Err(error.clone());
+        }
         if let Some(send) = slot.http2.clone() {
             match send.ready().await {
                 Ok(send) => return Ok(Open::Http2 { send, used: true }),
@@ -136,7 +151,7 @@ impl Upstream {
             Some(conn) => (conn, false),
             None => match slot.rested().await {
                 Some(conn) => (conn, true),
-                None => (self.dial(&mut slot, session, origin).await?, false),
+                None => (self.dial_or_tell(&mut slot, session, origin).await?, false),
             },
         };
         if slot.version == Version::Http2 {
@@ -157,6 +172,21 @@ impl Upstream {
         if slot.resting.len() < BRIDGED {
             slot.resting.push(conn);
         }
+    }
+
+    async fn dial_or_tell(
+        &self,
+        slot: &mut Slot,
+        session: &Session,
+        origin: &Origin,
+    ) -> Result<Conn, DialError> {
+        let dialled = self.dial(slot, session, origin).await;
+        slot.failures.1 = dialled.as_ref().err().cloned();
+        if dialled.is_err() {
+            slot.failures.0 += 1;
+            self.failures.store(slot.failures.0, Ordering::Relaxed);
+        }
+        dialled
     }
 
     async fn dial(

@@ -6,7 +6,9 @@
 //! in another case, members that the protocol does not have, calls in the query string.
 
 use super::{graphql, jsonrpc};
-use crate::policy::{Exchange, Graphql, Inspection, Message, Payload, Rpc, RpcInspection};
+use crate::policy::{
+    CanonicalTarget, Exchange, Graphql, Inspection, Message, Payload, Rpc, RpcInspection,
+};
 
 /// What is known of a request besides its content.
 #[derive(Debug, Clone, Copy)]
@@ -31,18 +33,20 @@ impl<'a> Facts<'a> {
     /// `fields` are the request's header fields, names and values as sent.
     pub fn new(
         method: &'a str,
-        query: &'a [(String, String)],
+        target: &'a CanonicalTarget,
         fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
     ) -> Self {
+        // To some servers it parts two pairs.
+        let semicolon = target.query.as_deref().is_some_and(|query| query.contains(';'));
         let mut facts = Self {
             method,
-            query,
+            query: &target.pairs,
             content_type: None,
             event_stream: false,
             session: false,
             mcp_method: None,
             mcp_name: None,
-            wrong: None,
+            wrong: semicolon.then_some("a semicolon in the query string"),
         };
         for (name, value) in fields {
             let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
@@ -94,37 +98,55 @@ impl<'a> Facts<'a> {
         Ok(media)
     }
 
-    /// Whether the content must be waited for: otherwise the answer is no without it.
+    /// The refusal of a request whose head settles it: its content need not be waited for.
     #[must_use]
-    pub fn is_worth_reading(&self, inspection: &Inspection) -> bool {
-        let graphql = !inspection.graphql || graphql::check(self, true).is_ok();
-        let rpc = inspection.rpc.as_ref().is_none_or(|asked| check_rpc(self, asked, true).is_ok());
-        self.wrong.is_none() && graphql && rpc
+    pub fn settled(&self, inspection: &Inspection) -> Option<Payload> {
+        let graphql = || if inspection.graphql { graphql::check(self) } else { Ok(()) };
+        let rpc = || inspection.rpc.as_ref().map_or(Ok(()), |asked| check_rpc(self, asked));
+        let wrong = self.wrong.map_or(Ok(()), Err).and_then(|()| graphql()).and_then(|()| rpc());
+        wrong.err().map(|why| refused(inspection, why))
+    }
+}
+
+/// A payload that says nothing but why it cannot be judged.
+fn refused(inspection: &Inspection, why: &str) -> Payload {
+    let error = Some(why.to_owned());
+    Payload {
+        graphql: inspection
+            .graphql
+            .then(|| Graphql { operations: Vec::new(), error: error.clone() }),
+        rpc: inspection.rpc.as_ref().map(|asked| Rpc {
+            mcp: asked.mcp,
+            exchange: Exchange::Messages(Vec::new()),
+            error: error.clone(),
+        }),
     }
 }
 
 /// Reads what `inspection` asks for. `body` is the whole content, framing removed.
 #[must_use]
 pub fn read(inspection: &Inspection, facts: &Facts<'_>, body: &[u8]) -> Payload {
-    let wrong = || facts.wrong.map_or(Ok(()), |wrong| Err(wrong.to_owned()));
-    let graphql =
-        inspection.graphql.then(|| match wrong().and_then(|()| graphql::read(facts, body)) {
-            Ok(operations) => Graphql { operations, error: None },
-            Err(error) => Graphql { operations: Vec::new(), error: Some(error) },
-        });
+    if let Some(settled) = facts.settled(inspection) {
+        return settled;
+    }
+    if !body.is_empty() && facts.method != "POST" {
+        return refused(inspection, "a body with another method than POST");
+    }
+    let graphql = inspection.graphql.then(|| match graphql::read(facts, body) {
+        Ok(operations) => Graphql { operations, error: None },
+        Err(error) => Graphql { operations: Vec::new(), error: Some(error) },
+    });
     let rpc = inspection.rpc.as_ref().map(|asked| {
-        match wrong().and_then(|()| read_rpc(facts, asked, body)) {
-            Ok(exchange) => Rpc { mcp: asked.mcp, exchange, error: None },
-            Err(error) => {
-                Rpc { mcp: asked.mcp, exchange: Exchange::Messages(Vec::new()), error: Some(error) }
-            }
+        let mcp = asked.mcp;
+        match read_rpc(facts, asked, body) {
+            Ok(exchange) => Rpc { mcp, exchange, error: None },
+            Err(error) => Rpc { mcp, exchange: Exchange::Messages(Vec::new()), error: Some(error) },
         }
     });
     Payload { graphql, rpc }
 }
 
 fn read_rpc(facts: &Facts<'_>, asked: &RpcInspection, body: &[u8]) -> Result<Exchange, String> {
-    check_rpc(facts, asked, !body.is_empty())?;
     match facts.method {
         "GET" => Ok(Exchange::Stream),
         "DELETE" => Ok(Exchange::EndOfSession),
@@ -139,7 +161,7 @@ fn read_rpc(facts: &Facts<'_>, asked: &RpcInspection, body: &[u8]) -> Result<Exc
 }
 
 /// What can be said of a JSON-RPC request before its body is read.
-fn check_rpc(facts: &Facts<'_>, asked: &RpcInspection, body: bool) -> Result<(), &'static str> {
+fn check_rpc(facts: &Facts<'_>, asked: &RpcInspection) -> Result<(), &'static str> {
     let names = ["jsonrpc", "method", "params"];
     if facts.query.iter().any(|(key, _)| names.contains(&fold(key).as_str())) {
         return Err("a call in the query string");
@@ -150,9 +172,6 @@ fn check_rpc(facts: &Facts<'_>, asked: &RpcInspection, body: bool) -> Result<(),
             _ => Err("a content type other than application/json"),
         },
         "GET" | "DELETE" if !asked.mcp => Err("JSON-RPC is sent with POST"),
-        "GET" | "DELETE" if body && facts.content_type.is_some() => {
-            Err("a GET or DELETE with a body")
-        }
         "GET" if facts.event_stream => Ok(()),
         "GET" => Err("a GET that does not accept text/event-stream"),
         "DELETE" if facts.session => Ok(()),
@@ -184,3 +203,8 @@ fn agree(facts: &Facts<'_>, read: &[jsonrpc::Read]) -> Result<(), &'static str> 
 pub(super) fn fold(key: &str) -> String {
     key.to_uppercase().to_lowercase()
 }
+
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+mod tests;

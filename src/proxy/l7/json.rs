@@ -81,7 +81,7 @@ impl<'de> DeserializeSeed<'de> for Text {
     }
 }
 
-impl<'de> Visitor<'de> for Text {
+impl Visitor<'_> for Text {
     type Value = Option<String>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +127,7 @@ impl<'de> DeserializeSeed<'de> for KeyHash<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for KeyHash<'_> {
+impl Visitor<'_> for KeyHash<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -138,7 +138,7 @@ impl<'de> DeserializeSeed<'de> for Id {
     }
 }
 
-impl<'de> Visitor<'de> for Id {
+impl Visitor<'_> for Id {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -120,14 +120,10 @@ pub(crate) fn prepare<'a>(
 }
 
 impl Prepared<'_> {
-    /// How the content must be read before [`Self::judge`], where it must.
-    pub(crate) fn inspection(&self) -> Option<&Inspection> {
-        self.inspection.as_ref()
-    }
-
-    /// The query's pairs, decoded.
-    pub(crate) fn query(&self) -> &[(String, String)] {
-        self.canonical.as_ref().map_or(&[], |canonical| &canonical.pairs)
+    /// How the content must be read before [`Self::judge`], where it must, and the target that goes
+    /// with it.
+    pub(crate) fn inspection(&self) -> Option<(&Inspection, &CanonicalTarget)> {
+        self.inspection.as_ref().zip(self.canonical.as_ref())
     }
 
     /// A request whose content could not be read.

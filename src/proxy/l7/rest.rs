@@ -193,12 +193,12 @@ async fn read_content(
     head: &RequestHead,
     prepared: &Prepared<'_>,
 ) -> Result<Option<(Payload, Option<Held>)>, Refusal> {
-    let Some(inspection) = prepared.inspection() else {
+    let Some((inspection, target)) = prepared.inspection() else {
         return Ok(None);
     };
-    let facts = content::Facts::new(head.method(), prepared.query(), head.fields.iter());
-    if !facts.is_worth_reading(inspection) {
-        return Ok(Some((content::read(inspection, &facts, b""), None)));
+    let facts = content::Facts::new(head.method(), target, head.fields.iter());
+    if let Some(payload) = facts.settled(inspection) {
+        return Ok(Some((payload, None)));
     }
     let room = &session.shared.room;
     let held = room.http1(client, head, inspection.max_bytes).await;
