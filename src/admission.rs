@@ -7,7 +7,8 @@
 //!
 //! | file | what it is for |
 //! |---|---|
-//! | `inject` | the function itself, verification |
+//! | `inject` | the function itself |
+//! | `verify` | the final pod against it, updates against the old object |
 //! | `plan` | what is to be fenced, what has to be looked up before |
 //! | `restore` | UPDATE: a re-applied manifest gets its injection back from the old object |
 //! | `verdict` | every class of pod that gets another answer than "fenced", as one enum |
@@ -20,10 +21,12 @@
 //! | `command`, `user` | the supervisor's argv, and the original recovered from it |
 //! | `mounts`, `install` | volumes and mounts of ours, the init container |
 //! | `security`, `env`, `probes` | the remaining parts of a container |
+//! | `strict`, `baseline` | what the label value `strict` asks beside the fence |
 //! | `review` | the AdmissionReview envelope |
 //! | `server`, `lookup`, `exec` | the serving half |
 #![forbid(unsafe_code)]
 
+mod baseline;
 mod command;
 mod env;
 pub mod exec;
@@ -43,17 +46,20 @@ mod security;
 pub mod server;
 mod settings;
 mod source;
+mod strict;
 #[cfg(test)]
 mod tests;
 mod user;
 mod verdict;
+mod verify;
 
 pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
-pub use inject::{Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject, verify};
+pub use inject::{Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject};
 pub use namespace::{Mode, Namespace};
 pub use plan::{ImageNeed, Needs, is_fenced, needs, policy_name};
 pub use restore::restore;
 pub use settings::{Delivery, IpFamily, LogLevel, Profile, Settings};
-pub use source::{COPY_PREFIX, POLICY_KEYS, PolicySource};
+pub use source::{COPY_PREFIX, POLICY_KEYS, PolicySource, cannot_start};
 pub use verdict::{Class, Refusal, Verdict, table};
+pub use verify::{changes_image, verify, verify_update};

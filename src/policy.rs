@@ -27,7 +27,7 @@ mod yaml;
 pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 pub use destination::{DestinationDenied, Refusal, forbidden, is_control_plane};
 pub use document::{Compatibility, Filesystem, Memfd, Process, ProcessLimits, UnixSockets};
-pub use engine::{NameMatch, Policy};
+pub use engine::{NameMatch, Policy, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 pub use host::{Host, HostError};
 pub use ipnet::IpNet;
 pub use path::{CanonicalTarget, PathError, canonical_path};

@@ -29,6 +29,7 @@ mod greeting;
 mod http;
 mod http2;
 mod inbound;
+mod java_store;
 mod l7;
 mod listener;
 mod metrics;
@@ -82,6 +83,9 @@ const CA_NAME: &str = "Ringfence Sandbox CA";
 /// How long the sandbox CA is valid: longer than any pod lives.
 const CA_VALID: Duration = Duration::from_secs(10 * 365 * 86_400);
 
+/// How long after its start a fence without a Java gets the certificates for one.
+const JAVA_LATER: Duration = Duration::from_millis(200);
+
 /// What the proxy works with.
 #[derive(Debug)]
 pub struct Config {
@@ -95,6 +99,9 @@ pub struct Config {
     pub extra_roots_pem: Vec<u8>,
     /// The image's trust store, PEM, if it has one; read when the first upstream is verified.
     pub image_roots: Option<File>,
+    /// Whether the image has a Java: its store is written before the agent runs. Otherwise it is
+    /// written a moment later, for one that the agent brings.
+    pub java: bool,
     /// Which ports of the fence are reachable from outside.
     pub inbound: Inbound,
     /// The port of the admin endpoint on the pod's loopback; 0: none.
@@ -163,7 +170,12 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     let ca_pem = authority.certificate_pem();
     bundle::write(&start.bundle, config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
         .context("cannot write the certificates for the agent")?;
-    drop(start.bundle);
+    let for_java = (start.java, start.bundle);
+    if config.java {
+        java_store::write(&for_java.0, &for_java.1).context("cannot write Java's certificates")?;
+    } else {
+        tokio::spawn(java_later(for_java));
+    }
     control.send(&ToSupervisor::Bundled).await.context("control socket")?;
     let listeners = start.listeners;
     metrics::start(config.policy.names());
@@ -229,6 +241,15 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     Ok(())
 }
 
+/// Writes Java's certificates when the agent has long begun: it takes as long as a tenth of the
+/// start, which most would wait for in vain.
+async fn java_later((java, bundle): (File, File)) {
+    tokio::time::sleep(JAVA_LATER).await;
+    if let Err(error) = java_store::write(&java, &bundle) {
+        report::no_java_store(&error);
+    }
+}
+
 /// Hands answers to those who wait until the supervisor is gone.
 async fn answers(control: &Control) {
     while let Ok(Some(_)) = control.next().await {}
@@ -238,6 +259,7 @@ async fn answers(control: &Control) {
 struct Start {
     listeners: Listeners,
     bundle: File,
+    java: File,
 }
 
 /// The gateway's sockets.
@@ -252,12 +274,13 @@ impl Start {
     /// In the order of [`ToProxy::Start`].
     fn new(fds: Vec<OwnedFd>) -> Result<Self> {
         let count = fds.len();
-        let Ok([proxy, captured, dns_udp, dns_tcp, bundle]) = <[OwnedFd; START_FDS]>::try_from(fds)
+        let Ok([proxy, captured, dns_udp, dns_tcp, bundle, java]) =
+            <[OwnedFd; START_FDS]>::try_from(fds)
         else {
             bail!("{count} descriptors came, not {START_FDS}");
         };
         let listeners = Listeners::new([proxy, captured, dns_udp, dns_tcp])?;
-        Ok(Self { listeners, bundle: File::from(bundle) })
+        Ok(Self { listeners, bundle: bundle.into(), java: java.into() })
     }
 }
 

@@ -5,6 +5,7 @@
 //! keeper ([`keeper`]) and the agent. [`init`] is what this process does while the agent runs.
 #![forbid(unsafe_code)]
 
+mod agent_files;
 pub mod args;
 mod attestation;
 pub mod caller;

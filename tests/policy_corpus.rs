@@ -49,6 +49,8 @@ struct Case {
     port: u16,
     /// `METHOD target`: the request is judged, not only the connection.
     request: Option<String>,
+    /// The same for what happens on a WebSocket: its handshake is a GET.
+    websocket: Option<String>,
     /// The content of the request, and its header fields; `Content-Type: application/json` goes
     /// with a body where none is given.
     #[serde(default)]
@@ -114,7 +116,7 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
     {
         return Ok((Wanted::Deny, grant.policy, denied.to_string()));
     }
-    let Some(request) = &case.request else {
+    let Some(request) = case.request.as_ref().or(case.websocket.as_ref()) else {
         return Ok((Wanted::Allow, grant.policy, String::new()));
     };
     let (method, target) = request.split_once(' ').ok_or("request is not `METHOD target`")?;
@@ -133,7 +135,12 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
     };
     let payload = payload.as_ref();
     let request = Request { method, path: &target.path, query: &target.pairs, payload };
-    Ok(match policy.request(&caller, &host, case.port, &request) {
+    let verdict = if case.websocket.is_some() {
+        policy.websocket(&caller, &host, case.port, &request)
+    } else {
+        policy.request(&caller, &host, case.port, &request)
+    };
+    Ok(match verdict {
         Verdict::Allow { policy } => (Wanted::Allow, policy, String::new()),
         Verdict::Audit { policy, reason } => (Wanted::Audit, policy, reason),
         Verdict::Deny(denial) => {

@@ -92,7 +92,7 @@ fn recover(command: &[String]) -> Option<Original> {
             "--no-env" => rest = after,
             "--policy-data" | "--policy-rules" | "--upstream-ca" | "--policy-digest"
             | "--workdir" | "--run-as" | "--groups" | "--log-level" | "--inbound"
-            | "--admin-port" | "--run-dir" => {
+            | "--transparent" | "--admin-port" | "--run-dir" => {
                 let (value, after) = after.split_first()?;
                 match flag.as_str() {
                     "--workdir" => found.workdir = Some(single(value)),
@@ -174,6 +174,8 @@ pub(super) struct Argv<'a> {
     pub log_level: &'a str,
     /// `mirror`, `none` or ports.
     pub inbound: &'a str,
+    /// The supervisor's own default is written only where it is off.
+    pub transparent: bool,
     /// Of the admin endpoint; 0 for none.
     pub admin_port: u16,
     /// From [`child`].
@@ -205,6 +207,9 @@ impl Argv<'_> {
         }
         flag("--log-level", self.log_level.to_owned());
         flag("--inbound", self.inbound.to_owned());
+        if !self.transparent {
+            flag("--transparent", "off".to_owned());
+        }
         flag("--admin-port", self.admin_port.to_string());
         flag("--run-dir", RUN_DIR.to_owned());
         argv.push("--no-env".to_owned());
@@ -258,6 +263,7 @@ mod tests {
             groups: &["5".into(), "6".into()],
             log_level: "warn",
             inbound: "mirror",
+            transparent: workdir.is_none(),
             admin_port: 15200,
             child: &child,
         }
@@ -284,6 +290,8 @@ mod tests {
                 "warn",
                 "--inbound",
                 "mirror",
+                "--transparent",
+                "off",
                 "--admin-port",
                 "15200",
                 "--run-dir",

@@ -8,7 +8,7 @@ use json_patch::{Patch, PatchOperation, ReplaceOperation};
 use serde_json::{Value, json};
 
 use super::command::entered;
-use super::json::{field, list, text};
+use super::json::{containers, field, list, text};
 use super::{Class, Namespace, Refusal, enter_prefix};
 
 const EXEC: &str = "ringfence.dev/exec";
@@ -26,10 +26,9 @@ pub fn is_outside(ns: &Namespace) -> bool {
 /// Options whose command is not a list of words.
 pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    let containers = list(spec, "containers");
     let named = text(options, "container").filter(|name| !name.is_empty());
-    let container = match (named, containers) {
-        (Some(name), all) => all.iter().find(|c| text(c, "name") == Some(name)),
+    let container = match (named, list(spec, "containers")) {
+        (Some(name), _) => containers(pod).find(|c| text(c, "name") == Some(name)),
         // The API server takes the only container, and refuses where there are several.
         (None, [only]) => Some(only),
         (None, _) => None,
@@ -47,6 +46,17 @@ pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
     let wrapped: Vec<String> = prefix.into_iter().chain(command).collect();
     let path = json_patch::jsonptr::PointerBuf::from_tokens(["command"]);
     Ok(Patch(vec![PatchOperation::Replace(ReplaceOperation { path, value: json!(wrapped) })]))
+}
+
+/// Whether the options of an exec are as [`wrap`] leaves them.
+///
+/// # Errors
+/// A command that would run in a fenced container, but outside its fence.
+pub fn verify(options: &Value, pod: &Value) -> Result<(), Refusal> {
+    if wrap(options, pod)?.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::new(Class::ExecOutside, "the command does not enter the fence of the container"))
 }
 
 #[cfg(test)]
@@ -106,6 +116,26 @@ mod tests {
             assert!(command[0].ends_with("/ringfence-supervisor") && command[1] == "enter");
             assert!(command.ends_with(&["--", "sh", "-c", "id"]), "{command:?}");
             assert_eq!(wrap(&options, &pod).expect("an answer").0, [], "a second round");
+            assert_eq!(verify(&options, &pod), Ok(()));
+            // Another fence's `enter`, an older place of it, or none.
+            for forged in [
+                json!(["sh"]),
+                json!([]),
+                json!([
+                    "/ringfence/bin/ringfence-supervisor",
+                    "enter",
+                    "--run-dir",
+                    "/run/ringfence",
+                    "--",
+                    "sh"
+                ]),
+                json!([command[0], "enter", "--run-dir", "/tmp", "--", "sh"]),
+                json!([command[0], "install", "/tmp"]),
+            ] {
+                options["command"] = forged;
+                let refusal = verify(&options, &pod).expect_err("outside");
+                assert_eq!((refusal.class, refusal.code), (Class::ExecOutside, 403), "{options}");
+            }
         }
         assert!(wrap(&json!({ "container": "a", "command": [1] }), &pod).is_err());
     }

@@ -6,7 +6,7 @@ use json_patch::Patch;
 use serde_json::{Value, json};
 
 use super::command::{self, Argv, Original};
-use super::json::{field, list, list_in, object, object_in, set, text};
+use super::json::{containers, field, list, list_in, object, object_in, set, text};
 use super::namespace::{Inbound, STATUS};
 use super::notes::Notes;
 use super::plan::{Plan, plan};
@@ -90,7 +90,7 @@ fn build(
     images: &BTreeMap<String, ImageConfig>,
     policy: &PolicyRef,
 ) -> Result<Option<(Value, Notes)>, Refusal> {
-    let Some(mut plan) = plan(pod, ns)? else {
+    let Some(mut plan) = plan(pod, ns, settings)? else {
         return Ok(None);
     };
     let mut target = pod.clone();
@@ -99,19 +99,15 @@ fn build(
         return Ok(Some((target, plan.notes)));
     }
     let spec = object_in(object(&mut target, "pod")?, "spec")?;
-    let containers = list_in(spec, "containers")?;
-    let init = list(field(pod, "spec").unwrap_or(&Value::Null), "initContainers");
-    let mut admin_ports = probes::admin_ports(containers.iter().chain(init))
-        .take(plan.fenced.len())
-        .collect::<Vec<_>>()
-        .into_iter();
+    let mut admin_ports = probes::admin_ports(containers(pod));
     let mut names = Vec::new();
-    for index in plan.fenced.clone() {
-        let name = text(&containers[index], "name").unwrap_or_default().to_owned();
+    for slot in plan.fenced.clone() {
+        let container = &mut list_in(spec, slot.list)?[slot.index];
+        let name = text(container, "name").unwrap_or_default().to_owned();
         // 0, which is none, where the pod declares them all.
         let admin_port = admin_ports.next().unwrap_or(0);
         let fence = Fence { pod, settings, policy, image: images.get(&name), admin_port };
-        fence.apply(&mut containers[index], &name, &mut plan)?;
+        fence.apply(container, &name, &mut plan)?;
         names.push(name);
     }
     security::pod(spec, settings.profile)?;
@@ -166,6 +162,7 @@ impl Fence<'_> {
             groups: &user::groups(self.pod)?,
             log_level: self.settings.log_level.as_str(),
             inbound: &inbound,
+            transparent: plan.wishes.transparent,
             admin_port: self.admin_port,
             child: &child,
         }
@@ -221,35 +218,11 @@ pub(super) fn finish(pod: &Value, target: &Value, notes: Notes) -> Outcome {
     Outcome::Inject(Injection { ops, warnings: notes.warnings, audit, classes: notes.classes })
 }
 
-/// Whether the final pod is what [`inject`] makes of it: a second pass has nothing to change.
-///
-/// # Errors
-/// The refusal of [`inject`], or one that names the first path that differs.
-pub fn verify(
-    old: Option<&Value>,
-    pod: &Value,
-    ns: &Namespace,
-    settings: &Settings,
-    images: &BTreeMap<String, ImageConfig>,
-    policy: &PolicyRef,
-) -> Result<(), Refusal> {
-    match inject(old, pod, ns, settings, images, policy) {
-        Outcome::Untouched => Ok(()),
-        Outcome::Refuse(refusal) => Err(refusal),
-        Outcome::Inject(injection) => match injection.ops.first() {
-            None => Ok(()),
-            Some(op) => {
-                Err(Refusal::new(Class::Unfixed, format!("{} is not as injected", op.path())))
-            }
-        },
-    }
-}
-
 /// Names of the containers of a (live) pod whose command is ours: what `kubectl exec` has to enter.
+/// Regular containers first, then init containers.
 #[must_use]
 pub fn fenced_containers(pod: &Value) -> Vec<String> {
-    let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    let fenced = list(spec, "containers").iter().filter(|c| supervisor_path(c).is_some());
+    let fenced = containers(pod).filter(|container| supervisor_path(container).is_some());
     fenced.filter_map(|container| text(container, "name").map(str::to_owned)).collect()
 }
 
@@ -266,7 +239,7 @@ pub fn ephemeral(pod: &Value, ns: &Namespace) -> Outcome {
     let checked = list(spec, "ephemeralContainers").iter().try_for_each(|container| {
         mounts::unfenced(container)?;
         let name = text(container, "name").unwrap_or_default();
-        notes.meet(Class::EphemeralContainer, mode, format!("container {name}"))
+        notes.meet(Class::EphemeralContainer, mode, format!("ephemeral container {name}"))
     });
     match checked {
         Ok(()) => finish(pod, pod, notes),

@@ -22,6 +22,15 @@ pub(super) fn list<'a>(value: &'a Value, name: &str) -> &'a [Value] {
     value.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
+/// The lists of a pod's spec whose containers can be fenced.
+pub(super) const CONTAINERS: [&str; 2] = ["containers", "initContainers"];
+
+/// The regular containers of a pod, then its init containers.
+pub(super) fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    CONTAINERS.into_iter().flat_map(|name| list(spec, name))
+}
+
 /// A string field.
 pub(super) fn text<'a>(value: &'a Value, name: &str) -> Option<&'a str> {
     value.get(name).and_then(Value::as_str)

@@ -153,13 +153,30 @@ impl Lookups {
         {
             return Ok(Arc::clone(loaded));
         }
-        let loaded = Arc::new(load(&what, &place, source)?);
+        let loaded = Arc::new(load_aside(what, place, source, deadline).await?);
         let mut policies = self.known_policies();
         if policies.len() >= CACHED_POLICIES {
             policies.clear();
         }
         policies.insert(name.to_owned(), (version, Arc::clone(&loaded)));
         Ok(loaded)
+    }
+
+    /// What is to be said about a policy that is about to be written: warnings for its author.
+    ///
+    /// # Errors
+    /// It does not load, or is no `ConfigMap`.
+    pub async fn judge_policy(
+        &self,
+        name: &str,
+        object: &serde_json::Value,
+        deadline: Deadline,
+    ) -> Result<Vec<String>, Refusal> {
+        let place = format!("{}/{name}", self.release_namespace);
+        let what = format!("policy ConfigMap {place}");
+        let source: ConfigMap = serde_json::from_value(object.clone())
+            .map_err(|error| Refusal::new(Class::Policy, format!("{what}: {error}")))?;
+        load_aside(what, place, source, deadline).await.map(|loaded| loaded.warnings)
     }
 
     fn known_policies(
@@ -282,6 +299,26 @@ fn of_api(name: &str, found: &ApiNamespace) -> Namespace {
         labels: found.metadata.labels.clone().unwrap_or_default(),
         annotations: found.metadata.annotations.clone().unwrap_or_default(),
         limit_ranges: Vec::new(),
+    }
+}
+
+/// [`load`], where it keeps no other review waiting: compiling takes what the policy makes it take.
+async fn load_aside(
+    what: String,
+    place: String,
+    source: ConfigMap,
+    deadline: Deadline,
+) -> Result<PolicySource, Refusal> {
+    let name = what.clone();
+    let loading = tokio::task::spawn_blocking(move || load(&what, &place, source));
+    match deadline.run(loading).await {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => Err(Refusal::new(Class::Lookup, format!("{name}: {error}"))),
+        Err(TimeIsUp { .. }) => Err(Refusal::with_fix(
+            Class::Policy,
+            format!("{name} takes too long to compile"),
+            "make it smaller",
+        )),
     }
 }
 

@@ -72,6 +72,11 @@ fn is_near(path: &str) -> bool {
     [ROOT, RUN_DIR, POLICY_DIR].iter().any(|ours| overlap(path, ours))
 }
 
+/// Whether a path of a policy is the supervisor's run directory, lies in it or holds it.
+pub(super) fn meets_run_dir(path: &str) -> bool {
+    overlap(&clean(path), RUN_DIR)
+}
+
 /// Name of the volume of a container's run directory, within Kubernetes' 63 characters.
 fn run_volume(container: &str) -> String {
     let name = format!("{RUN}{container}");
@@ -221,6 +226,17 @@ pub(super) fn volumes(
     }
     upsert(volumes, wanted, is_our_volume, |a, b| text(a, "name") == text(b, "name"));
     Ok(())
+}
+
+/// How the binary reaches a pod that went through an injection; `None` where no volume says so.
+pub(super) fn delivery(pod: &Value) -> Option<Delivery> {
+    let spec = at(pod, &["spec"])?;
+    let volume = list(spec, "volumes").iter().find(|volume| text(volume, "name") == Some(BIN))?;
+    match (at(volume, &["image"]), at(volume, &["emptyDir"])) {
+        (Some(_), None) => Some(Delivery::Image),
+        (None, Some(_)) => Some(Delivery::Init),
+        _ => None,
+    }
 }
 
 /// Whether a volume's name is ours.

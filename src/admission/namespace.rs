@@ -20,6 +20,7 @@ const POD_POLICY: &str = "ringfence.dev/pod-policy";
 const UNFENCED: &str = "ringfence.dev/unfenced-containers";
 const INBOUND: &str = "ringfence.dev/inbound";
 const EXEC: &str = "ringfence.dev/exec";
+const TRANSPARENT: &str = "ringfence.dev/transparent";
 
 /// Keys of the contract which this version refuses, so that nobody believes they work.
 const LATER: &[&str] = &[
@@ -49,7 +50,7 @@ pub enum Mode {
     Off,
     /// Guards against the agent.
     Enabled,
-    /// Guards against the pod's author too. Refused by this version.
+    /// Guards against the pod's author too.
     Strict,
 }
 
@@ -67,16 +68,12 @@ impl Mode {
     /// Reads the namespace's label.
     ///
     /// # Errors
-    /// A value other than `enabled` and `strict`; `strict`, until this version has it.
+    /// A value other than `enabled` and `strict`.
     pub fn of(ns: &Namespace) -> Result<Self, Refusal> {
         match ns.labels.get(INJECT).map(String::as_str) {
             None => Ok(Self::Off),
             Some("enabled") => Ok(Self::Enabled),
-            Some("strict") => Err(Refusal::with_fix(
-                Class::NotAvailable,
-                format!("namespace {}: strict is not available in this version", ns.name),
-                "label the namespace ringfence.dev/inject=enabled",
-            )),
+            Some("strict") => Ok(Self::Strict),
             Some(other) => Err(Refusal::with_fix(
                 Class::Annotation,
                 format!("namespace {}: label {INJECT} is {other:?}", ns.name),
@@ -109,6 +106,8 @@ struct Exemption {
 pub(super) struct Wishes {
     exemptions: Vec<Exemption>,
     pub inbound: Inbound,
+    /// Whether connections that do not go by the proxy are judged (else they are refused).
+    pub transparent: bool,
     /// Name of the policy `ConfigMap`, where anything names one.
     pub policy: Option<String>,
 }
@@ -117,8 +116,11 @@ impl Wishes {
     /// Reads what the namespace and the pod say.
     ///
     /// # Errors
-    /// An unknown key under `ringfence.dev/`, a bad value, a key of the namespace on the pod.
+    /// An unknown key under `ringfence.dev/`, a bad value, a key of the namespace on the pod, an
+    /// exemption by name alone under `strict`.
     pub(super) fn read(pod: &Value, ns: &Namespace) -> Result<Self, Refusal> {
+        let mode = Mode::of(ns)?;
+        let mut transparent = true;
         let place = format!("namespace {}", ns.name);
         let mut exemptions = Vec::new();
         for (key, value) in ns.annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
@@ -129,7 +131,14 @@ impl Wishes {
                         name_of(&place, key, name)?;
                     }
                 }
-                UNFENCED => exemptions = read_exemptions(&place, value)?,
+                UNFENCED => exemptions = read_exemptions(&place, value, mode)?,
+                TRANSPARENT => {
+                    transparent = match value.as_str() {
+                        "on" => true,
+                        "off" => false,
+                        _ => return Err(bad(&place, key, value, "the values are on and off")),
+                    }
+                }
                 EXEC if value == "outside" => {}
                 EXEC => return Err(bad(&place, key, value, "the only value is outside")),
                 later if LATER.contains(&later) => return Err(not_yet(&place, later)),
@@ -139,6 +148,7 @@ impl Wishes {
         let mut wishes = Self {
             exemptions,
             inbound: Inbound::Mirror,
+            transparent,
             policy: ns.annotations.get(POLICY).cloned(),
         };
         wishes.read_pod(pod, ns)?;
@@ -162,6 +172,15 @@ impl Wishes {
                         }
                     }
                 }
+                // A pod can only tighten.
+                TRANSPARENT if value == "off" || (value == "on" && self.transparent) => {
+                    self.transparent = value == "on";
+                }
+                TRANSPARENT if value == "on" => {
+                    let fix = "remove it from the pod: only the namespace can loosen";
+                    return Err(bad("pod", key, value, fix));
+                }
+                TRANSPARENT => return Err(bad("pod", key, value, "the value is off")),
                 POLICY => {
                     let offered = ns.annotations.get(POD_POLICY).map_or("", String::as_str);
                     let own = self.policy.as_deref() == Some(value);
@@ -199,8 +218,9 @@ impl Wishes {
     }
 }
 
-/// `name glob` or `name glob=image glob`, separated by commas.
-fn read_exemptions(place: &str, value: &str) -> Result<Vec<Exemption>, Refusal> {
+/// `name glob` or `name glob=image glob`, separated by commas. Under `strict` a name alone is not
+/// enough: names are the author's to choose.
+fn read_exemptions(place: &str, value: &str, mode: Mode) -> Result<Vec<Exemption>, Refusal> {
     entries(value)
         .map(|entry| {
             let (name, image) = match entry.split_once('=') {
@@ -209,6 +229,10 @@ fn read_exemptions(place: &str, value: &str) -> Result<Vec<Exemption>, Refusal> 
             };
             if name.is_empty() || image == Some("") {
                 return Err(bad(place, UNFENCED, entry, "write name or name=image"));
+            }
+            if image.is_none() && mode == Mode::Strict {
+                let fix = "write name=image: under strict a name alone exempts nothing";
+                return Err(bad(place, UNFENCED, entry, fix));
             }
             // `*` stays within one component of an image's name: an exemption for
             // `registry/mcp:*` is not one for `registry/mcp:x/anything`.
@@ -289,9 +313,7 @@ mod tests {
         ns.labels.insert(INJECT.into(), "enabled".into());
         assert_eq!(Mode::of(&ns), Ok(Mode::Enabled));
         ns.labels.insert(INJECT.into(), "strict".into());
-        assert!(
-            Mode::of(&ns).unwrap_err().message.contains("strict is not available in this version")
-        );
+        assert_eq!(Mode::of(&ns), Ok(Mode::Strict));
         ns.labels.insert(INJECT.into(), "true".into());
         assert_eq!(Mode::of(&ns).unwrap_err().code, 422);
     }
@@ -307,6 +329,8 @@ mod tests {
             ("unfenced-containers", "a=["),
             ("unfenced-containers", "=x"),
             ("inbound", "none"),
+            ("transparent", "no"),
+            ("transparent", ""),
             ("polcy", "x"),
         ] {
             assert_eq!(class(&bare, &ns(&[(key, value)])), Class::Annotation, "{key}={value}");
@@ -329,6 +353,34 @@ mod tests {
         assert_eq!(Wishes::read(&pod("policy", "narrow"), &ns).unwrap().policy.unwrap(), "narrow");
         assert_eq!(class(&pod("policy", "other"), &ns), Class::Policy);
         assert_eq!(class(&pod("policy", "wide, narrow"), &ns), Class::Policy);
+    }
+
+    #[test]
+    fn capture_is_switched_by_the_namespace_and_only_off_by_the_pod() {
+        let read = |pod: &Value, ns: &Namespace| {
+            Wishes::read(pod, ns).map(|wishes| wishes.transparent).map_err(|r| r.class)
+        };
+        let (bare, on, off) = (json!({}), pod("transparent", "on"), pod("transparent", "off"));
+        assert_eq!(
+            [&bare, &on, &off].map(|pod| read(pod, &ns(&[]))),
+            [Ok(true), Ok(true), Ok(false)]
+        );
+        let closed = ns(&[("transparent", "off")]);
+        assert_eq!(
+            [&bare, &on, &off].map(|pod| read(pod, &closed)),
+            [Ok(false), Err(Class::Annotation), Ok(false)]
+        );
+        assert_eq!(read(&pod("transparent", "x"), &ns(&[])), Err(Class::Annotation));
+    }
+
+    #[test]
+    fn under_strict_a_name_alone_exempts_nothing() {
+        let mut ns = ns(&[("unfenced-containers", "mcp=registry.example/mcp:*, side")]);
+        assert!(Wishes::read(&json!({}), &ns).is_ok());
+        ns.labels.insert(INJECT.into(), "strict".into());
+        let refusal = Wishes::read(&json!({}), &ns).unwrap_err();
+        assert_eq!((refusal.class, refusal.code), (Class::Annotation, 422));
+        assert!(refusal.message.contains("\"side\"") && refusal.message.contains("name=image"));
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub(super) struct Notes {
 }
 
 impl Notes {
-    /// Meets a class: refuses the pod or warns, as the table says.
+    /// Meets a class: refuses the pod, warns or says nothing, as the table says.
     ///
     /// # Errors
     /// The class is refused under this label value.
@@ -30,8 +30,10 @@ impl Notes {
         mode: Mode,
         what: impl Display,
     ) -> Result<(), Refusal> {
-        if class.verdict(mode) == Verdict::Refuse {
-            return Err(Refusal::new(class, what));
+        match class.verdict(mode) {
+            Verdict::Refuse => return Err(Refusal::new(class, what)),
+            Verdict::Fence => return Ok(()),
+            Verdict::Warn | Verdict::Pass => {}
         }
         let text = format!("ringfence: {what}: {}", class.why());
         self.warnings.push(text.chars().take(MAX_WARNING).collect());

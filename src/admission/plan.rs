@@ -6,7 +6,7 @@ use super::command::Original;
 use super::json::{at, field, list, text, word, yes};
 use super::namespace::Wishes;
 use super::notes::{self, Notes};
-use super::{Class, Mode, Namespace, PolicyRef, Refusal, Settings, install, mounts, user};
+use super::{Class, Mode, Namespace, PolicyRef, Refusal, Settings, install, mounts, strict, user};
 
 /// What has to be known of the images before [`super::inject()`] can run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,15 +63,27 @@ pub fn policy_name(pod: &Value, ns: &Namespace, settings: &Settings) -> Result<S
 /// What was understood of a pod before anything is changed.
 pub(super) struct Plan<'a> {
     pub wishes: Wishes,
-    /// Indices into `spec.containers`.
-    pub fenced: Vec<usize>,
-    containers: &'a [Value],
+    /// Regular containers first.
+    pub fenced: Vec<Slot>,
+    pod: &'a Value,
     pub notes: Notes,
     pub mode: Mode,
 }
 
+/// Where a container is in the spec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// `containers` or `initContainers`.
+    pub list: &'static str,
+    pub index: usize,
+}
+
 /// Decides what is fenced. `None` where the namespace has no label.
-pub(super) fn plan<'a>(pod: &'a Value, ns: &Namespace) -> Result<Option<Plan<'a>>, Refusal> {
+pub(super) fn plan<'a>(
+    pod: &'a Value,
+    ns: &Namespace,
+    settings: &Settings,
+) -> Result<Option<Plan<'a>>, Refusal> {
     let mode = Mode::of(ns)?;
     if mode == Mode::Off {
         return Ok(None);
@@ -81,28 +93,43 @@ pub(super) fn plan<'a>(pod: &'a Value, ns: &Namespace) -> Result<Option<Plan<'a>
     let containers = list(spec, "containers");
     let mut notes = Notes::default();
     let done = notes::whole_pod(&mut notes, pod, ns, mode)?;
-    let mut plan = Plan { wishes, fenced: Vec::new(), containers, notes, mode };
+    let mut plan = Plan { wishes, fenced: Vec::new(), pod, notes, mode };
     // A pod without containers gets a better answer from the API server than from here.
     if done || containers.is_empty() {
         return Ok(Some(plan));
     }
-    let init: Vec<&Value> = list(spec, "initContainers")
-        .iter()
-        .filter(|container| text(container, "name") != Some(install::NAME))
-        .collect();
-    init.iter().try_for_each(|container| mounts::unfenced(container))?;
-    notes::init_containers(&mut plan.notes, &init, mode)?;
-    plan.sort_out()?;
+    strict::whole_pod(&mut plan.notes, pod, mode, settings.profile)?;
+    let init = list(spec, "initContainers");
+    if mode != Mode::Strict {
+        let init: Vec<&Value> = init
+            .iter()
+            .filter(|container| text(container, "name") != Some(install::NAME))
+            .collect();
+        init.iter().try_for_each(|container| mounts::unfenced(container))?;
+        notes::init_containers(&mut plan.notes, &init, mode)?;
+    }
+    plan.sort_out("containers", containers)?;
+    if plan.fenced.is_empty() {
+        plan.notes.meet(Class::NothingToFence, mode, "no container is left")?;
+    }
+    if mode == Mode::Strict {
+        plan.sort_out("initContainers", init)?;
+    }
     Ok(Some(plan))
 }
 
-impl Plan<'_> {
-    /// Tells the fenced regular containers from the exempted ones.
-    fn sort_out(&mut self) -> Result<(), Refusal> {
+impl<'a> Plan<'a> {
+    /// Tells the containers of a list that are to be fenced from the exempted ones.
+    fn sort_out(&mut self, list: &'static str, containers: &'a [Value]) -> Result<(), Refusal> {
         let mut exempt = Vec::new();
-        for (index, container) in self.containers.iter().enumerate() {
+        for (index, container) in containers.iter().enumerate() {
             let name = text(container, "name").unwrap_or_default();
             if name == install::NAME {
+                // The init container is put right whatever it is; what is left of it is judged.
+                if list == "initContainers" {
+                    strict::container(&mut self.notes, container, self.mode, true)?;
+                    continue;
+                }
                 return Err(Refusal::new(
                     Class::ForeignUse,
                     format!("a container is named {name}"),
@@ -110,14 +137,18 @@ impl Plan<'_> {
             }
             if self.wishes.exempts(container) {
                 mounts::unfenced(container)?;
+                strict::container(&mut self.notes, container, self.mode, false)?;
+                strict::unfenced(&mut self.notes, self.pod, container, self.mode)?;
                 exempt.push(container);
                 continue;
             }
+            let injected = Original::of(container)?.injected;
+            strict::container(&mut self.notes, container, self.mode, injected)?;
             if yes(container, &["securityContext", "privileged"]) {
                 let what = format!("container {name} is privileged");
                 self.notes.meet(Class::Privileged, self.mode, what)?;
             }
-            self.fenced.push(index);
+            self.fenced.push(Slot { list, index });
         }
         if !exempt.is_empty() {
             let names: Vec<_> = exempt.iter().filter_map(|c| text(c, "name")).collect();
@@ -125,10 +156,13 @@ impl Plan<'_> {
             self.notes.meet(Class::Unfenced, self.mode, what)?;
             notes::privileged(&mut self.notes, &exempt, self.mode)?;
         }
-        if self.fenced.is_empty() {
-            self.notes.meet(Class::NothingToFence, self.mode, "no container is left")?;
-        }
         Ok(())
+    }
+
+    /// The containers to be fenced, as they are.
+    fn containers(&self) -> impl Iterator<Item = &'a Value> {
+        let spec = field(self.pod, "spec").unwrap_or(&Value::Null);
+        self.fenced.iter().map(|slot| &list(spec, slot.list)[slot.index])
     }
 }
 
@@ -137,8 +171,8 @@ impl Plan<'_> {
 ///
 /// # Errors
 /// As [`needs`].
-pub fn is_fenced(pod: &Value, ns: &Namespace) -> Result<bool, Refusal> {
-    Ok(plan(pod, ns)?.is_some_and(|plan| !plan.fenced.is_empty()))
+pub fn is_fenced(pod: &Value, ns: &Namespace, settings: &Settings) -> Result<bool, Refusal> {
+    Ok(plan(pod, ns, settings)?.is_some_and(|plan| !plan.fenced.is_empty()))
 }
 
 /// What has to be looked up before [`super::inject()`] can answer. Empty for a namespace without the label.
@@ -151,8 +185,7 @@ pub fn needs(
     settings: &Settings,
     policy: &PolicyRef,
 ) -> Result<Needs, Refusal> {
-    let _ = settings;
-    let Some(plan) = plan(pod, ns)? else {
+    let Some(plan) = plan(pod, ns, settings)? else {
         return Ok(Needs::default());
     };
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
@@ -165,7 +198,7 @@ pub fn needs(
         architectures: architectures(spec),
         images: Vec::new(),
     };
-    for container in plan.fenced.iter().map(|&index| &plan.containers[index]) {
+    for container in plan.containers() {
         let original = Original::of(container)?;
         let command = original.command.is_none();
         let user = !user::is_known(pod, container, &original, policy)?;

@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::command::{Original, entered};
 use super::inject::{Outcome, finish};
-use super::json::{at, field, list, list_in, object, object_in, set, text, unset, upsert, words};
+use super::json::{CONTAINERS, at, containers, field, list, list_in, object, object_in, set};
+use super::json::{text, unset, upsert, words};
 use super::namespace::{INJECT, STATUS};
 use super::notes::Notes;
 use super::{Class, Namespace, Refusal, env, fenced_containers, install, mounts, probes, security};
@@ -35,11 +36,9 @@ pub fn restore(old: &Value, pod: &Value, ns: &Namespace) -> Outcome {
 /// The refusal of an update that gives a fenced container another image, the one thing of it that
 /// Kubernetes lets change: the binary's place was chosen by the VOLUMEs of the old one.
 pub(super) fn image_change(old: &Value, pod: &Value) -> Option<Refusal> {
-    let containers = |pod| list(field(pod, "spec").unwrap_or(&Value::Null), "containers");
     let fenced = fenced_containers(old);
-    let named = |name: &str, pod| {
-        containers(pod).iter().find(|container| text(container, "name") == Some(name))
-    };
+    let named =
+        |name: &str, pod| containers(pod).find(|container| text(container, "name") == Some(name));
     fenced.iter().find_map(|name| {
         let (old, new) = (named(name, old)?, named(name, pod)?);
         let (old, new) = (text(old, "image").unwrap_or_default(), text(new, "image")?);
@@ -54,18 +53,27 @@ fn rebuild(old: &Value, pod: &Value) -> Result<Value, Refusal> {
     let mut target = pod.clone();
     let old_spec = field(old, "spec").unwrap_or(&Value::Null);
     let spec = object_in(object(&mut target, "pod")?, "spec")?;
-    for container in list_in(spec, "containers")? {
-        let old = list(old_spec, "containers").iter().find(|old| {
-            text(old, "name") == text(container, "name")
-                && Original::of(old).is_ok_and(|original| original.injected)
-        });
-        if let Some(old) = old {
-            restore_container(object(container, "containers")?, old)?;
+    for name in CONTAINERS {
+        // Not made where there is none.
+        let Some(Value::Array(containers)) = spec.get_mut(name) else { continue };
+        for container in containers {
+            let old = list(old_spec, name).iter().find(|old| {
+                text(old, "name") == text(container, "name")
+                    && Original::of(old).is_ok_and(|original| original.injected)
+            });
+            if let Some(old) = old {
+                restore_container(object(container, name)?, old)?;
+            }
         }
     }
     restore_list(spec, old_spec, "volumes", mounts::is_our_volume)?;
     let is_install = |container: &Value| text(container, "name") == Some(install::NAME);
-    if list(old_spec, "initContainers").iter().any(is_install) {
+    if let Some(at) = list(old_spec, "initContainers").iter().position(is_install) {
+        let containers = list_in(spec, "initContainers")?;
+        if !containers.iter().any(is_install) {
+            let install = list(old_spec, "initContainers")[at].clone();
+            containers.insert(at.min(containers.len()), install);
+        }
         restore_list(spec, old_spec, "initContainers", is_install)?;
     }
     let unconfined = json!({"type": "Unconfined"});
@@ -130,8 +138,14 @@ fn restore_list(
     }
     let new = list_in(holder, name)?;
     let foreign = |list: &[Value]| {
+        // As texts, but for the order of keys: what was restored in an element may have another.
+        let text = |element: &Value| {
+            let mut element = element.clone();
+            element.sort_all_objects();
+            element.to_string()
+        };
         let mut texts: Vec<String> =
-            list.iter().filter(|element| !is_ours(element)).map(Value::to_string).collect();
+            list.iter().filter(|element| !is_ours(element)).map(text).collect();
         texts.sort_unstable();
         texts
     };

@@ -10,6 +10,7 @@
 mod handler;
 mod http;
 mod metrics;
+mod validate;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -29,7 +30,9 @@ use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 pub use handler::{ClusterFacts, Handler, HandlerConfig};
-pub use http::{Admit, Answer, Deadline, TimeIsUp, health_router, ready_unless_ending, router};
+pub use http::{
+    Admit, Answer, Deadline, Hook, TimeIsUp, health_router, ready_unless_ending, router,
+};
 pub use metrics::Metrics;
 
 /// Bounds of the server; every duration and size is a limit, none is a target.

@@ -3,8 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use super::command::RUN_DIR;
+use super::mounts::meets_run_dir;
 use super::{Class, PolicyRef, Refusal};
-use crate::policy::{self, Source};
+use crate::policy::{self, Policy, Source};
 
 /// Prefix of a copy's name.
 pub const COPY_PREFIX: &str = "ringfence-policy-";
@@ -50,6 +52,9 @@ impl PolicySource {
             source("policy.yaml").ok_or_else(|| refuse("it has no key policy.yaml".into()))?;
         let loaded = policy::load(&yaml, source("policy.rego").as_ref())
             .map_err(|error| refuse(error.to_string()))?;
+        if let Some(problem) = cannot_start(&loaded.policy) {
+            return Err(refuse(problem));
+        }
         let digest =
             policy::digest::digest(data.iter().map(|(key, text)| (key.as_str(), text.as_bytes())));
         let process = loaded.policy.process();
@@ -65,6 +70,20 @@ impl PolicySource {
             data,
         })
     }
+}
+
+/// Why no fence could be built by this policy in any pod: the supervisor would refuse it at start,
+/// where only the pod's log says so. Links of the image are the supervisor's to follow.
+#[must_use]
+pub fn cannot_start(policy: &Policy) -> Option<String> {
+    let filesystem = policy.filesystem();
+    let lists = [("read_only", &filesystem.read_only), ("read_write", &filesystem.read_write)];
+    lists.iter().find_map(|(list, paths)| {
+        let path = paths.iter().find(|path| meets_run_dir(path))?;
+        Some(format!(
+            "filesystem_policy.{list}: {path} opens the supervisor's run directory {RUN_DIR}, whose locks the agent could then hold: leave it out, and name what the agent needs beside it path by path"
+        ))
+    })
 }
 
 /// Name of the copy of a policy with this digest.
@@ -95,6 +114,24 @@ mod tests {
         let refusal = PolicySource::read("p", &data(&[("policy.rego", "x")])).unwrap_err();
         assert_eq!((refusal.class, refusal.code), (Class::Policy, 422));
         assert!(refusal.message.contains("policy p: it has no key policy.yaml"), "{refusal}");
+        for (list, path, refused) in [
+            ("read_only", "/run", true),
+            ("read_write", "/run/ringfence/x", true),
+            ("read_only", "/var/run/", true),
+            ("read_only", "/", true),
+            ("read_write", "/run/app", false),
+            ("read_only", "/var", false),
+        ] {
+            let yaml = format!("version: 1\nfilesystem_policy:\n  {list}: [{path}]\n");
+            let read = PolicySource::read("p", &data(&[("policy.yaml", &yaml)]));
+            assert_eq!(read.is_err(), refused, "{list} {path}");
+            if let Err(refusal) = read {
+                assert_eq!((refusal.class, refusal.code), (Class::Policy, 422));
+                assert!(
+                    refusal.message.contains(list) && refusal.message.contains("/run/ringfence")
+                );
+            }
+        }
         let broken = data(&[("policy.yaml", "network_policies: [")]);
         assert_eq!(PolicySource::read("p", &broken).unwrap_err().class, Class::Policy);
     }

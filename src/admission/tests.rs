@@ -12,6 +12,10 @@ use serde_json::{Map, Value, json};
 use super::*;
 
 mod cases;
+mod every_field;
+mod final_pod;
+pub(in crate::admission) mod fuzz;
+mod strict;
 
 /// Every pod of the corpus, with its file's name.
 fn corpus() -> Vec<(String, Value)> {
@@ -29,7 +33,9 @@ fn read_corpus() -> Vec<(String, Value)> {
             serde_saphyr::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         (path.file_stem().unwrap().to_string_lossy().into_owned(), pod)
     };
-    files.into_iter().map(read).collect()
+    let mut all: Vec<_> = files.into_iter().map(read).collect();
+    all.push(("every-field".to_owned(), every_field::pod()));
+    all
 }
 
 fn pod(name: &str) -> Value {
@@ -37,9 +43,13 @@ fn pod(name: &str) -> Value {
 }
 
 fn namespace(annotations: &[(&str, &str)]) -> Namespace {
+    labelled("enabled", annotations)
+}
+
+fn labelled(label: &str, annotations: &[(&str, &str)]) -> Namespace {
     Namespace {
         name: "agents".into(),
-        labels: BTreeMap::from([("ringfence.dev/inject".into(), "enabled".into())]),
+        labels: BTreeMap::from([("ringfence.dev/inject".into(), label.into())]),
         annotations: annotations
             .iter()
             .map(|(key, value)| (format!("ringfence.dev/{key}"), (*value).to_owned()))
@@ -68,9 +78,8 @@ fn images(pod: &Value) -> BTreeMap<String, ImageConfig> {
         env: Vec::new(),
         volumes: vec!["/data".into(), "/one/two/three/four/five/six/seven/eight".into()],
     };
-    let containers = pod["spec"]["containers"].as_array().cloned().unwrap_or_default();
     let name = |container: &Value| container["name"].as_str().unwrap_or_default().to_owned();
-    containers.iter().map(|container| (name(container), image.clone())).collect()
+    json::containers(pod).map(|container| (name(container), image.clone())).collect()
 }
 
 fn run(pod: &Value, ns: &Namespace, settings: &Settings) -> Outcome {
@@ -109,6 +118,11 @@ fn shapes() -> Vec<Settings> {
 /// Takes from a pod every path that the contract names as Ringfence's, so that the rest can be
 /// compared. Written without the injector's own functions.
 fn without_ours(pod: &Value) -> Value {
+    without_ours_of(pod, &["containers"])
+}
+
+/// The same, for the lists whose containers are fenced.
+fn without_ours_of(pod: &Value, fenced: &[&str]) -> Value {
     let mut pod = pod.clone();
     let prune = |list: Option<&mut Value>, ours: &dyn Fn(&str) -> bool| {
         if let Some(list) = list.and_then(Value::as_array_mut) {
@@ -125,37 +139,40 @@ fn without_ours(pod: &Value) -> Value {
     if let Some(context) = pod.pointer_mut("/spec/securityContext").and_then(Value::as_object_mut) {
         context.remove("seccompProfile");
     }
-    for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
-        let map = container.as_object_mut().unwrap();
-        map.remove("command");
-        if let Some(context) = map.get_mut("securityContext").and_then(Value::as_object_mut) {
-            let ours = [
-                "runAsUser",
-                "runAsNonRoot",
-                "allowPrivilegeEscalation",
-                "capabilities",
-                "seccompProfile",
-            ];
-            context.retain(|key, _| !ours.contains(&key.as_str()));
-        }
-        for probe in [
-            "/livenessProbe",
-            "/readinessProbe",
-            "/startupProbe",
-            "/lifecycle/postStart",
-            "/lifecycle/preStop",
-        ] {
-            if let Some(Value::Object(exec)) = container.pointer_mut(&format!("{probe}/exec")) {
-                exec.remove("command");
+    for list in fenced {
+        for container in pod["spec"][list].as_array_mut().into_iter().flatten() {
+            let map = container.as_object_mut().unwrap();
+            map.remove("command");
+            if let Some(context) = map.get_mut("securityContext").and_then(Value::as_object_mut) {
+                let ours = [
+                    "runAsUser",
+                    "runAsNonRoot",
+                    "allowPrivilegeEscalation",
+                    "capabilities",
+                    "seccompProfile",
+                ];
+                context.retain(|key, _| !ours.contains(&key.as_str()));
             }
-        }
-        prune(container.get_mut("volumeMounts"), &volume);
-        prune(container.get_mut("env"), &variable);
-        for entry in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
-            if ["AMBIENT_MCP_URL", "CREDENTIAL_MCP_URLS"]
-                .contains(&entry["name"].as_str().unwrap_or_default())
-            {
-                entry.as_object_mut().unwrap().remove("value");
+            for probe in [
+                "/livenessProbe",
+                "/readinessProbe",
+                "/startupProbe",
+                "/lifecycle/postStart",
+                "/lifecycle/preStop",
+            ] {
+                if let Some(Value::Object(exec)) = container.pointer_mut(&format!("{probe}/exec")) {
+                    exec.remove("command");
+                }
+            }
+            prune(container.get_mut("volumeMounts"), &volume);
+            prune(container.get_mut("env"), &variable);
+            let entries = container.get_mut("env").and_then(Value::as_array_mut);
+            for entry in entries.into_iter().flatten() {
+                if ["AMBIENT_MCP_URL", "CREDENTIAL_MCP_URLS"]
+                    .contains(&entry["name"].as_str().unwrap_or_default())
+                {
+                    entry.as_object_mut().unwrap().remove("value");
+                }
             }
         }
     }

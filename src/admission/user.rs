@@ -10,7 +10,7 @@ use super::json::{at, list, text, word};
 use super::{Class, ImageConfig, PolicyRef, Refusal};
 
 /// The proxy's uid and gid.
-const OWN: u32 = 65530;
+pub(super) const OWN: u32 = 65530;
 /// Who root becomes.
 const NOBODY: &str = "65534";
 
@@ -102,7 +102,10 @@ fn pod_spec(pod: &Value) -> &Value {
 }
 
 /// A numeric field of the security context of a container or a pod's spec.
-fn id(holder: &Value, name: &str) -> Result<Option<String>, Refusal> {
+///
+/// # Errors
+/// It is no number of a user or group.
+pub(super) fn id(holder: &Value, name: &str) -> Result<Option<String>, Refusal> {
     let Some(found) = at(holder, &["securityContext", name]) else {
         return Ok(None);
     };

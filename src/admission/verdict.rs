@@ -8,6 +8,8 @@ use super::Mode;
 /// What happens to a pod of a class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
+    /// Fenced, and nothing is said: the class matters under the other label value only.
+    Fence,
     /// Fenced, with a warning that names the class.
     Warn,
     /// Admitted as it is, with a warning: there is nothing of it that could be fenced.
@@ -19,6 +21,7 @@ pub enum Verdict {
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Fence => "fenced",
             Self::Warn => "fenced, warning",
             Self::Pass => "as it is, warning",
             Self::Refuse => "refused",
@@ -108,17 +111,37 @@ classes! {
         "a container with uid 0 can signal the supervisor, which ends the agent"
         "remove shareProcessNamespace";
     /// Init containers run before the fence.
-    InitContainer "init-container" 403 Warn Refuse
-        "init containers run as they are, outside the fence"
+    InitContainer "init-container" 403 Warn Fence
+        "init containers run as they are, outside the fence, unless the namespace is labelled strict"
         "move what is not trusted into a regular container";
     /// Init containers with `restartPolicy: Always`.
-    NativeSidecar "native-sidecar" 403 Warn Refuse
-        "native sidecars run as they are, outside the fence"
+    NativeSidecar "native-sidecar" 403 Warn Fence
+        "native sidecars run as they are, outside the fence, unless the namespace is labelled strict"
         "make the sidecar a regular container if it is not trusted";
     /// Named by the namespace's `ringfence.dev/unfenced-containers`.
     Unfenced "unfenced-container" 403 Warn Warn
         "the namespace exempts the container"
         "change ringfence.dev/unfenced-containers of the namespace";
+    /// An unfenced container whose user is root, the proxy's or not known.
+    UnfencedUser "unfenced-user" 403 Fence Refuse
+        "outside the fence uid 0 and the proxy's uid 65530 can reach into it; without runAsUser the image chooses"
+        "set runAsUser in the container's securityContext to another number";
+    /// An unfenced container that has, or may get, a capability over the network.
+    UnfencedCapability "unfenced-capability" 403 Fence Refuse
+        "with NET_ADMIN or NET_RAW a container outside the fence changes, forges or reads the traffic of the fence's proxy"
+        "drop ALL or NET_RAW in the container's securityContext.capabilities, and add neither";
+    /// `spec.hostAliases`.
+    HostAliases "host-aliases" 403 Fence Refuse
+        "the pod's author would decide which address a name of the policy has"
+        "remove hostAliases";
+    /// `spec.dnsConfig`, or a `dnsPolicy` that needs it.
+    DnsConfig "dns-config" 403 Fence Refuse
+        "the pod's author would decide who answers for the names of the policy"
+        "remove dnsConfig, and dnsPolicy None";
+    /// The pod, as it was submitted, is below the Pod Security Standard "baseline".
+    Baseline "baseline" 403 Fence Refuse
+        "what the Pod Security Standard baseline refuses is a way to the node, or around the fence"
+        "see the field in the message";
     /// All regular containers are exempted.
     NothingToFence "nothing-to-fence" 403 Pass Refuse
         "the namespace exempts every container of the pod"
@@ -195,6 +218,10 @@ classes! {
     Unfixed "not-as-injected" 403 Refuse Refuse
         "something changed what Ringfence had put into the pod"
         "find the webhook or person that changed it; see the path in the message";
+    /// A command for a fenced container that does not enter its fence.
+    ExecOutside "exec-outside" 403 Refuse Refuse
+        "the command would run in the bare container, outside the fence"
+        "see that the mutating webhook exec.ringfence.dev is installed and that no other changes the command";
     /// Our patch does not do what it should.
     SelfCheck "self-check" 500 Refuse Refuse
         "the patch does not give the pod it was made for, which is a fault of Ringfence"

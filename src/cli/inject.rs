@@ -32,6 +32,9 @@ pub(super) struct Args {
     /// Name of the namespace that the manifest is for; messages name it.
     #[arg(short, long, value_name = "NAME", default_value = "default")]
     namespace: String,
+    /// The namespace is labelled `strict` instead of `enabled`.
+    #[arg(long)]
+    strict: bool,
     /// An annotation of the namespace, as in `ringfence.dev/unfenced-containers=mcp-*`.
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     namespace_annotation: Vec<(String, String)>,
@@ -132,7 +135,8 @@ impl Fencer {
             ensure!(data.insert(key.to_owned(), read(path)?).is_none(), "two files are {key}");
         }
         let policy = PolicySource::read(&settings.default_policy, &data)?;
-        let label = ("ringfence.dev/inject".to_owned(), "enabled".to_owned());
+        let label = if args.strict { "strict" } else { "enabled" };
+        let label = ("ringfence.dev/inject".to_owned(), label.to_owned());
         Ok(Self {
             namespace: Namespace {
                 name: args.namespace.clone(),

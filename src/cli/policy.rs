@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Subcommand;
 
+use crate::admission::cannot_start;
 use crate::policy::{self, Source};
 
 #[derive(Debug, Subcommand)]
@@ -33,6 +34,10 @@ pub(super) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     let rego = rego.as_ref().map(|(_, bytes)| Source { name: &rego_name, bytes });
     match policy::load(&Source { name: &name, bytes: &yaml }, rego.as_ref()) {
         Ok(loaded) => {
+            if let Some(problem) = cannot_start(&loaded.policy) {
+                println!("error: {name}: {problem}");
+                return Ok(ExitCode::FAILURE);
+            }
             for warning in &loaded.warnings {
                 println!("warning: {warning}");
             }

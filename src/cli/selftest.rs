@@ -20,6 +20,10 @@ pub(super) struct Args {
     /// A namespace with the label `ringfence.dev/inject` and a policy.
     #[arg(long, short, value_name = "NAME")]
     namespace: String,
+    /// An image that the webhook can read without credentials: what a pod is fenced for is its
+    /// image, so one that does not exist is refused. It is not pulled and nothing of it is run.
+    #[arg(long, value_name = "REFERENCE")]
+    image: String,
     /// Seconds to go on trying: after an installation the API server needs a moment.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     within: u64,
@@ -31,7 +35,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let client = Client::try_default().await.context("cannot find the API server")?;
         let until = tokio::time::Instant::now() + Duration::from_secs(args.within);
         loop {
-            match check(&client, &args.namespace).await {
+            match check(&client, args).await {
                 Ok(()) => {
                     println!("a pod created in namespace {} is fenced", args.namespace);
                     return Ok(ExitCode::SUCCESS);
@@ -46,8 +50,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     })
 }
 
-async fn check(client: &Client, namespace: &str) -> anyhow::Result<()> {
-    // Command and user are set, so that no registry is asked: the image need not exist.
+async fn check(client: &Client, args: &Args) -> anyhow::Result<()> {
+    let namespace = &args.namespace;
     let pod: Pod = serde_json::from_value(json!({
         "metadata": { "generateName": "ringfence-selftest-" },
         "spec": {
@@ -55,7 +59,7 @@ async fn check(client: &Client, namespace: &str) -> anyhow::Result<()> {
             "automountServiceAccountToken": false,
             "containers": [{
                 "name": "agent",
-                "image": "ringfence.invalid/selftest:none",
+                "image": args.image,
                 "command": [COMMAND],
                 "securityContext": { "runAsUser": 65534 },
             }],

@@ -23,6 +23,7 @@ use crate::admission::server::{
 };
 use crate::admission::{Delivery, IpFamily, LogLevel, Profile, Settings};
 use crate::image::{Images, ImagesConfig};
+use crate::pki::ca_bundle::{Configuration, ConfigurationKind};
 use crate::pki::rotation::{self, Serving};
 use crate::propagate;
 
@@ -54,6 +55,9 @@ pub(super) struct Args {
     /// caBundle is somebody else's business, and readiness does not look at it.
     #[arg(long = "webhook-configuration", value_name = "NAME")]
     webhook_configurations: Vec<String>,
+    /// The same for a validating webhook configuration.
+    #[arg(long = "validating-configuration", value_name = "NAME")]
+    validating_configurations: Vec<String>,
     /// The Secret that holds the CA; made when it does not exist.
     #[arg(long, value_name = "NAME", default_value = "ringfence-webhook-ca")]
     ca_secret: String,
@@ -171,6 +175,17 @@ impl Args {
             release_namespace: self.namespace.clone(),
             default_policy: self.default_policy.clone(),
         }
+    }
+
+    /// The configurations whose caBundle is ours.
+    fn configurations(&self) -> Vec<Configuration> {
+        let of = |kind, names: &[String]| {
+            let of = |name: &String| Configuration { kind, name: name.clone() };
+            names.iter().map(of).collect::<Vec<_>>()
+        };
+        let mut all = of(ConfigurationKind::Mutating, &self.webhook_configurations);
+        all.extend(of(ConfigurationKind::Validating, &self.validating_configurations));
+        all
     }
 
     fn images(&self) -> anyhow::Result<Images> {
@@ -370,6 +385,24 @@ mod tests {
         let mut expected = Settings { image: "r/i:1".into(), ..Settings::default() };
         expected.release_namespace = "ns".into();
         assert_eq!(settings(&["--ip-family=ipv4"]), expected);
+    }
+
+    #[test]
+    fn both_kinds_of_configurations_are_kept_right() {
+        let line = [
+            "webhook",
+            "--namespace=ns",
+            "--supervisor-image=r/i:1",
+            "--webhook-configuration=m",
+            "--validating-configuration=v",
+        ];
+        let line = Line::try_parse_from(line).unwrap_or_else(|e| panic!("{e}"));
+        let names: Vec<String> =
+            line.args.configurations().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            names,
+            ["MutatingWebhookConfiguration `m`", "ValidatingWebhookConfiguration `v`"]
+        );
     }
 
     #[tokio::test]

@@ -6,8 +6,12 @@
 use std::sync::Arc;
 
 use crate::api_text::api_text;
-use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use kube::api::{Patch, PatchParams};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use k8s_openapi::api::admissionregistration::v1::{
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
@@ -19,43 +23,110 @@ use serde_json::{Value, json};
 /// The name under which we own `caBundle`.
 pub const FIELD_MANAGER: &str = "ringfence-ca-bundle";
 
+/// A webhook configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configuration {
+    /// Which of the two kinds it is.
+    pub kind: ConfigurationKind,
+    /// Its name.
+    pub name: String,
+}
+
+/// The kinds of webhook configurations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConfigurationKind {
+    /// `MutatingWebhookConfiguration`
+    Mutating,
+    /// `ValidatingWebhookConfiguration`
+    Validating,
+}
+
+impl std::fmt::Display for Configuration {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} `{}`", self.resource().kind, self.name)
+    }
+}
+
+impl Configuration {
+    fn resource(&self) -> ApiResource {
+        match self.kind {
+            ConfigurationKind::Mutating => ApiResource::erase::<MutatingWebhookConfiguration>(&()),
+            ConfigurationKind::Validating => {
+                ApiResource::erase::<ValidatingWebhookConfiguration>(&())
+            }
+        }
+    }
+
+    fn api(&self, client: &Client) -> Api<DynamicObject> {
+        Api::all_with(client.clone(), &self.resource())
+    }
+
+    /// Its entries, live.
+    async fn entries(&self, client: &Client) -> Result<Vec<Entry>, CaBundleError> {
+        let live = self.api(client).get(&self.name).await;
+        let live =
+            live.map_err(|source| CaBundleError::Read { configuration: self.clone(), source })?;
+        Ok(entries(&live.data))
+    }
+}
+
+/// One webhook of a configuration, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    name: String,
+    /// PEM; empty where there is none.
+    bundle: Vec<u8>,
+}
+
+fn entries(data: &Value) -> Vec<Entry> {
+    let webhooks = data.get("webhooks").and_then(Value::as_array);
+    let entry = |webhook: &Value| {
+        let bundle = webhook.pointer("/clientConfig/caBundle").and_then(Value::as_str);
+        Entry {
+            name: webhook.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            bundle: bundle.and_then(|text| STANDARD.decode(text).ok()).unwrap_or_default(),
+        }
+    };
+    webhooks.into_iter().flatten().map(entry).collect()
+}
+
 /// Why a CA bundle could not be published or does not fit what is served.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CaBundleError {
     /// The configuration could not be read.
-    #[error("cannot read MutatingWebhookConfiguration `{name}`: {}", api_text(.source))]
+    #[error("cannot read {configuration}: {}", api_text(.source))]
     Read {
-        /// The configuration's name.
-        name: String,
+        /// Which it is.
+        configuration: Configuration,
         /// What the API server answered.
         #[source]
         source: kube::Error,
     },
     /// The configuration could not be changed.
-    #[error("cannot set caBundle in MutatingWebhookConfiguration `{name}`: {}", api_text(.source))]
+    #[error("cannot set caBundle in {configuration}: {}", api_text(.source))]
     Write {
-        /// The configuration's name.
-        name: String,
+        /// Which it is.
+        configuration: Configuration,
         /// What the API server answered.
         #[source]
         source: kube::Error,
     },
     /// A webhook of the configuration carries no, or another, bundle.
-    #[error("webhook `{webhook}` of MutatingWebhookConfiguration `{name}` has no caBundle yet")]
+    #[error("webhook `{webhook}` of {configuration} has no caBundle yet")]
     Missing {
-        /// The configuration's name.
-        name: String,
+        /// Which it is.
+        configuration: Configuration,
         /// The entry within it.
         webhook: String,
     },
     /// The bundle does not verify the served certificate.
     #[error(
-        "the served certificate does not verify against caBundle of webhook `{webhook}` in MutatingWebhookConfiguration `{name}`: {reason}"
+        "the served certificate does not verify against caBundle of webhook `{webhook}` in {configuration}: {reason}"
     )]
     Untrusted {
-        /// The configuration's name.
-        name: String,
+        /// Which it is.
+        configuration: Configuration,
         /// The entry within it.
         webhook: String,
         /// What the verifier said.
@@ -63,74 +134,67 @@ pub enum CaBundleError {
     },
 }
 
-/// Writes `ca_pem` as the bundle of every entry of the configuration `name` that has another.
+/// Writes `ca_pem` as the bundle of every entry of the configuration that has another.
 ///
 /// Returns true when something was written. Only `caBundle` is applied; the rest of an entry stays
 /// with whoever owns it.
 ///
 /// # Errors
 /// When the configuration cannot be read or patched.
-pub async fn publish(client: &Client, name: &str, ca_pem: &str) -> Result<bool, CaBundleError> {
-    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let live = api
-        .get(name)
-        .await
-        .map_err(|source| CaBundleError::Read { name: name.to_owned(), source })?;
-    let Some(patch) = patch_for(name, &live, ca_pem) else { return Ok(false) };
-    api.patch(name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(&patch))
-        .await
-        .map_err(|source| CaBundleError::Write { name: name.to_owned(), source })?;
-    Ok(true)
+pub async fn publish(
+    client: &Client,
+    configuration: &Configuration,
+    ca_pem: &str,
+) -> Result<bool, CaBundleError> {
+    let live = configuration.entries(client).await?;
+    let Some(patch) = patch_for(configuration, &live, ca_pem) else { return Ok(false) };
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let api = configuration.api(client);
+    match api.patch(&configuration.name, &params, &Patch::Apply(&patch)).await {
+        Ok(_) => Ok(true),
+        Err(source) => Err(CaBundleError::Write { configuration: configuration.clone(), source }),
+    }
 }
 
 /// The apply patch that gives every entry our bundle, or None when all have it.
-fn patch_for(name: &str, live: &MutatingWebhookConfiguration, ca_pem: &str) -> Option<Value> {
-    let webhooks = live.webhooks.as_deref().unwrap_or_default();
-    let differs = webhooks.iter().any(|webhook| {
-        webhook.client_config.ca_bundle.as_ref().is_none_or(|b| b.0 != ca_pem.as_bytes())
-    });
-    if !differs {
+fn patch_for(configuration: &Configuration, live: &[Entry], ca_pem: &str) -> Option<Value> {
+    if live.iter().all(|entry| entry.bundle == ca_pem.as_bytes()) {
         return None;
     }
     // All entries, also those that are right: what an apply leaves out is given up.
-    let bundle = k8s_openapi::ByteString(ca_pem.as_bytes().to_vec());
-    let entries: Vec<Value> = webhooks
+    let bundle = STANDARD.encode(ca_pem);
+    let entries: Vec<Value> = live
         .iter()
-        .map(|webhook| json!({ "name": webhook.name, "clientConfig": { "caBundle": bundle } }))
+        .map(|entry| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } }))
         .collect();
+    let resource = configuration.resource();
     Some(json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": { "name": name },
+        "apiVersion": resource.api_version,
+        "kind": resource.kind,
+        "metadata": { "name": configuration.name },
         "webhooks": entries,
     }))
 }
 
-/// Checks that the live bundle of every entry of `name` verifies `chain` for `server_name`, as the
-/// API server will when it calls.
+/// Checks that the live bundle of every entry of the configuration verifies `chain` for
+/// `server_name`, as the API server will when it calls.
 ///
 /// # Errors
 /// When it does not, or the configuration cannot be read.
 pub async fn verify_live(
     client: &Client,
-    name: &str,
+    configuration: &Configuration,
     chain: &[CertificateDer<'static>],
     server_name: &str,
 ) -> Result<(), CaBundleError> {
-    let api: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let live = api
-        .get(name)
-        .await
-        .map_err(|source| CaBundleError::Read { name: name.to_owned(), source })?;
-    for webhook in live.webhooks.as_deref().unwrap_or_default() {
-        let (name, entry) = (name.to_owned(), webhook.name.clone());
-        let Some(bundle) = webhook.client_config.ca_bundle.as_ref().filter(|b| !b.0.is_empty())
-        else {
-            return Err(CaBundleError::Missing { name, webhook: entry });
-        };
-        verify(&bundle.0, chain, server_name).map_err(|reason| CaBundleError::Untrusted {
-            name,
-            webhook: entry,
+    for entry in configuration.entries(client).await? {
+        let (configuration, webhook) = (configuration.clone(), entry.name);
+        if entry.bundle.is_empty() {
+            return Err(CaBundleError::Missing { configuration, webhook });
+        }
+        verify(&entry.bundle, chain, server_name).map_err(|reason| CaBundleError::Untrusted {
+            configuration,
+            webhook,
             reason,
         })?;
     }
@@ -166,41 +230,52 @@ pub fn verify(
 mod tests {
     use super::*;
 
-    fn live(bundles: &[Option<&str>]) -> MutatingWebhookConfiguration {
+    fn live(bundles: &[Option<&str>]) -> Vec<Entry> {
         let webhooks: Vec<Value> = bundles
             .iter()
             .enumerate()
             .map(|(i, bundle)| {
                 json!({
                     "name": format!("w{i}.ringfence.dev"),
-                    "admissionReviewVersions": ["v1"],
-                    "sideEffects": "None",
                     "clientConfig": {
                         "service": { "name": "s", "namespace": "n" },
-                        "caBundle": bundle.map(|b| k8s_openapi::ByteString(b.as_bytes().to_vec())),
+                        "caBundle": bundle.map(|bundle| STANDARD.encode(bundle)),
                     },
                 })
             })
             .collect();
-        serde_json::from_value(json!({ "metadata": { "name": "x" }, "webhooks": webhooks }))
-            .expect("a valid configuration")
+        entries(&json!({ "metadata": { "name": "x" }, "webhooks": webhooks }))
+    }
+
+    fn configuration(kind: ConfigurationKind) -> Configuration {
+        Configuration { kind, name: "x".into() }
     }
 
     #[test]
     fn nothing_is_written_when_every_entry_has_the_bundle() {
-        assert!(patch_for("x", &live(&[Some("ca"), Some("ca")]), "ca").is_none());
+        let mutating = configuration(ConfigurationKind::Mutating);
+        assert!(patch_for(&mutating, &live(&[Some("ca"), Some("ca")]), "ca").is_none());
+        assert!(patch_for(&mutating, &live(&[]), "ca").is_none());
     }
 
     #[test]
     fn one_difference_applies_the_bundle_to_all_entries_and_nothing_else() {
-        let patch = patch_for("x", &live(&[Some("ca"), None]), "ca").expect("a patch");
-        assert_eq!(
-            patch["webhooks"],
-            json!([
-                { "name": "w0.ringfence.dev", "clientConfig": { "caBundle": "Y2E=" } },
-                { "name": "w1.ringfence.dev", "clientConfig": { "caBundle": "Y2E=" } },
-            ])
-        );
+        let kinds = [ConfigurationKind::Mutating, ConfigurationKind::Validating];
+        for (kind, name) in kinds.into_iter().zip(["Mutating", "Validating"]) {
+            let patch = patch_for(&configuration(kind), &live(&[Some("ca"), None]), "ca");
+            assert_eq!(
+                patch.expect("a patch"),
+                json!({
+                    "apiVersion": "admissionregistration.k8s.io/v1",
+                    "kind": format!("{name}WebhookConfiguration"),
+                    "metadata": { "name": "x" },
+                    "webhooks": [
+                        { "name": "w0.ringfence.dev", "clientConfig": { "caBundle": "Y2E=" } },
+                        { "name": "w1.ringfence.dev", "clientConfig": { "caBundle": "Y2E=" } },
+                    ],
+                })
+            );
+        }
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub struct Grant {
 pub enum Inspect {
     /// Host and port only. [`super::Policy::request`] allows everything.
     None,
-    /// Each HTTP request is judged: what is not HTTP must be refused.
+    /// Each HTTP request and each message of a WebSocket is judged: what is neither must be refused.
     Rest,
 }
 

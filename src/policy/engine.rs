@@ -23,12 +23,12 @@ pub use names::NameMatch;
 
 use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 use super::destination::{self, DestinationDenied};
-use super::document::{Compatibility, Filesystem, Process};
+use super::document::{Compatibility, Filesystem, Process, Protocol};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
 use super::payload::{Inspection, Payload};
-use super::rego::Judge;
+use super::rego::{self, Judge};
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -75,6 +75,7 @@ struct Endpoint {
 
 #[derive(Debug, Clone)]
 struct Inspected {
+    protocol: Protocol,
     scope: Scope,
     enforce: bool,
     encoded_slash: bool,
@@ -119,6 +120,11 @@ enum Method {
     Get,
     Other(String),
 }
+
+/// The method of a client's text message.
+pub const WEBSOCKET_TEXT: &str = "WEBSOCKET_TEXT";
+/// The method of a client's binary message. Ours: upstream's rules do not name these.
+pub const WEBSOCKET_BINARY: &str = "WEBSOCKET_BINARY";
 
 impl Rule {
     fn matches(&self, request: &Request<'_>) -> bool {
@@ -347,11 +353,46 @@ impl Policy {
         port: u16,
         request: &Request<'_>,
     ) -> Verdict {
+        self.decide(caller, host, port, request, Protocol::Rest)
+    }
+
+    /// Judges what a client does on a WebSocket: its handshake, with method `GET`, and each of its
+    /// messages, with [`WEBSOCKET_TEXT`] or [`WEBSOCKET_BINARY`] and the handshake's path and query.
+    ///
+    /// Endpoints with `protocol: websocket` allow it, and rules of `protocol: rest` for every
+    /// method. Deny rules of both count. Where an endpoint reads the content of requests there is
+    /// no WebSocket, and none where a Rego text decides: it is not asked about them.
+    #[must_use]
+    pub fn websocket(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+    ) -> Verdict {
+        if self.judge.is_some() {
+            return rego::no_websocket(request);
+        }
+        // Nobody reads the content of messages: an endpoint that asks for it refuses them.
+        let unread = Request { payload: None, ..*request };
+        self.decide(caller, host, port, &unread, Protocol::WebSocket)
+    }
+
+    fn decide(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+        asked: Protocol,
+    ) -> Verdict {
         let encoded_slash = request.path.contains("%2F");
         let mut uninspected = Smallest::default();
         let mut inspected = Smallest::default();
         let mut seen = [Seen::default(), Seen::default()];
         let mut slash_refused = false;
+        // An endpoint of the other protocol covers the path.
+        let mut other = false;
         let mut unreadable = None;
         // Why an endpoint that read the content does not allow it.
         let mut missing = None;
@@ -377,13 +418,21 @@ impl Policy {
                 continue;
             }
             let seen = &mut seen[usize::from(rules.content.is_some())];
-            seen.covered[enforce].see(endpoint.policy);
+            let speaks = rules.content.is_some() || rules.protocol == asked;
+            if speaks {
+                seen.covered[enforce].see(endpoint.policy);
+            } else {
+                other = true;
+            }
             if encoded_slash && !rules.encoded_slash {
-                slash_refused = true;
+                slash_refused |= speaks;
                 continue;
             }
+            // A WebSocket begins as a GET: rules that name methods of HTTP do not mean it.
+            let whole = asked == Protocol::WebSocket;
+            let means = |rule: &Rule| speaks || (whole && matches!(rule.method, Method::Any));
             let allowed = match &rules.content {
-                None => rules.allow.iter().any(|rule| rule.allows(request)),
+                None => rules.allow.iter().any(|rule| means(rule) && rule.allows(request)),
                 Some(content) => match content.allows(request.payload) {
                     Ok(()) => true,
                     Err(why) => {
@@ -405,7 +454,10 @@ impl Policy {
                 suggestion,
             })
         };
-        let suggest = || suggestion::request(&caller.exe, host, port, request);
+        let suggest = || match asked {
+            Protocol::WebSocket => suggestion::websocket(&caller.exe, host, port, request),
+            _ => suggestion::request(&caller.exe, host, port, request),
+        };
         // In audit too: nobody knows what would pass.
         if let Some((index, why)) = unreadable {
             return deny(index, &why, UNREADABLE.into());
@@ -438,7 +490,14 @@ impl Policy {
         match (covered[1].0, covered[0].0) {
             (Some(index), _) => deny(index, reason, suggest()),
             (None, Some(index)) => Verdict::Audit { policy: key(index), reason: reason.into() },
-            (None, None) => deny(any, NO_COVER, suggest()),
+            (None, None) => {
+                let reason = match (other, asked) {
+                    (false, _) => NO_COVER,
+                    (true, Protocol::WebSocket) => NO_WEBSOCKET,
+                    (true, _) => ONLY_WEBSOCKET,
+                };
+                deny(any, reason, suggest())
+            }
         }
     }
 
@@ -570,6 +629,9 @@ const NO_BINARY: &str = "the policy allows this host and port, but not for this 
 const ONLY_ITSELF: &str = "only the executable itself counts";
 const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
+const ONLY_WEBSOCKET: &str = "only WebSocket connections are allowed here, not plain requests";
+const NO_WEBSOCKET: &str = "no endpoint with `protocol: websocket` covers this path, and no rule \
+                            allows every method of it";
 const NO_COVER: &str = "no endpoint of the policy covers this path";
 pub(super) const ENCODED_SLASH: &str =
     "the endpoint does not allow an encoded slash (%2F) in paths";

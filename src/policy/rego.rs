@@ -19,7 +19,7 @@ mod runner;
 mod tests;
 
 use contract::{Contract, SECTIONS};
-pub(super) use judge::Judge;
+pub(super) use judge::{Judge, no_websocket};
 use outline::{Call, Outline};
 use runner::{Fault, Runner};
 use sha2::{Digest, Sha256};

@@ -41,6 +41,14 @@ pub enum CopyError {
         #[source]
         source: kube::Error,
     },
+    /// It is there, but will be gone in a moment: somebody deletes it, and a finalizer holds it.
+    #[error("the policy copy `{namespace}/{name}` is being deleted")]
+    Ending {
+        /// The pod's namespace.
+        namespace: String,
+        /// The copy's name.
+        name: String,
+    },
     /// An object of that name has other content, or can be changed.
     #[error(
         "ConfigMap `{namespace}/{name}` exists but {reason}; it is not ringfence's copy of the policy: delete it"
@@ -88,6 +96,13 @@ pub async fn ensure(
             Err(source) => return Err(failed("create")(source)),
         },
     };
+    if found.metadata.deletion_timestamp.is_some() {
+        // A pod that was admitted now would wait for it in vain.
+        return Err(CopyError::Ending {
+            namespace: copy.namespace.to_owned(),
+            name: copy.name.to_owned(),
+        });
+    }
     check(&found, copy).map_err(|reason| CopyError::Foreign {
         namespace: copy.namespace.to_owned(),
         name: copy.name.to_owned(),
@@ -151,6 +166,25 @@ mod tests {
         let data = data();
         let copy = PolicyCopy { namespace: "n", name: "c", source: "s", data: &data };
         check(&object(&copy), &copy).expect("ours");
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_is_being_deleted_is_none() {
+        let data = data();
+        let copy = PolicyCopy { namespace: "n", name: "c", source: "s", data: &data };
+        for ending in [false, true] {
+            let mut found = serde_json::to_value(object(&copy)).expect("JSON");
+            if ending {
+                found["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+            }
+            let api = tower::service_fn(move |_: axum::http::Request<kube::client::Body>| {
+                let body = kube::client::Body::from(found.to_string().into_bytes());
+                async { Ok::<_, std::io::Error>(axum::http::Response::new(body)) }
+            });
+            let done = ensure(&Client::new(api, "n"), &copy, false).await;
+            assert_eq!(matches!(done, Err(CopyError::Ending { .. })), ending, "{done:?}");
+            assert_eq!(done.is_ok(), !ending);
+        }
     }
 
     #[test]

@@ -17,10 +17,11 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToProxy {
-    /// Five descriptors in this order: the gateway's sockets, made in the gateway's namespace,
+    /// Six descriptors in this order: the gateway's sockets, made in the gateway's namespace,
     /// proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`, listening on
     /// :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on :15053);
-    /// and the file for the agent's certificates, empty, open for writing.
+    /// and the files for the agent's certificates, PEM and for Java, empty, open for reading and
+    /// writing.
     /// Sent once, first.
     Start,
     /// The answer to [`ToSupervisor::Identify`]. With `caller` comes one descriptor: the
@@ -69,7 +70,8 @@ pub enum ToSupervisor {
         /// The sandbox CA's certificate, PEM. The key never leaves the proxy.
         ca_pem: String,
     },
-    /// The file of certificates is written; sent once, after [`ToProxy::Start`].
+    /// The files of certificates are written, Java's where the image has one; sent once, after
+    /// [`ToProxy::Start`].
     Bundled,
     /// Whose connection is this? Answered by [`ToProxy::Caller`].
     Identify {

@@ -24,7 +24,7 @@ use super::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The descriptors beside [`ToProxy::Start`].
-pub(crate) const START_FDS: usize = 5;
+pub(crate) const START_FDS: usize = 6;
 
 /// Why the supervisor gave no answer.
 #[derive(Debug, thiserror::Error)]

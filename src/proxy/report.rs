@@ -354,3 +354,10 @@ pub(crate) fn too_many_connections(who: Option<(&str, u32)>) {
         }
     });
 }
+
+pub(crate) fn no_java_store(error: &std::io::Error) {
+    let event = Event::new(Class::Config, "DEGRADED", Severity::Low)
+        .subject("Java finds no certificates")
+        .reason(error.to_string());
+    emit(&event);
+}

@@ -6,6 +6,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::agent_files::AgentFiles;
 use super::identity::User;
 use crate::event::{self, Class, Event, Severity};
 
@@ -77,15 +78,48 @@ const WHOLE_BUNDLE: [&str; 9] = [
     "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
 ];
 
-/// Where the agent finds the proxy and its CA.
+/// Single clients' own variables for a bundle, which go before the ones above. Ours where the image
+/// has one: the bundle that it names does not have the sandbox CA.
+const OWN_BUNDLE: [&str; 11] = [
+    "BUNDLE_SSL_CA_CERT",
+    "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE",
+    "CONDA_SSL_VERIFY",
+    "HEX_CACERTS_PATH",
+    "HTTPLIB2_CA_CERTS",
+    "HTTPS_CA_FILE",
+    "JULIA_SSL_CA_ROOTS_PATH",
+    "NIX_SSL_CERT_FILE",
+    "PERL_LWP_SSL_CA_FILE",
+    "WEBSOCKET_CLIENT_CA_BUNDLE",
+    "YARN_HTTPS_CA_FILE_PATH",
+];
+/// Single clients' own variables for a proxy, which go before those of all. They are taken away: in
+/// the fence there is no other proxy.
+const OWN_PROXY: [&str; 7] = [
+    "CARGO_HTTP_PROXY",
+    "GLOBAL_AGENT_HTTPS_PROXY",
+    "GLOBAL_AGENT_HTTP_PROXY",
+    "GLOBAL_AGENT_NO_PROXY",
+    "PIP_PROXY",
+    "YARN_HTTPS_PROXY",
+    "YARN_HTTP_PROXY",
+];
+/// How npm's settings begin as variables, and those that would go before ours: npm knows no case
+/// and takes `-` for `_`.
+const NPM: &str = "npm_config_";
+const NPM_OWN: [&str; 6] = ["ca", "cafile", "http_proxy", "https_proxy", "noproxy", "proxy"];
+/// Java's options. The first is every Java's and always set; each of the others goes before it, and
+/// gets the same where it names a trust store.
+const JAVA: [&str; 3] = ["JAVA_TOOL_OPTIONS", "JDK_JAVA_OPTIONS", "_JAVA_OPTIONS"];
+const JAVA_STORE: &str = "-Djavax.net.ssl.trustStore";
+
+/// Where the agent finds the proxy and the sandbox CA.
 #[derive(Debug)]
 pub struct Ways<'a> {
     /// The proxy's URL.
     pub proxy: &'a str,
-    /// The sandbox CA alone.
-    pub ca: &'a Path,
-    /// The sandbox CA with what upstreams are verified against.
-    pub bundle: &'a Path,
+    /// What trusts the sandbox CA.
+    pub files: &'a AgentFiles,
 }
 
 /// Builds the agent's environment from the container's.
@@ -108,6 +142,9 @@ pub fn agent(
                 .subject(format!("left out of the agent's environment: {}", names.join(" "))),
         );
     }
+    env.retain(|name, _| !is_one_of(name, &OWN_PROXY) && !is_npms_own(name));
+    let overridden: Vec<_> =
+        env.keys().filter(|name| is_one_of(name, &OWN_BUNDLE)).cloned().collect();
     let mut set = |name: &str, value: &OsStr| env.insert(name.into(), value.into());
     set("OPENSHELL_SANDBOX", OsStr::new("1"));
     for name in PROXY {
@@ -117,11 +154,26 @@ pub fn agent(
         set(name, OsStr::new("127.0.0.1,localhost,::1"));
     }
     set("NODE_USE_ENV_PROXY", OsStr::new("1"));
+    let files = ways.files;
     for name in ONE_CA {
-        set(name, ways.ca.as_os_str());
+        set(name, files.ca.as_os_str());
     }
     for name in WHOLE_BUNDLE {
-        set(name, ways.bundle.as_os_str());
+        set(name, files.bundle.as_os_str());
+    }
+    // In the place of /etc/wgetrc: the agent's own file and the image's WGETRC still count.
+    for name in ["SYSTEM_WGETRC", "SYSTEM_WGET2RC"] {
+        set(name, files.wgetrc.as_os_str());
+    }
+    set("APT_CONFIG", files.apt.as_os_str());
+    for name in overridden {
+        env.insert(name, files.bundle.clone().into());
+    }
+    for name in JAVA.map(OsStr::new) {
+        let own = env.get(name).map(OsString::as_os_str);
+        if let Some(options) = java_options(own, name == JAVA[0], &files.java) {
+            env.insert(name.into(), options);
+        }
     }
     // The runtime sets HOME for uid 0, which is the supervisor's and not the agent's.
     let roots = env.get(OsStr::new("HOME")).is_none_or(|home| home == "/root" || home.is_empty());
@@ -136,6 +188,30 @@ pub fn agent(
         }
     }
     env
+}
+
+/// The options with our trust store, the last of which counts; `None` where they stay as they are.
+fn java_options(own: Option<&OsStr>, always: bool, store: &Path) -> Option<OsString> {
+    let mut options = own.unwrap_or_default().to_owned();
+    let names_another = memchr::memmem::find(options.as_bytes(), JAVA_STORE.as_bytes()).is_some();
+    if !always && !names_another {
+        return None;
+    }
+    if !options.is_empty() {
+        options.push(" ");
+    }
+    options.push(format!("{JAVA_STORE}="));
+    options.push(store);
+    if names_another {
+        // Theirs would be tried on ours.
+        options.push(format!(" {JAVA_STORE}Password=changeit {JAVA_STORE}Type=JKS"));
+    }
+    Some(options)
+}
+
+fn is_npms_own(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_ascii_lowercase().replace('-', "_");
+    name.strip_prefix(NPM).is_some_and(|setting| NPM_OWN.contains(&setting))
 }
 
 fn is_one_of(name: &OsStr, names: &[&str]) -> bool {
@@ -154,11 +230,8 @@ mod tests {
             home: "/home/agent".into(),
             notes: vec![],
         };
-        let ways = Ways {
-            proxy: "http://10.200.0.1:3128",
-            ca: Path::new("/r/ca.pem"),
-            bundle: Path::new("/r/b.pem"),
-        };
+        let files = AgentFiles::new(Path::new("/r"));
+        let ways = Ways { proxy: "http://10.200.0.1:3128", files: &files };
         agent(container.iter().map(|(k, v)| (k.into(), v.into())), &user, &ways)
     }
 
@@ -192,13 +265,68 @@ mod tests {
             ("127.0.0.1,localhost,::1", "NO_PROXY no_proxy"),
             ("1", "OPENSHELL_SANDBOX NODE_USE_ENV_PROXY"),
             ("/r/ca.pem", "NODE_EXTRA_CA_CERTS DENO_CERT"),
-            ("/r/b.pem", "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO"),
-            ("/r/b.pem", "CARGO_HTTP_CAINFO AWS_CA_BUNDLE PIP_CERT"),
+            ("/r/ca-bundle.pem", "SSL_CERT_FILE REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GIT_SSL_CAINFO"),
+            ("/r/ca-bundle.pem", "CARGO_HTTP_CAINFO AWS_CA_BUNDLE PIP_CERT NPM_CONFIG_CAFILE"),
+            ("/r/ca-bundle.pem", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
+            ("/r/wgetrc", "SYSTEM_WGETRC SYSTEM_WGET2RC"),
+            ("/r/apt.conf", "APT_CONFIG"),
+            ("-Djavax.net.ssl.trustStore=/r/java.jks", "JAVA_TOOL_OPTIONS"),
         ] {
             for name in names.split(' ') {
                 assert_eq!(get(&env, name), Some(value), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn what_a_single_client_goes_by_first_does_not_lead_elsewhere() {
+        let env = build(&[
+            ("npm_config_cafile", "/other.pem"),
+            ("npm_config_CA", "-----BEGIN"),
+            ("NPM_CONFIG_HTTPS-PROXY", "http://elsewhere"),
+            ("npm_config_registry", "https://npm.test"),
+            ("PIP_PROXY", "http://elsewhere"),
+            ("CARGO_HTTP_PROXY", "http://elsewhere"),
+            ("HTTPLIB2_CA_CERTS", "/other.pem"),
+            ("SSL_CERT_DIR", "/certs"),
+            ("WGETRC", "/own"),
+        ]);
+        for gone in [
+            "npm_config_cafile",
+            "npm_config_CA",
+            "NPM_CONFIG_HTTPS-PROXY",
+            "PIP_PROXY",
+            "CARGO_HTTP_PROXY",
+            "NIX_SSL_CERT_FILE",
+        ] {
+            assert_eq!(get(&env, gone), None, "{gone}");
+        }
+        for (name, value) in [
+            ("NPM_CONFIG_CAFILE", "/r/ca-bundle.pem"),
+            ("npm_config_registry", "https://npm.test"),
+            ("HTTPLIB2_CA_CERTS", "/r/ca-bundle.pem"),
+            // More places to trust, in which ours is not missed; other settings.
+            ("SSL_CERT_DIR", "/certs"),
+            ("WGETRC", "/own"),
+        ] {
+            assert_eq!(get(&env, name), Some(value), "{name}");
+        }
+    }
+
+    #[test]
+    fn javas_own_options_stay_and_ours_come_last() {
+        const OURS: &str = "-Djavax.net.ssl.trustStore=/r/java.jks";
+        let env = build(&[("JAVA_TOOL_OPTIONS", "-Xmx1g"), ("JDK_JAVA_OPTIONS", "-Xss1m")]);
+        assert_eq!(get(&env, "JAVA_TOOL_OPTIONS"), Some(&*format!("-Xmx1g {OURS}")));
+        assert_eq!(get(&env, "JDK_JAVA_OPTIONS"), Some("-Xss1m"));
+        assert_eq!(get(&env, "_JAVA_OPTIONS"), None);
+        let theirs = "-Djavax.net.ssl.trustStore=/x -Djavax.net.ssl.trustStorePassword=y";
+        let env = build(&[("_JAVA_OPTIONS", theirs)]);
+        let both = format!(
+            "{theirs} {OURS} -Djavax.net.ssl.trustStorePassword=changeit \
+             -Djavax.net.ssl.trustStoreType=JKS"
+        );
+        assert_eq!(get(&env, "_JAVA_OPTIONS"), Some(&*both));
     }
 
     #[test]

@@ -47,6 +47,7 @@ pub struct ProxyConfig {
     policy: PolicyFiles,
     pod_ips: Vec<IpAddr>,
     api_server: Vec<IpAddr>,
+    java: bool,
     inbound: Option<Vec<u16>>,
     mirror: bool,
     admin_port: u16,
@@ -56,11 +57,12 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// From the supervisor's own arguments.
+    /// From the supervisor's own arguments. `java`: the image has one.
     #[must_use]
     pub fn new(
         policy: PolicyFiles,
         (pod_ips, api_server): (Vec<IpAddr>, Vec<IpAddr>),
+        java: bool,
         args: &RunArgs,
         upstream_proxy: Option<upstream_proxy::Settings>,
         level: Level,
@@ -74,6 +76,7 @@ impl ProxyConfig {
             policy,
             pod_ips,
             api_server,
+            java,
             inbound: ports,
             mirror: args.inbound == Inbound::Mirror,
             admin_port: args.admin_port,
@@ -146,6 +149,7 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
             api_server: config.api_server,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
             image_roots,
+            java: config.java,
             inbound: match (config.mirror, config.inbound) {
                 (true, _) => proxy::Inbound::Mirror,
                 (false, Some(ports)) => proxy::Inbound::Ports(ports),
@@ -200,13 +204,14 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the gateway's listeners to the proxy, and the file for the agent's certificates; this
-/// process keeps none.
-pub fn hand_over(control: impl AsFd, listeners: Listeners, bundle: &File) -> Result<()> {
+/// Hands the gateway's listeners to the proxy, and the files for the agent's certificates, PEM and
+/// for Java; this process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners, files: &[File; 2]) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
     let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
     let [proxy, captured, dns_udp, dns_tcp] = listeners;
-    let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle.as_fd()];
+    let [bundle, java] = files.each_ref().map(AsFd::as_fd);
+    let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle, java];
     packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 
+use super::agent_files::{self, AgentFiles};
 use super::args::{self, RunArgs};
 use super::attestation::{Attestation, NetworkRecord, PidRecord};
 use super::caller::Callers;
@@ -56,8 +57,10 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
     let gateway = gateway::start(keeper.try_clone()?)?;
+    let [java_home, path, apt_config] = ["JAVA_HOME", "PATH", "APT_CONFIG"].map(std::env::var_os);
+    let java = agent_files::has_java(&args.command, java_home.as_deref(), path.as_deref());
     let addresses = (args::pod_ips(lookup), args::api_server(lookup));
-    let config = ProxyConfig::new(files.clone(), addresses, &args, upstream_proxy, level);
+    let config = ProxyConfig::new(files.clone(), addresses, java, &args, upstream_proxy, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
 
     let policy = load(&files)?;
@@ -88,18 +91,21 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let network = signals.wait_for_thread(gateway.built(), "the network")??;
     let namespace = network.namespace.id()?;
     progress::created(namespace);
-    let [ca, bundle] = ["tls/ca.pem", "tls/ca-bundle.pem"].map(|name| dir.path().join(name));
-    proxy_process::hand_over(&proxy, network.listeners, &dir.make(&bundle, 0o644)?)?;
+    let agents = AgentFiles::new(&dir.tls());
+    proxy_process::hand_over(&proxy, network.listeners, &agents.make(&dir)?)?;
+    agents.write_settings(&dir, apt_config.as_deref())?;
     progress::listening();
-    let callers = Arc::new(Callers::new(keeper_pid, Watched::new(&policy, std::env::vars_os())));
+    let ways = Ways { proxy: PROXY_URL, files: &agents };
+    let env = environment::agent(std::env::vars_os(), &user, &ways);
+    let given = env.iter().map(|(name, value)| (name.clone(), value.clone()));
+    let watched = Watched::new(&policy, std::env::vars_os().chain(given));
+    let callers = Arc::new(Callers::new(keeper_pid, watched));
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     signals.wait_for(&keeper, "the keeper")?;
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
     progress::confined(&confinement, hard);
 
     // 5. The agent is forked; it gives up everything and waits for our word before it executes.
-    let ways = Ways { proxy: PROXY_URL, ca: &ca, bundle: &bundle };
-    let env = environment::agent(std::env::vars_os(), &user, &ways);
     let setting = Setting { identity: user.identity.clone(), env, workdir };
     let forked = match fork_agent(&mut keeper, &setting, &args.command, &agents_stderr) {
         Ok(forked) => forked,
@@ -120,8 +126,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
     signals.wait_for(&proxy, "the proxy's certificate")?;
     let certificate = proxy_process::ready(&proxy)?;
     let proxy_threads = proxy_process::verify(proxy_pid)?;
-    dir.write(&ca, 0o644, certificate.as_bytes())?;
-    progress::tls_enabled(&ca);
+    dir.write(&agents.ca, 0o644, certificate.as_bytes())?;
+    progress::tls_enabled(&agents.ca);
     // From here on this process neither mounts nor makes namespaces.
     seccomp::install_everywhere(&seccomp::supervisor()).context("cannot install our own filter")?;
     signals.wait_for(&proxy, "the agent's certificates")?;
@@ -139,7 +145,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         paths,
         landlock: &confinement,
         unix_sockets: sockets,
-        environment: steering::names(&setting.env),
+        environment: steering::names(&setting.env, std::env::vars_os()),
         seccomp_filters: 1 + u32::from(listener),
         binary_identity: listener,
         pid_namespace: PidRecord::new(own_pids, own_proc),

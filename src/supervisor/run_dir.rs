@@ -99,6 +99,7 @@ impl RunDir {
     pub fn make(&self, path: &Path, mode: u32) -> Result<fs::File> {
         let make = || -> io::Result<fs::File> {
             let file = fs::OpenOptions::new()
+                .read(true)
                 .write(true)
                 .create_new(true)
                 .mode(mode)

@@ -8,7 +8,7 @@
 //! what it starts. So those are named in the attestation, and a binary that must run no other code
 //! than its own is one for the policy's `tainted: refuse`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
@@ -91,11 +91,17 @@ pub fn steers(name: &OsStr) -> bool {
         || NPM.as_bytes().eq_ignore_ascii_case(bytes)
 }
 
-/// The names among an environment's, sorted; what is not printable is shown with marks.
+/// The names among the agent's environment that the container brought along, sorted; what is not
+/// printable is shown with marks. The rest of them is ours.
 #[must_use]
-pub fn names(environment: &BTreeMap<OsString, OsString>) -> Vec<String> {
-    let names = environment.keys().filter(|name| steers(name));
-    names.map(|name| name.to_string_lossy().into_owned()).collect()
+pub fn names(
+    environment: &BTreeMap<OsString, OsString>,
+    container: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Vec<String> {
+    let names = container.into_iter().map(|(name, _)| name);
+    let names = names.filter(|name| steers(name) && environment.contains_key(name));
+    let sorted: BTreeSet<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    sorted.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -162,8 +168,12 @@ mod tests {
 
     #[test]
     fn names_are_sorted_and_without_values() {
-        let environment = [("PATH", "/bin"), ("NODE_OPTIONS", "-r x"), ("LD_PRELOAD", "/secret")];
-        let environment = environment.map(|(name, value)| (name.into(), value.into()));
-        assert_eq!(names(&environment.into()), ["LD_PRELOAD", "NODE_OPTIONS"]);
+        let container = [("PATH", "/bin"), ("NODE_OPTIONS", "-r x"), ("LD_LIBRARY_PATH", "/s")]
+            .map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        let mut environment = BTreeMap::from(container.clone());
+        environment.insert("JAVA_TOOL_OPTIONS".into(), "ours".into());
+        assert_eq!(names(&environment, container.clone()), ["LD_LIBRARY_PATH", "NODE_OPTIONS"]);
+        environment.remove(OsStr::new("NODE_OPTIONS"));
+        assert_eq!(names(&environment, container), ["LD_LIBRARY_PATH"]);
     }
 }

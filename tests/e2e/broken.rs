@@ -2,12 +2,14 @@
 //! unfenced meanwhile.
 
 use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::ListParams;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::Api;
+use kube::api::{ListParams, Patch, PatchParams};
 use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::place::{Place, fenced};
+use crate::rig::RELEASE_NAMESPACE;
 
 /// The answer to a pod, which has all the `words`; and the event of a Deployment with the same.
 async fn assert_refused_everywhere(place: &Place, words: &[&str]) {
@@ -32,6 +34,19 @@ async fn assert_no_pod(place: &Place) {
     assert!(pods.items.is_empty(), "{:?}", pods.items);
 }
 
+/// What is said to whoever writes the policy; nothing is stored.
+async fn assert_not_written(place: &Place, name: &str, yaml: &str, words: &[&str]) {
+    let answer = match place.rig.try_policy(name, yaml).await {
+        Ok(()) => panic!("{name} was written:\n{yaml}"),
+        Err(kube::Error::Api(status)) => status.message.clone(),
+        Err(error) => panic!("no answer about {name}: {error}"),
+    };
+    println!("{answer}");
+    for word in words {
+        assert!(answer.contains(word), "{word} in: {answer}");
+    }
+}
+
 #[tokio::test]
 async fn a_policy_that_does_not_load() {
     let name = "e2e-does-not-load";
@@ -39,11 +54,20 @@ async fn a_policy_that_does_not_load() {
         let policy = place.rig.default_policy().await;
         let broken = policy.replace("access: read-only", "access: read-onyl");
         assert_ne!(policy, broken);
-        place.rig.put_policy(name, &broken).await;
         let line =
             broken.lines().position(|line| line.contains("read-onyl")).expect("it is there") + 1;
         let at = format!("policy.yaml:{line}");
-        assert_refused_everywhere(&place, &[name, &at, "read-onyl", "write read-only"]).await;
+        let words = [name, &at, "read-onyl", "write read-only"];
+        assert_not_written(&place, name, &broken, &words).await;
+        assert_refused_everywhere(&place, &[name, "does not exist"]).await;
+        // A good one is written, and cannot become the broken one.
+        place.rig.put_policy(name, &policy).await;
+        let api: Api<ConfigMap> = Api::namespaced(place.rig.client.clone(), RELEASE_NAMESPACE);
+        let change = Patch::Merge(json!({"data": {"policy.yaml": broken}}));
+        match api.patch(name, &PatchParams::default(), &change).await {
+            Err(kube::Error::Api(status)) => assert!(status.message.contains(&at), "{status}"),
+            other => panic!("{other:?}"),
+        }
         place.rig.remove_policy(name).await;
     })
     .await;
@@ -53,9 +77,24 @@ async fn a_policy_that_does_not_load() {
 async fn a_policy_that_is_no_yaml() {
     let name = "e2e-no-yaml";
     fenced("noyaml", &[("policy", name)], async move |place| {
-        place.rig.put_policy(name, "version: 1\nnetwork_policies: [}\n").await;
-        assert_refused_everywhere(&place, &[name, "policy.yaml:2"]).await;
-        place.rig.remove_policy(name).await;
+        let yaml = "version: 1\nnetwork_policies: [}\n";
+        assert_not_written(&place, name, yaml, &[name, "policy.yaml:2"]).await;
+        assert_refused_everywhere(&place, &[name, "does not exist"]).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_policy_that_no_supervisor_could_start_with() {
+    let name = "e2e-opens-run";
+    fenced("opensrun", &[("policy", name)], async move |place| {
+        let policy = place.rig.default_policy().await;
+        for path in ["/run", "/", "/var/run/ringfence"] {
+            let opens = policy.replace("read_only:\n", &format!("read_only:\n    - {path}\n"));
+            assert_ne!(policy, opens);
+            let words = [name, path, "opens the supervisor's run directory"];
+            assert_not_written(&place, name, &opens, &words).await;
+        }
     })
     .await;
 }

@@ -10,6 +10,7 @@ mod place;
 mod rig;
 
 mod admin;
+mod annotations;
 mod authors;
 mod broken;
 mod doctor;
@@ -17,4 +18,6 @@ mod kernel;
 mod lifecycle;
 mod network;
 mod shapes;
+mod strict;
+mod verified;
 mod workloads;

@@ -36,9 +36,26 @@ where
     F: FnOnce(Place) -> T,
     T: Future<Output = ()> + Send + 'static,
 {
+    labelled("enabled", name, annotations, test).await;
+}
+
+/// The same with the label's value `strict`.
+pub async fn strict<F, T>(name: &str, annotations: &[(&str, &str)], test: F)
+where
+    F: FnOnce(Place) -> T,
+    T: Future<Output = ()> + Send + 'static,
+{
+    labelled("strict", name, annotations, test).await;
+}
+
+async fn labelled<F, T>(label: &str, name: &str, annotations: &[(&str, &str)], test: F)
+where
+    F: FnOnce(Place) -> T,
+    T: Future<Output = ()> + Send + 'static,
+{
     let annotations: Value =
         annotations.iter().map(|(key, value)| (format!("ringfence.dev/{key}"), *value)).collect();
-    let labels = json!({"ringfence.dev/inject": "enabled"});
+    let labels = json!({"ringfence.dev/inject": label});
     run(
         &json!({"metadata": {
             "generateName": format!("e2e-{name}-"), "labels": labels, "annotations": annotations,
@@ -250,7 +267,8 @@ impl Place {
         self.kubectl(&["apply", "-f", "-"], &pod.to_string()).await
     }
 
-    async fn kubectl(&self, words: &[&str], input: &str) -> Done {
+    /// Any kubectl command in the namespace, with `input` on its stdin.
+    pub async fn kubectl(&self, words: &[&str], input: &str) -> Done {
         let mut child = Command::new("kubectl")
             .args(["-n", &self.name])
             .args(words)

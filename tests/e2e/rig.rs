@@ -46,6 +46,11 @@ impl Rig {
 
     /// Puts a policy into the release namespace, beside the CA of the upstream.
     pub async fn put_policy(&self, name: &str, yaml: &str) {
+        self.try_policy(name, yaml).await.expect("the policy can be made");
+    }
+
+    /// The same for a policy that may be refused.
+    pub async fn try_policy(&self, name: &str, yaml: &str) -> Result<(), kube::Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), RELEASE_NAMESPACE);
         let mut data = api
             .get(DEFAULT_POLICY)
@@ -57,7 +62,7 @@ impl Rig {
         self.remove_policy(name).await;
         let made = json!({"metadata": {"name": name}, "data": data});
         let made = serde_json::from_value(made).expect("a ConfigMap");
-        api.create(&PostParams::default(), &made).await.expect("the policy can be made");
+        api.create(&PostParams::default(), &made).await.map(drop)
     }
 
     pub async fn remove_policy(&self, name: &str) {

@@ -71,6 +71,21 @@ network_policies:
           - allow: { method: GET, path: "/ok/**" }
       - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
     binaries: [{ path: /usr/bin/curl }]
+  sockets:
+    endpoints:
+      - host: ws.test
+        ports: [8080, 8082, 8443]
+        protocol: websocket
+        enforcement: enforce
+        rules:
+          - allow: { method: GET, path: "**" }
+          - allow: { method: WEBSOCKET_TEXT, path: "/echo/**" }
+          - allow: { method: WEBSOCKET_BINARY, path: /echo/binary }
+        deny_rules: [{ method: GET, path: /denied }]
+      - { host: auditws.test, port: 8080, protocol: websocket, enforcement: audit, access: read-only }
+      - { host: star.test, port: 8080, protocol: rest, enforcement: enforce, access: full }
+      - { host: rest.test, port: 8080, protocol: rest, enforcement: enforce, access: read-write }
+    binaries: [{ path: /usr/bin/curl }]
   whole:
     endpoints:
       - { host: raw.test, ports: [80, 443, 2525, 4433, 8081] }
@@ -100,6 +115,7 @@ network_policies:
 "#;
 
 const HOSTS: &str = "\
+10.77.0.1 ws.test auditws.test star.test rest.test
 10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
@@ -116,6 +132,8 @@ pub struct Who {
 
 pub struct Rig {
     pub upstream: Upstream,
+    /// Signs for upstreams that the proxy trusts.
+    pub authority: Authority,
     pub who: Arc<Mutex<Option<Who>>>,
     /// The process that is said to have made every connection.
     pub pid: Arc<AtomicU32>,
@@ -216,6 +234,7 @@ impl Rig {
             api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
+            java: true,
             inbound: setup.inbound,
             transparent: setup.transparent,
             admin_port: ADMIN_PORT,
@@ -231,7 +250,10 @@ impl Rig {
         let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
         let (ready, _) = receive(&ours).expect("ready");
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };
-        let bundle = File::create(dir.path().join("bundle.pem")).expect("bundle");
+        let file = |name: &str| {
+            let options = File::options().read(true).write(true).create_new(true).to_owned();
+            OwnedFd::from(options.open(dir.path().join(name)).expect("a file"))
+        };
         let tcp = |address| {
             let listener = TcpListener::bind(address).expect("listener");
             // As many wait as at the gateway's.
@@ -247,7 +269,8 @@ impl Rig {
             caught,
             OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
             tcp(DNS),
-            OwnedFd::from(bundle),
+            file("bundle.pem"),
+            file("java.jks"),
         ];
         send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
         let (bundled, _) = receive(&ours).expect("bundled");
@@ -260,7 +283,19 @@ impl Rig {
         let pid = Arc::new(AtomicU32::new(42));
         let fence = fence(Arc::clone(&control), Arc::clone(&who), Arc::clone(&pid));
         let proxy = Some(proxy);
-        Self { upstream, who, pid, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
+        Self {
+            upstream,
+            authority,
+            who,
+            pid,
+            ca_pem,
+            bundle_pem,
+            dir,
+            control,
+            fence,
+            captured,
+            proxy,
+        }
     }
 
     /// Says something to the proxy.

@@ -9,13 +9,13 @@ use axum::http::StatusCode;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{Admit, Answer, Deadline, Metrics};
+use super::{Admit, Answer, Deadline, Hook, Metrics};
 use crate::admission::lookup::Lookups;
 use crate::admission::restore::image_change;
 use crate::admission::review::{Answer as Decision, Review};
 use crate::admission::{
-    Class, Delivery, Injection, Mode, Namespace, Outcome, PolicyRef, PolicySource, Refusal,
-    Settings, ephemeral, exec, inject, is_fenced, needs, policy_name, restore,
+    Class, Delivery, ImageConfig, Injection, Mode, Namespace, Outcome, PolicyRef, PolicySource,
+    Refusal, Settings, ephemeral, exec, inject, is_fenced, needs, policy_name, restore,
 };
 use crate::propagate::{self, PolicyCopy};
 
@@ -41,7 +41,25 @@ pub struct HandlerConfig {
 }
 
 /// Answers reviews of pods.
-pub struct Handler(HandlerConfig);
+pub struct Handler(pub(super) HandlerConfig);
+
+/// What the answer about a pod depends on, looked up.
+#[derive(Default)]
+pub(super) struct Known {
+    /// With the cluster's delivery.
+    pub settings: Settings,
+    /// Name and content of the policy; `None` where nothing of the pod is to be fenced.
+    pub policy: Option<(String, Arc<PolicySource>)>,
+    /// By container.
+    pub images: BTreeMap<String, ImageConfig>,
+}
+
+impl Known {
+    /// What `inject` needs of the policy.
+    pub(super) fn policy(&self) -> PolicyRef {
+        self.policy.as_ref().map(|(_, source)| source.reference.clone()).unwrap_or_default()
+    }
+}
 
 impl Handler {
     /// A handler of this configuration.
@@ -70,32 +88,37 @@ impl Handler {
         let Some(mut ns) = self.labelled(review, deadline).await? else {
             return Ok(Outcome::Untouched);
         };
-        let (pod, facts) = (&review.object, Arc::clone(&self.0.cluster.borrow()));
-        let settings = Settings { delivery: facts.delivery, ..self.0.settings.clone() };
-        // A pod of which nothing is to be fenced must not wait for a policy.
-        if !is_fenced(pod, &ns)? {
-            let (images, policy) = (BTreeMap::new(), PolicyRef::default());
-            return Ok(inject(None, pod, &ns, &settings, &images, &policy));
+        let pod = &review.object;
+        let known = self.know(pod, &ns, deadline).await?;
+        // Only an init container is fitted to them.
+        if known.policy.is_some() && known.settings.delivery == Delivery::Init {
+            ns.limit_ranges = self.0.lookups.limit_ranges(&ns.name, deadline).await?;
         }
-        let name = policy_name(pod, &ns, &settings)?;
-        let policy = self.0.lookups.policy(&name, deadline);
-        let limit_ranges = async {
-            match settings.delivery {
-                // Only an init container is fitted to them.
-                Delivery::Image => Ok(Vec::new()),
-                Delivery::Init => self.0.lookups.limit_ranges(&ns.name, deadline).await,
-            }
-        };
-        let (policy, limit_ranges) = tokio::try_join!(policy, limit_ranges)?;
-        ns.limit_ranges = limit_ranges;
-        let needs = needs(pod, &ns, &settings, &policy.reference)?;
-        let images =
-            self.0.lookups.images(&ns.name, &needs, &facts.architectures, deadline).await?;
-        let outcome = inject(None, pod, &ns, &settings, &images, &policy.reference);
-        if matches!(outcome, Outcome::Inject(_)) {
-            self.provide(&name, &policy, &ns, review.dry_run, deadline).await?;
+        let outcome = inject(None, pod, &ns, &known.settings, &known.images, &known.policy());
+        if let (Outcome::Inject(_), Some((name, policy))) = (&outcome, &known.policy) {
+            self.provide(name, policy, &ns, review.dry_run, deadline).await?;
         }
         Ok(outcome)
+    }
+
+    /// Looks up policy and images. A pod of which nothing is to be fenced waits for neither.
+    pub(super) async fn know(
+        &self,
+        pod: &Value,
+        ns: &Namespace,
+        deadline: Deadline,
+    ) -> Result<Known, Refusal> {
+        let facts = Arc::clone(&self.0.cluster.borrow());
+        let settings = Settings { delivery: facts.delivery, ..self.0.settings.clone() };
+        if !is_fenced(pod, ns, &settings)? {
+            return Ok(Known { settings, ..Known::default() });
+        }
+        let name = policy_name(pod, ns, &settings)?;
+        let policy = self.0.lookups.policy(&name, deadline).await?;
+        let needs = needs(pod, ns, &settings, &policy.reference)?;
+        let images =
+            self.0.lookups.images(&ns.name, &needs, &facts.architectures, deadline).await?;
+        Ok(Known { settings, policy: Some((name, policy)), images })
     }
 
     /// Puts the policy's copy into the pod's namespace, before the pod is admitted.
@@ -153,7 +176,7 @@ impl Handler {
     }
 
     /// The namespace, where it has the label.
-    async fn labelled(
+    pub(super) async fn labelled(
         &self,
         review: &Review,
         deadline: Deadline,
@@ -162,8 +185,9 @@ impl Handler {
         Ok((Mode::of(&ns)? != Mode::Off).then_some(ns))
     }
 
-    fn count(&self, outcome: &Outcome, began: Instant) {
+    fn count(&self, hook: Hook, outcome: &Outcome, began: Instant) {
         let (verdict, class) = match outcome {
+            Outcome::Untouched | Outcome::Inject(_) if hook == Hook::Validate => ("verified", "-"),
             Outcome::Untouched => ("untouched", "-"),
             Outcome::Inject(injection) if injection.ops.is_empty() => ("unchanged", "-"),
             Outcome::Inject(_) => ("injected", "-"),
@@ -182,7 +206,7 @@ impl Handler {
 }
 
 impl Admit for Handler {
-    async fn admit(&self, body: Bytes, deadline: Deadline) -> Answer {
+    async fn admit(&self, hook: Hook, body: Bytes, deadline: Deadline) -> Answer {
         let began = Instant::now();
         let review = match Review::parse(&body) {
             Ok(review) => review,
@@ -203,13 +227,20 @@ impl Admit for Handler {
         };
         // The body is in the review now; keeping both for the look-ups would double the memory.
         drop(body);
-        if review.resource != "/v1/pods" {
+        let known: &[&str] = match hook {
+            Hook::Mutate => &["/v1/pods"],
+            Hook::Validate => &["/v1/pods", "/v1/configmaps"],
+        };
+        if !known.contains(&&*review.resource) {
             let warning =
-                format!("ringfence was asked about {}, and knows only pods", review.resource);
+                format!("ringfence was asked about {}, and does not know it", review.resource);
             return decided(Decision::allow().warn(warning).to_bytes(&review.id));
         }
-        let outcome = self.decide(&review, deadline).await;
-        self.count(&outcome, began);
+        let outcome = match hook {
+            Hook::Mutate => self.decide(&review, deadline).await,
+            Hook::Validate => self.validate(&review, deadline).await,
+        };
+        self.count(hook, &outcome, began);
         if let Outcome::Refuse(refusal) = &outcome {
             tracing::info!(
                 namespace = review.namespace,
@@ -247,7 +278,9 @@ fn not_copied(error: &propagate::CopyError) -> Refusal {
                 "let the service account of ringfence make ConfigMaps in the namespace, or change the admission rule that refuses them"
             }
         }
-        propagate::CopyError::Api { .. } => return Refusal::new(Class::Lookup, error),
+        propagate::CopyError::Api { .. } | propagate::CopyError::Ending { .. } => {
+            return Refusal::new(Class::Lookup, error);
+        }
     };
     Refusal::with_fix(Class::Policy, error, fix)
 }

@@ -32,8 +32,12 @@ async fn answer(body: &Value) -> (StatusCode, Value) {
 }
 
 async fn answer_with(found: Option<Value>, body: &Value) -> (StatusCode, Value) {
+    answer_of(Hook::Mutate, found, body).await
+}
+
+async fn answer_of(hook: Hook, found: Option<Value>, body: &Value) -> (StatusCode, Value) {
     let deadline = Deadline::after(Duration::from_secs(5));
-    let answer = handler(found).admit(body.to_string().into(), deadline).await;
+    let answer = handler(found).admit(hook, body.to_string().into(), deadline).await;
     let body = serde_json::from_slice(&answer.body).unwrap_or_default();
     (answer.status, body)
 }
@@ -103,11 +107,7 @@ async fn an_update_passes_whatever_is_wrong_with_the_namespace() {
             "metadata": { "name": "agents", "labels": { "ringfence.dev/inject": value } } })
     };
     let [update, other_image] = updates();
-    for (found, word) in [
-        (None, "nobody there"),
-        (Some(labelled("true")), "label"),
-        (Some(labelled("strict")), "strict"),
-    ] {
+    for (found, word) in [(None, "nobody there"), (Some(labelled("true")), "label")] {
         let (_, answer) = answer_with(found.clone(), &update).await;
         let response = &answer["response"];
         assert_eq!(response["allowed"], true, "{answer}");
@@ -164,4 +164,147 @@ fn a_copy_that_is_forbidden_is_no_matter_of_trying_again() {
         assert!(refusal.message.contains(&said) && refusal.message.contains(fix), "{refusal}");
     }
     assert_eq!(refusal(json!({ "code": 500, "message": "etcd" })).class, Class::Lookup);
+}
+
+fn namespace(label: &str) -> Value {
+    json!({ "apiVersion": "v1", "kind": "Namespace",
+        "metadata": { "name": "agents", "labels": { "ringfence.dev/inject": label } } })
+}
+
+/// What a validating webhook must never send, whatever it says.
+fn no_patch(answer: &Value) {
+    assert_eq!(answer["response"]["uid"], "u", "{answer}");
+    for key in ["patch", "patchType"] {
+        assert!(answer["response"].get(key).is_none(), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_new_pod_is_not_verified_by_knowing_nothing() {
+    let (_, answer) = answer_of(Hook::Validate, None, &review("pods", "CREATE")).await;
+    no_patch(&answer);
+    assert_eq!(answer["response"]["status"]["code"], 503, "{answer}");
+    // In a namespace that exempts all of it there is nothing to verify.
+    let mut exempt = namespace("enabled");
+    exempt["metadata"]["annotations"] = json!({ "ringfence.dev/unfenced-containers": "*" });
+    let (_, answer) = answer_of(Hook::Validate, Some(exempt), &review("pods", "CREATE")).await;
+    no_patch(&answer);
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+}
+
+#[tokio::test]
+async fn only_an_update_of_an_image_depends_on_anything() {
+    let [update, other_image] = updates();
+    for found in [None, Some(namespace("enabled")), Some(namespace("true"))] {
+        let (_, answer) = answer_of(Hook::Validate, found.clone(), &update).await;
+        no_patch(&answer);
+        assert_eq!(answer["response"]["allowed"], true, "{answer}");
+        let (_, answer) = answer_of(Hook::Validate, found, &other_image).await;
+        no_patch(&answer);
+        assert_eq!(answer["response"]["allowed"], false, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn an_ephemeral_container_is_refused_under_strict_only() {
+    let mut debug = review("pods", "UPDATE");
+    debug["request"]["subResource"] = json!("ephemeralcontainers");
+    debug["request"]["object"]["spec"]["ephemeralContainers"] = json!([{ "name": "debugger" }]);
+    for (label, allowed) in [("enabled", true), ("strict", false), ("true", false)] {
+        let (_, answer) = answer_of(Hook::Validate, Some(namespace(label)), &debug).await;
+        no_patch(&answer);
+        assert_eq!(answer["response"]["allowed"], allowed, "{label}: {answer}");
+    }
+    let (_, answer) = answer_of(Hook::Validate, None, &debug).await;
+    assert_eq!(answer["response"]["status"]["code"], 503, "{answer}");
+}
+
+/// One object that is namespace and pod at once: the stand-in answers every read with it.
+#[tokio::test]
+async fn an_exec_has_to_enter_the_fence() {
+    let supervisor = "/ringfence/d/d/d/d/d/d/bin/ringfence-supervisor";
+    let mut found = namespace("enabled");
+    found["spec"] = json!({ "containers": [
+        { "name": "a", "command": [supervisor, "--no-env", "--", "x"] }] });
+    let exec = |command: Value| {
+        let mut exec = review("pods", "CONNECT");
+        exec["request"]["subResource"] = json!("exec");
+        exec["request"]["name"] = json!("p");
+        exec["request"]["object"] = json!({ "container": "a", "command": command });
+        exec
+    };
+    let inside = json!([supervisor, "enter", "--run-dir", "/run/ringfence", "--", "sh"]);
+    for (command, allowed) in [(inside, true), (json!(["sh"]), false)] {
+        let (_, answer) = answer_of(Hook::Validate, Some(found.clone()), &exec(command)).await;
+        no_patch(&answer);
+        assert_eq!(answer["response"]["allowed"], allowed, "{answer}");
+    }
+    found["metadata"]["annotations"] = json!({ "ringfence.dev/exec": "outside" });
+    let (_, answer) = answer_of(Hook::Validate, Some(found), &exec(json!(["sh"]))).await;
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+}
+
+#[tokio::test]
+async fn a_policy_is_judged_when_it_is_written() {
+    let write = |namespace: &str, data: Value| {
+        let mut write = review("configmaps", "CREATE");
+        write["request"]["namespace"] = json!(namespace);
+        write["request"]["name"] = json!("p");
+        write["request"]["object"] = json!({ "metadata": { "name": "p" }, "data": data });
+        write
+    };
+    let release = Settings::default().release_namespace;
+    let yaml = |text: &str| json!({ "policy.yaml": text });
+    for (data, word) in [
+        (yaml("version: 1\nnetwork_policies: ["), "policy.yaml:2"),
+        (yaml("version: 1\nfilesystem_policy: { read_only: [/run] }\n"), "/run opens"),
+        (json!({}), "no key policy.yaml"),
+    ] {
+        let (_, answer) = answer_of(Hook::Validate, None, &write(&release, data.clone())).await;
+        no_patch(&answer);
+        let response = &answer["response"];
+        assert_eq!(response["status"]["code"], 422, "{answer}");
+        let message = response["status"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(word) && message.contains("ringfence policy check"), "{message}");
+        // A ConfigMap elsewhere is nobody's policy.
+        let (_, answer) = answer_of(Hook::Validate, None, &write("agents", data)).await;
+        assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    }
+    let good = write(&release, yaml("version: 1\nbinaries: []\n"));
+    let (_, answer) = answer_of(Hook::Validate, None, &good).await;
+    no_patch(&answer);
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    assert!(answer["response"]["warnings"].to_string().contains("binaries"), "{answer}");
+    // The mutating half knows pods only.
+    let (_, answer) = answer_with(None, &good).await;
+    assert!(answer["response"]["warnings"].to_string().contains("configmaps"), "{answer}");
+}
+
+/// The whole way from body to answer, whatever the cluster answers to look-ups.
+#[test]
+fn bent_reviews_are_answered_or_called_bad_requests() {
+    use crate::admission::tests::fuzz::{assert_well_formed, cases};
+    let exempt = json!({ "metadata": { "name": "agents",
+        "labels": { "ringfence.dev/inject": "enabled" },
+        "annotations": { "ringfence.dev/unfenced-containers": "*" } } });
+    let found = [None, Some(namespace("enabled")), Some(namespace("strict")), Some(exempt)];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let handlers = {
+        let _entered = runtime.enter();
+        found.map(handler)
+    };
+    cases(|body, random| {
+        let handler = &handlers[random.below(handlers.len())];
+        let hook = [Hook::Mutate, Hook::Validate][random.below(2)];
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let answer = runtime.block_on(handler.admit(hook, body.clone().into(), deadline));
+        if answer.status == StatusCode::OK {
+            let review = serde_json::from_slice(&body).expect("it was read as a review");
+            assert_well_formed(&answer.body, &review, hook == Hook::Mutate);
+        } else {
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+            assert!(!answer.body.is_empty());
+        }
+    });
 }

@@ -91,10 +91,24 @@ pub struct Answer {
     pub body: Vec<u8>,
 }
 
+/// Which of the two questions a review is. A review itself does not tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    /// What is to be changed.
+    Mutate,
+    /// Whether the final object may be; never answered with a patch.
+    Validate,
+}
+
 /// Answers reviews. The one implementation outside of tests is [`super::Handler`].
 pub trait Admit: Send + Sync + 'static {
     /// Answers the body of one request, before `deadline`.
-    fn admit(&self, body: Bytes, deadline: Deadline) -> impl Future<Output = Answer> + Send;
+    fn admit(
+        &self,
+        hook: Hook,
+        body: Bytes,
+        deadline: Deadline,
+    ) -> impl Future<Output = Answer> + Send;
 }
 
 struct Shared<A> {
@@ -106,7 +120,7 @@ struct Shared<A> {
     bodies: Arc<Semaphore>,
 }
 
-/// `/mutate`, and the two health paths for those who can only reach this port.
+/// `/mutate`, `/validate`, and the two health paths for those who can only reach this port.
 pub fn router<A: Admit>(
     admit: A,
     limits: Limits,
@@ -120,7 +134,16 @@ pub fn router<A: Admit>(
         limits,
         metrics,
     });
-    Router::new().route("/mutate", post(mutate::<A>)).with_state(shared).merge(health(ready))
+    let hook = |hook| {
+        post(move |state: State<Arc<Shared<A>>>, request: Request<Body>| {
+            review::<A>(hook, state, request)
+        })
+    };
+    Router::new()
+        .route("/mutate", hook(Hook::Mutate))
+        .route("/validate", hook(Hook::Validate))
+        .with_state(shared)
+        .merge(health(ready))
 }
 
 /// `/healthz`, `/readyz` and `/metrics`, in the clear: for the kubelet and for Prometheus.
@@ -157,7 +180,8 @@ pub fn ready_unless_ending(
     })
 }
 
-async fn mutate<A: Admit>(
+async fn review<A: Admit>(
+    hook: Hook,
     State(shared): State<Arc<Shared<A>>>,
     request: Request<Body>,
 ) -> Response {
@@ -174,7 +198,7 @@ async fn mutate<A: Admit>(
         Ok(read) => read,
         Err(response) => return *response,
     };
-    let answer = shared.admit.admit(bytes, deadline).await;
+    let answer = shared.admit.admit(hook, bytes, deadline).await;
     let kind = if answer.status == StatusCode::OK { "application/json" } else { "text/plain" };
     (answer.status, [(CONTENT_TYPE, kind)], answer.body).into_response()
 }

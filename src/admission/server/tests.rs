@@ -16,11 +16,15 @@ struct Echo {
 }
 
 impl Admit for Echo {
-    async fn admit(&self, body: Bytes, _: Deadline) -> Answer {
+    async fn admit(&self, hook: Hook, body: Bytes, _: Deadline) -> Answer {
         if body.as_ref() == b"wait" {
             let _permit = self.release.acquire().await;
         }
-        Answer { status: StatusCode::OK, body: body.len().to_string().into_bytes() }
+        let mut text = body.len().to_string();
+        if hook == Hook::Validate {
+            text.push_str(" validated");
+        }
+        Answer { status: StatusCode::OK, body: text.into_bytes() }
     }
 }
 
@@ -73,14 +77,14 @@ impl Rig {
 
     async fn post(&self, content_type: &str, body: &[u8]) -> (u16, String) {
         let mut stream = self.connect().await;
-        send(&mut stream, content_type, body).await;
+        send(&mut stream, "/mutate", content_type, body).await;
         receive(&mut stream).await
     }
 }
 
-async fn send(stream: &mut Stream, content_type: &str, body: &[u8]) {
+async fn send(stream: &mut Stream, path: &str, content_type: &str, body: &[u8]) {
     let head = format!(
-        "POST /mutate?timeout=5s HTTP/1.1\r\nhost: h\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
+        "POST {path}?timeout=5s HTTP/1.1\r\nhost: h\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await.expect("writes");
@@ -112,11 +116,15 @@ async fn a_review_is_answered_and_the_connection_kept() {
     let rig = rig(Limits::default()).await;
     let mut stream = rig.connect().await;
     for _ in 0..3 {
-        send(&mut stream, "application/json", b"{}").await;
+        send(&mut stream, "/mutate", "application/json", b"{}").await;
         let (status, text) = receive(&mut stream).await;
         assert_eq!(status, 200, "{text}");
         assert!(text.ends_with("\r\n\r\n2") && !text.contains("connection: close"), "{text}");
     }
+    // The path says which question it is; nothing in a review does.
+    send(&mut stream, "/validate", "application/json", b"{}").await;
+    let (status, text) = receive(&mut stream).await;
+    assert!(status == 200 && text.ends_with("\r\n\r\n2 validated"), "{text}");
 }
 
 #[tokio::test]
@@ -149,7 +157,8 @@ async fn other_paths_and_methods_are_not_found_or_allowed() {
         ("GET /healthz", 200),
         ("GET /readyz", 200),
         ("GET /mutate", 405),
-        ("POST /validate", 404),
+        ("GET /validate", 405),
+        ("POST /verify", 404),
         ("GET /metrics", 404),
     ] {
         let mut stream = rig.connect().await;
@@ -163,7 +172,7 @@ async fn other_paths_and_methods_are_not_found_or_allowed() {
 async fn more_reviews_than_the_limit_are_told_to_come_back() {
     let rig = rig(Limits { in_flight: 1, ..Limits::default() }).await;
     let mut first = rig.connect().await;
-    send(&mut first, "application/json", b"wait").await;
+    send(&mut first, "/mutate", "application/json", b"wait").await;
     // The second is refused as soon as the first is being answered.
     let (status, text) = loop {
         let answer = rig.post("application/json", b"{}").await;
@@ -187,14 +196,14 @@ async fn bodies_together_are_bounded() {
 async fn the_end_closes_connections_with_an_answer_and_waits_for_what_is_in_flight() {
     let rig = rig(Limits::default()).await;
     let mut idle = rig.connect().await;
-    send(&mut idle, "application/json", b"{}").await;
+    send(&mut idle, "/mutate", "application/json", b"{}").await;
     assert_eq!(receive(&mut idle).await.0, 200);
     let mut slow = rig.connect().await;
-    send(&mut slow, "application/json", b"wait").await;
+    send(&mut slow, "/mutate", "application/json", b"wait").await;
 
     rig.shutdown.0.send_replace(Phase::Lingering);
     // Known and new connections are still answered, and told to go elsewhere next time.
-    send(&mut idle, "application/json", b"{}").await;
+    send(&mut idle, "/mutate", "application/json", b"{}").await;
     let (status, text) = receive(&mut idle).await;
     assert!(status == 200 && text.contains("connection: close"), "{text}");
     let mut fresh = rig.connect().await;

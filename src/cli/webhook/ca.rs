@@ -44,10 +44,10 @@ pub(super) async fn keep(
             Err(error) => tracing::warn!(%error, "the CA's secret is not as it should be"),
         }
         let mut state = Ok(());
-        for name in &args.webhook_configurations {
+        for configuration in &args.configurations() {
             if publish {
-                match ca_bundle::publish(client, name, serving.ca_pem()).await {
-                    Ok(true) => tracing::info!(configuration = name, "caBundle written"),
+                match ca_bundle::publish(client, configuration, serving.ca_pem()).await {
+                    Ok(true) => tracing::info!(%configuration, "caBundle written"),
                     Ok(false) => {}
                     Err(error) => {
                         right = false;
@@ -56,7 +56,8 @@ pub(super) async fn keep(
                 }
             }
             let chain = serving.chain();
-            if let Err(error) = ca_bundle::verify_live(client, name, &chain, &server_name).await {
+            let live = ca_bundle::verify_live(client, configuration, &chain, &server_name).await;
+            if let Err(error) = live {
                 right = false;
                 // That it could not be read says nothing about what it holds: once ready, a replica
                 // stays so while the API server is away.

@@ -216,6 +216,17 @@ impl Judge {
     }
 }
 
+/// The contract has no question about WebSockets.
+pub(in crate::policy) fn no_websocket(request: &Request<'_>) -> Verdict {
+    Verdict::Deny(Denial {
+        policy: NO_NAME.into(),
+        reason: "a policy.rego is not asked about WebSockets: none passes".into(),
+        rule: rule_line(request),
+        suggestion: "# remove policy.rego: with policy.yaml alone `protocol: websocket` is judged"
+            .into(),
+    })
+}
+
 /// Why a request to a `GraphQL` endpoint cannot be judged.
 fn unreadable(graphql: Option<&Graphql>) -> Option<String> {
     match graphql {
