@@ -161,7 +161,7 @@ fn policy_files() {
     fuzz("policy_files", |random| {
         let valid = random.pick(&POLICIES);
         let text = random.bend(valid.as_bytes(), &words);
-        let rules = random.bend(b"package openshell.sandbox\n", &words);
+        let rules = random.bend(include_bytes!("../../examples/policy.rego"), &words);
         let source = Source { name: "policy.yaml", bytes: &text };
         let rego = Source { name: "policy.rego", bytes: &rules };
         let rego = (random.below(8) == 0).then_some(&rego);

@@ -346,15 +346,20 @@ pub(in crate::policy) fn addresses(endpoint: &Endpoint, problems: &mut Problems)
     listed.filter_map(|text| network(&endpoint.name, text, problems)).collect()
 }
 
-fn network(name: &str, located: &Located, problems: &mut Problems) -> Option<IpNet> {
-    let text = located.text.as_str();
+/// An address or a network, as written; IPv4 in IPv6 form is none.
+pub(in crate::policy) fn parse_network(text: &str) -> Option<IpNet> {
     let parsed = match text.parse::<IpAddr>() {
         Ok(ip) => Some(IpNet::from(ip)),
         Err(_) => text.parse::<IpNet>().ok(),
     };
     let mapped =
         |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
-    let Some(net) = parsed.filter(|net| !mapped(net)) else {
+    parsed.filter(|net| !mapped(net))
+}
+
+fn network(name: &str, located: &Located, problems: &mut Problems) -> Option<IpNet> {
+    let text = located.text.as_str();
+    let Some(net) = parse_network(text) else {
         problems.error(
             located.at,
             format!("{name}.allowed_ips: {text:?} is neither an address nor a network"),

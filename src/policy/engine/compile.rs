@@ -43,6 +43,7 @@ pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -
         endpoints,
         ports,
         names,
+        judge: None,
     }
 }
 
