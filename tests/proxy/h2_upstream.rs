@@ -137,7 +137,7 @@ async fn stream(
         }
         "/ok/long-head" => {
             let mut response = ok();
-            for _ in 0..3 {
+            for _ in 0..4 {
                 response.headers_mut().append("x-long", "x".repeat(15 << 10).parse().expect("v"));
             }
             respond.send_response(response, true).map(drop)
