@@ -72,6 +72,14 @@ fn is_near(path: &str) -> bool {
     [ROOT, RUN_DIR, POLICY_DIR].iter().any(|ours| overlap(path, ours))
 }
 
+/// Whether a path goes through a process of `/proc`. Its `root` is a link to the root directory, which
+/// a runtime may follow when it mounts: every path has another spelling there. Files of `/proc` itself
+/// (`/proc/meminfo`) are no such way.
+fn is_through_proc(path: &str) -> bool {
+    let path = clean(path);
+    path.strip_prefix("/proc/").is_some_and(|rest| rest.contains('/'))
+}
+
 /// Whether a path of a policy is the supervisor's run directory, lies in it or holds it.
 pub(super) fn meets_run_dir(path: &str) -> bool {
     overlap(&clean(path), RUN_DIR)
@@ -115,6 +123,15 @@ pub(super) fn bin_dir(container: &Value, volumes: &[String]) -> Result<String, R
     let name = text(container, "name").unwrap_or_default();
     let mut deepest = 0;
     let mut look = |what: &str, path: &str| {
+        if is_through_proc(path) {
+            return Err(Refusal::with_fix(
+                Class::Overlap,
+                format!(
+                    "container {name}: {what} {path:?} goes through a process of /proc, which leads anywhere"
+                ),
+                "mount at the path that is meant",
+            ));
+        }
         if is_near(&clean(path)) {
             let fix = if what == VOLUME {
                 "use an image without that VOLUME"
@@ -269,6 +286,26 @@ mod tests {
         ] {
             let mount = json!({"name": "scripts", "mountPath": path, "subPath": "evil.sh"});
             assert_eq!(class(&container(&mount)), Some(Class::Overlap), "{path}");
+        }
+    }
+
+    /// A runtime that follows `root` finds the container's root directory behind it.
+    #[test]
+    fn a_process_of_proc_is_no_way_to_the_same_place() {
+        for path in [
+            "/proc/self/root/ringfence",
+            "/proc/1/root/run/ringfence",
+            "proc//thread-self/root/etc/openshell",
+            "/x/../proc/self/task/1/root/ringfence/d",
+            "/proc/self/cwd/run",
+        ] {
+            let mount = json!({"name": "scripts", "mountPath": path});
+            assert_eq!(class(&container(&mount)), Some(Class::Overlap), "{path}");
+            assert_eq!(class(&json!({"terminationMessagePath": path})), Some(Class::Overlap));
+            assert!(bin_dir(&json!({}), &[path.into()]).is_err(), "{path}");
+        }
+        for path in ["/proc/meminfo", "/processes/self/root", "/srv/proc/self/root"] {
+            assert_eq!(class(&container(&json!({"name": "x", "mountPath": path}))), None, "{path}");
         }
     }
 
