@@ -80,6 +80,29 @@ fn is_through_proc(path: &str) -> bool {
     path.strip_prefix("/proc/").is_some_and(|rest| rest.contains('/'))
 }
 
+/// Whether a path is a file, or lies in it.
+fn is_or_in(path: &str, file: &str) -> bool {
+    clean(path).strip_prefix(file).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What a container has mounted at a file, with the name of the field: where the runtime puts a
+/// file of its own, its author's comes in its place.
+pub(super) fn at_file(container: &Value, file: &str) -> Option<String> {
+    paths(container)
+        .find(|(_, path)| is_or_in(path, file))
+        .map(|(field, path)| format!("{field} {path:?}"))
+}
+
+/// Each path at which something is mounted into a container, with the name of its field.
+fn paths(container: &Value) -> impl Iterator<Item = (&'static str, &str)> {
+    let mounts = list(container, "volumeMounts").iter().map(|m| ("mountPath", mount_path(m)));
+    let devices = list(container, "volumeDevices")
+        .iter()
+        .map(|device| ("devicePath", text(device, "devicePath").unwrap_or_default()));
+    let message = word(container, "terminationMessagePath");
+    mounts.chain(devices).chain(message.map(|path| ("terminationMessagePath", path)))
+}
+
 /// Whether a path of a policy is the supervisor's run directory, lies in it or holds it.
 pub(super) fn meets_run_dir(path: &str) -> bool {
     overlap(&clean(path), RUN_DIR)

@@ -159,6 +159,23 @@ fn what_reaches_around_the_fence_is_refused() {
             Class::Overlap,
         ),
         (
+            "/spec/containers/0/volumeMounts",
+            json!([{"name": "x", "mountPath": "/etc//resolv.conf", "subPath": "conf"}]),
+            Class::DnsConfig,
+        ),
+        (
+            "/spec/initContainers/1/volumeMounts",
+            json!([{"name": "x", "mountPath": "/srv/../etc/hosts", "subPath": "hosts"}]),
+            Class::HostAliases,
+        ),
+        ("/spec/containers/0/terminationMessagePath", json!("/etc/resolv.conf"), Class::DnsConfig),
+        ("/spec/hostnameOverride", json!("api.example"), Class::HostAliases),
+        (
+            "/spec/initContainers/0/volumeMounts",
+            json!([{"name": "x", "mountPath": "/proc/self/root/etc/hosts"}]),
+            Class::Overlap,
+        ),
+        (
             "/spec/initContainers/0/volumeMounts",
             json!([{"name": "x", "mountPath": "/ringfence/d"}]),
             Class::Overlap,
