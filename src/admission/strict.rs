@@ -110,6 +110,13 @@ pub(super) fn unfenced(
         }
         Some(_) => {}
     }
+    // With a program that is setuid root, in the image or on a volume, it is no more than a start.
+    if at(container, &["securityContext", "allowPrivilegeEscalation"]) != Some(&Value::Bool(false)) {
+        let what = format!(
+            "container {name} is outside the fence, and allowPrivilegeEscalation is not false"
+        );
+        notes.meet(Class::UnfencedUser, mode, what)?;
+    }
     let listed = |kind: &str| {
         let found = at(container, &["securityContext", "capabilities", kind]);
         found.and_then(Value::as_array).map_or(&[][..], Vec::as_slice)
@@ -143,7 +150,9 @@ mod tests {
     }
 
     fn context(context: &Value) -> Value {
-        json!({"name": "mcp", "securityContext": context})
+        let mut container = json!({"name": "mcp", "securityContext": context});
+        container["securityContext"]["allowPrivilegeEscalation"] = json!(false);
+        container
     }
 
     #[test]
@@ -175,6 +184,12 @@ mod tests {
             (caps(json!({"drop": ["NET_RAW"]})), None),
         ] {
             assert_eq!(classes(&bare, &container), expected, "{container}");
+        }
+        // A user that a program of the container changes is not one.
+        let mut made = caps(drop.clone());
+        for value in [json!(null), json!(true)] {
+            made["securityContext"]["allowPrivilegeEscalation"] = value;
+            assert_eq!(classes(&bare, &made), Some(Class::UnfencedUser), "{made}");
         }
         // The pod's user counts where the container has none.
         let of_pod = context(&json!({"capabilities": drop}));

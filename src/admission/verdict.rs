@@ -124,8 +124,8 @@ classes! {
         "change ringfence.dev/unfenced-containers of the namespace";
     /// An unfenced container whose user is root, the proxy's or not known.
     UnfencedUser "unfenced-user" 403 Fence Refuse
-        "outside the fence uid 0 and the proxy's uid 65530 can reach into it; without runAsUser the image chooses"
-        "set runAsUser in the container's securityContext to another number";
+        "outside the fence uid 0 and the proxy's uid 65530 can reach into it; without runAsUser the image chooses, and a setuid program changes it"
+        "set runAsUser in the container's securityContext to another number, and allowPrivilegeEscalation: false";
     /// An unfenced container that has, or may get, a capability over the network.
     UnfencedCapability "unfenced-capability" 403 Fence Refuse
         "with NET_ADMIN or NET_RAW a container outside the fence changes, forges or reads the traffic of the fence's proxy"

@@ -35,7 +35,8 @@ fn agent() -> Value {
         "containers": [
             {"name": "agent", "image": "i", "command": ["agent"]},
             {"name": "mcp-files", "image": "registry.example/mcp:1", "securityContext": {
-                "runAsUser": 7, "capabilities": {"drop": ["ALL"]}}}]}})
+                "runAsUser": 7, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]}}}]}})
 }
 
 #[test]
@@ -147,6 +148,11 @@ fn what_reaches_around_the_fence_is_refused() {
         ("/spec/containers/1/securityContext/runAsUser", json!(0), Class::UnfencedUser),
         ("/spec/containers/1/securityContext/runAsUser", json!(65530), Class::UnfencedUser),
         ("/spec/containers/1/securityContext/runAsUser", json!(null), Class::UnfencedUser),
+        (
+            "/spec/containers/1/securityContext/allowPrivilegeEscalation",
+            json!(null),
+            Class::UnfencedUser,
+        ),
         ("/spec/containers/1/securityContext/capabilities", json!({}), Class::UnfencedCapability),
         (
             "/spec/containers/1/volumeMounts",
