@@ -239,9 +239,10 @@ impl Lookups {
         if needs.images.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let _waiting = Waiting::begin(&self.waiting, namespace)?;
         let (credentials, notes) =
             self.credentials(namespace, &needs.pull_secrets, deadline).await?;
+        // What is in the cache is there at once: only who really waits takes a place.
+        let _waiting = Waiting::begin(&self.waiting, namespace)?;
         let architectures = match needs.architectures.as_slice() {
             [] => node_architectures,
             allowed => allowed,

@@ -74,11 +74,7 @@ pub(super) fn container(
 ///
 /// # Errors
 /// The label value refuses it.
-pub(super) fn name_files(
-    notes: &mut Notes,
-    container: &Value,
-    mode: Mode,
-) -> Result<(), Refusal> {
+pub(super) fn name_files(notes: &mut Notes, container: &Value, mode: Mode) -> Result<(), Refusal> {
     let name = text(container, "name").unwrap_or_default();
     NAME_FILES.iter().try_for_each(|(file, class)| match mounts::at_file(container, file) {
         Some(what) => notes.meet(*class, mode, format!("container {name}: {what} is {file}")),
@@ -111,7 +107,8 @@ pub(super) fn unfenced(
         Some(_) => {}
     }
     // With a program that is setuid root, in the image or on a volume, it is no more than a start.
-    if at(container, &["securityContext", "allowPrivilegeEscalation"]) != Some(&Value::Bool(false)) {
+    if at(container, &["securityContext", "allowPrivilegeEscalation"]) != Some(&Value::Bool(false))
+    {
         let what = format!(
             "container {name} is outside the fence, and allowPrivilegeEscalation is not false"
         );

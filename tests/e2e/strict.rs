@@ -76,9 +76,8 @@ async fn what_reaches_around_the_fence_is_refused() {
                     "command": ["sleep", "1000"], "securityContext": context }]);
             })
         };
-        let with_field = |name: &str, value: Value| {
-            place.agent_pod("agent", |_, pod| pod["spec"][name] = value)
-        };
+        let with_field =
+            |name: &str, value: Value| place.agent_pod("agent", |_, pod| pod["spec"][name] = value);
         let side = |context: Value| with_side("agent", context);
         let drop_all = json!({"drop": ["ALL"]});
         let attempts = [
