@@ -27,7 +27,7 @@ mod yaml;
 pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
 pub use destination::{DestinationDenied, Refusal, forbidden, is_control_plane};
 pub use document::{Compatibility, Filesystem, Memfd, Process, ProcessLimits, UnixSockets};
-pub use engine::{NameMatch, Policy};
+pub use engine::{NameMatch, Policy, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 pub use host::{Host, HostError};
 pub use ipnet::IpNet;
 pub use path::{CanonicalTarget, PathError, canonical_path};
@@ -56,22 +56,30 @@ pub const MAX_BYTES: usize = 1024 * 1024;
 /// understood, or would be enforced in part only, is refused as a whole.
 pub fn load(yaml: &Source<'_>, rego: Option<&Source<'_>>) -> Result<Loaded, LoadError> {
     let mut problems = problem::Problems::new(yaml.name);
-    let document = yaml::read(yaml)
-        .map_err(|problem| LoadError(vec![problem]))
-        .map(|root| document::read(&root, &mut problems));
-    let mut errors = match rego.map(rego::recognise) {
-        Some(Err(problem)) => vec![problem],
-        _ => Vec::new(),
-    };
-    let document = match document {
-        Ok(document) => document,
-        Err(LoadError(mut unread)) => {
-            errors.append(&mut unread);
+    let text = rego.map_or(Ok(None), rego::read);
+    let mut errors = Vec::new();
+    let foreign = text.unwrap_or_else(|problem| {
+        errors.push(problem);
+        None
+    });
+    let root = match yaml::read(yaml) {
+        Ok(root) => root,
+        Err(problem) => {
+            errors.push(problem);
             return Err(LoadError(errors));
         }
     };
-    let policy = engine::compile(&document, &mut problems);
-    let (mut found, warnings) = problems.finish();
+    let document = document::read(&root, &mut problems);
+    let mut policy = engine::compile(&document, &mut problems);
+    let (mut found, mut warnings) = problems.finish();
     errors.append(&mut found);
+    if errors.is_empty()
+        && let Some(foreign) = foreign
+    {
+        let under = rego::Under { policy, document: &document, root: &root };
+        let (judged, mut more) = foreign.over(under).map_err(LoadError)?;
+        policy = judged;
+        warnings.append(&mut more);
+    }
     if errors.is_empty() { Ok(Loaded { policy, warnings }) } else { Err(LoadError(errors)) }
 }

@@ -3,6 +3,10 @@
 //! A file holds a list of groups. A group with `cases` loads its policy and asks it; a group with
 //! `error` must not load, and says so; `warnings` names words that its warnings must hold. A case
 //! with a `body` is read as the proxy reads it.
+//!
+//! Every case is run twice: by the native engine, and by regorus with the text of
+//! `examples/policy.rego`. Where a policy speaks of protocols that a Rego text is not asked about, the
+//! second run is left out and counted.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -45,6 +49,8 @@ struct Case {
     port: u16,
     /// `METHOD target`: the request is judged, not only the connection.
     request: Option<String>,
+    /// The same for what happens on a WebSocket: its handshake is a GET.
+    websocket: Option<String>,
     /// The content of the request, and its header fields; `Content-Type: application/json` goes
     /// with a body where none is given.
     #[serde(default)]
@@ -110,7 +116,7 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
     {
         return Ok((Wanted::Deny, grant.policy, denied.to_string()));
     }
-    let Some(request) = &case.request else {
+    let Some(request) = case.request.as_ref().or(case.websocket.as_ref()) else {
         return Ok((Wanted::Allow, grant.policy, String::new()));
     };
     let (method, target) = request.split_once(' ').ok_or("request is not `METHOD target`")?;
@@ -129,7 +135,12 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
     };
     let payload = payload.as_ref();
     let request = Request { method, path: &target.path, query: &target.pairs, payload };
-    Ok(match policy.request(&caller, &host, case.port, &request) {
+    let verdict = if case.websocket.is_some() {
+        policy.websocket(&caller, &host, case.port, &request)
+    } else {
+        policy.request(&caller, &host, case.port, &request)
+    };
+    Ok(match verdict {
         Verdict::Allow { policy } => (Wanted::Allow, policy, String::new()),
         Verdict::Audit { policy, reason } => (Wanted::Audit, policy, reason),
         Verdict::Deny(denial) => {
@@ -182,12 +193,13 @@ fn fit_to_print(denial: &policy::Denial) -> Result<(), String> {
     }
 }
 
-fn check_case(policy: &policy::Policy, case: &Case) -> Result<(), String> {
+/// `words`: the reason's words are the native engine's; a text has its own for connections.
+fn check_case(policy: &policy::Policy, case: &Case, words: bool) -> Result<(), String> {
     let (verdict, named, reason) = judge(policy, case)?;
     if verdict != case.verdict {
         return Err(format!("{verdict:?} instead of {:?} ({reason})", case.verdict));
     }
-    if let Some(words) = &case.reason
+    if let Some(words) = case.reason.as_ref().filter(|_| words)
         && !reason.contains(words.as_str())
     {
         return Err(format!("reason is {reason:?}"));
@@ -215,10 +227,29 @@ fn check_group(group: &Group) -> Vec<(String, String)> {
     };
     let mut failures = warnings(group, &loaded);
     failures.extend(group.cases.iter().filter_map(|case| {
-        let failure = check_case(&loaded.policy, case).err()?;
+        let failure = check_case(&loaded.policy, case, true).err()?;
         Some((format!("{}: {}", group.name, case.name), failure))
     }));
     failures
+}
+
+/// The same group by regorus; `None` where the text is not asked about one of its protocols.
+fn check_by_rego(group: &Group, rules: &str) -> Option<Vec<(String, String)>> {
+    let source = Source { name: "policy.yaml", bytes: group.policy.as_bytes() };
+    let rules = Source { name: "policy.rego", bytes: rules.as_bytes() };
+    let loaded = match policy::load(&source, Some(&rules)) {
+        Ok(loaded) => loaded,
+        Err(error) if error.to_string().contains("is not supported with a policy.rego") => {
+            return None;
+        }
+        Err(error) => return Some(vec![(group.name.clone(), format!("by Rego:\n{error}"))]),
+    };
+    assert_eq!(loaded.policy.engine(), "rego");
+    let failures = group.cases.iter().filter_map(|case| {
+        let failure = check_case(&loaded.policy, case, false).err()?;
+        Some((format!("{}: {}", group.name, case.name), format!("by Rego: {failure}")))
+    });
+    Some(failures.collect())
 }
 
 fn warnings(group: &Group, loaded: &Loaded) -> Vec<(String, String)> {
@@ -247,7 +278,9 @@ fn corpus() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/policy");
     let mut report = String::new();
     let mut names = HashSet::new();
-    let mut count = 0;
+    let (mut count, mut left_out) = (0, 0);
+    let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policy.rego");
+    let rules = std::fs::read_to_string(rules).expect("examples/policy.rego") + "# changed\n";
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .expect("corpus folder")
         .map(|entry| entry.expect("entry").path())
@@ -267,13 +300,21 @@ fn corpus() {
             }
             assert!(names.insert(group.name.clone()), "{shown}: {:?} twice", group.name);
             count += group.cases.len().max(1);
-            for (name, failure) in check_group(&group) {
+            let mut failures = check_group(&group);
+            if group.error.is_none() {
+                match check_by_rego(&group, &rules) {
+                    Some(more) => failures.extend(more),
+                    None => left_out += group.cases.len().max(1),
+                }
+            }
+            for (name, failure) in failures {
                 let _ = writeln!(report, "{shown}: {name}: {failure}");
             }
         }
     }
     assert!(report.is_empty(), "\n{report}");
-    assert!(count >= 200, "only {count} cases");
+    assert!(count >= 400, "only {count} cases");
+    println!("{count} cases, {left_out} of them by the native engine alone");
 }
 
 #[test]
@@ -285,6 +326,7 @@ fn the_example_loads_without_a_warning() {
     let rego = Source { name: "examples/policy.rego", bytes: &rego };
     let loaded = policy::load(&yaml, Some(&rego)).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.warnings, []);
-    let unknown = Source { name: "policy.rego", bytes: b"package openshell.sandbox\n" };
-    policy::load(&yaml, Some(&unknown)).expect_err("an unknown policy.rego");
+    assert_eq!(loaded.policy.engine(), "native");
+    let empty = Source { name: "policy.rego", bytes: b"package openshell.sandbox\n" };
+    policy::load(&yaml, Some(&empty)).expect_err("a policy.rego without rules");
 }

@@ -41,3 +41,5 @@ mod sessions;
 mod tunnels;
 #[path = "proxy/upstream_proxy.rs"]
 mod upstream_proxy;
+#[path = "proxy/websocket.rs"]
+mod websocket;

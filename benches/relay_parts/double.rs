@@ -68,14 +68,18 @@ pub fn serve(directory: &Path) {
 fn supervise(control: &OwnedFd, directory: &Path) {
     let Some(ToSupervisor::Ready { .. }) = receive(control) else { panic!("not ready") };
     let part = directory.join("bundle.part");
-    let bundle = OwnedFd::from(File::create(&part).expect("bundle"));
+    let file = |path: &Path| {
+        let options = File::options().read(true).write(true).create(true).truncate(true).to_owned();
+        OwnedFd::from(options.open(path).expect("a file"))
+    };
     let tcp = |address: &str| OwnedFd::from(TcpListener::bind(address).expect("listener"));
     let listeners = [
         tcp(PROXY),
         tcp("10.200.0.1:15001"),
         OwnedFd::from(UdpSocket::bind("10.200.0.1:15053").expect("socket")),
         tcp("10.200.0.1:15053"),
-        bundle,
+        file(&part),
+        file(&directory.join("java.jks")),
     ];
     send(control, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
     assert_eq!(receive(control), Some(ToSupervisor::Bundled));

@@ -46,7 +46,11 @@ pub(super) fn run(verb: Verb) -> anyhow::Result<ExitCode> {
                 1 => ", 1 warning".to_owned(),
                 n => format!(", {n} warnings"),
             };
-            println!("{name}: loads{warnings}");
+            let engine = match loaded.policy.engine() {
+                "rego" => format!("; {rego_name} decides"),
+                _ => String::new(),
+            };
+            println!("{name}: loads{warnings}{engine}");
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {

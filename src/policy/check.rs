@@ -5,7 +5,7 @@
 mod content;
 mod endpoint;
 
-pub(super) use endpoint::{addresses, endpoints};
+pub(super) use endpoint::{addresses, endpoints, parse_network};
 
 use super::document::{Binary, Document, Filesystem, NetworkPolicy, Process, Tainted};
 use super::fields::Located;

@@ -56,7 +56,7 @@ pub struct Grant {
 pub enum Inspect {
     /// Host and port only. [`super::Policy::request`] allows everything.
     None,
-    /// Each HTTP request is judged: what is not HTTP must be refused.
+    /// Each HTTP request and each message of a WebSocket is judged: what is neither must be refused.
     Rest,
 }
 
@@ -106,8 +106,8 @@ pub enum Verdict {
 pub struct Denial {
     /// The policy that refused, `-` when none matched.
     pub policy: String,
-    /// Printable ASCII; names no other policy, and of what the agent chose at most the path of an
-    /// ancestor (about 512 bytes).
+    /// Printable ASCII, about 512 bytes; names no other policy, and of what the agent chose at most
+    /// the path of an ancestor. The words of a `policy.rego` are its author's.
     pub reason: String,
     /// `GET /path` for a request (path canonical, so printable ASCII), empty for a connection.
     pub rule: String,

@@ -8,7 +8,7 @@ mod rules;
 
 use std::collections::BTreeMap;
 
-pub(super) use content::DEFAULT_MAX as DEFAULT_MAX_CONTENT;
+pub(super) use content::{DEFAULT_MAX as DEFAULT_MAX_CONTENT, MAX as MAX_CONTENT};
 pub(super) use network::{Access, Binary, Endpoint, Enforcement, NetworkPolicy, Protocol, Tainted};
 pub use process::{Memfd, Process, ProcessLimits, UnixSockets};
 pub(super) use rules::{Matcher, OperationRule, Rule};
@@ -52,6 +52,15 @@ pub(super) struct Document {
     pub unix_sockets: UnixSockets,
     /// By key; the order is the one in which policies name a verdict.
     pub policies: BTreeMap<String, NetworkPolicy>,
+    /// The file's own keys that have a value.
+    pub keys: Vec<String>,
+}
+
+impl Document {
+    /// Whether the file has this key, with a value.
+    pub fn has(&self, key: &str) -> bool {
+        self.keys.iter().any(|known| known == key)
+    }
 }
 
 /// Reads the whole file.
@@ -63,14 +72,11 @@ pub(super) fn read(root: &Node, problems: &mut Problems) -> Document {
     if let Some(node) = fields.take("version") {
         version(node, problems);
     }
-    if let Some(node) = fields.take_filled("filesystem_policy") {
-        filesystem(node, &mut document, problems);
-    }
-    if let Some(node) = fields.take_filled("landlock") {
-        landlock(node, &mut document, problems);
-    }
-    if let Some(node) = fields.take_filled("process") {
-        process::read(node, &mut document, problems);
+    for key in ["filesystem_policy", "landlock", "process"] {
+        if let Some(node) = fields.take_filled(key) {
+            section(key, node, &mut document, problems);
+            document.keys.push(key.to_owned());
+        }
     }
     if let Some(node) = fields.take_filled("network_policies") {
         document.policies = network_policies(node, problems);
@@ -84,6 +90,15 @@ pub(super) fn read(root: &Node, problems: &mut Problems) -> Document {
     }
     fields.finish(None, problems);
     document
+}
+
+/// Reads what is not about the network.
+pub(super) fn section(key: &str, node: &Node, document: &mut Document, problems: &mut Problems) {
+    match key {
+        "filesystem_policy" => filesystem(node, document, problems),
+        "landlock" => landlock(node, document, problems),
+        _ => process::read(node, document, problems),
+    }
 }
 
 fn version(node: &Node, problems: &mut Problems) {

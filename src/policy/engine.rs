@@ -9,10 +9,12 @@ mod binaries;
 mod compile;
 mod content;
 mod names;
+mod request;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use binaries::Named;
 pub(super) use compile::compile;
@@ -20,13 +22,14 @@ use content::ContentRules;
 use ipnet::IpNet;
 pub use names::NameMatch;
 
-use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
+use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode};
 use super::destination::{self, DestinationDenied};
-use super::document::{Compatibility, Filesystem, Process};
+use super::document::{Compatibility, Filesystem, Process, Protocol};
 use super::glob::{PathGlob, Scope, ValueGlob};
 use super::host::Host;
 use super::host_pattern::Wild;
 use super::payload::{Inspection, Payload};
+use super::rego::Judge;
 use super::suggestion;
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
@@ -40,6 +43,8 @@ pub struct Policy {
     endpoints: Vec<Endpoint>,
     ports: HashMap<u16, Port>,
     names: Names,
+    /// Who decides instead, where the policy came with a text of its own.
+    judge: Option<Arc<Judge>>,
 }
 
 /// The hosts of all endpoints, whatever their ports.
@@ -71,6 +76,7 @@ struct Endpoint {
 
 #[derive(Debug, Clone)]
 struct Inspected {
+    protocol: Protocol,
     scope: Scope,
     enforce: bool,
     encoded_slash: bool,
@@ -116,6 +122,11 @@ enum Method {
     Other(String),
 }
 
+/// The method of a client's text message.
+pub const WEBSOCKET_TEXT: &str = "WEBSOCKET_TEXT";
+/// The method of a client's binary message. Ours: upstream's rules do not name these.
+pub const WEBSOCKET_BINARY: &str = "WEBSOCKET_BINARY";
+
 impl Rule {
     fn matches(&self, request: &Request<'_>) -> bool {
         let method = match &self.method {
@@ -156,21 +167,13 @@ impl Smallest {
     }
 }
 
-/// What endpoints of one kind say about a request.
-#[derive(Default, Clone, Copy)]
-struct Seen {
-    allowed: Smallest,
-    /// By `enforce`: those that speak for the path.
-    covered: [Smallest; 2],
-}
-
-impl Seen {
-    fn covers(&self) -> bool {
-        self.covered.iter().any(|covered| covered.0.is_some())
-    }
-}
-
 impl Policy {
+    /// Who decides: `native`, or `rego` where the policy came with a text of its own.
+    #[must_use]
+    pub fn engine(&self) -> &'static str {
+        if self.judge.is_some() { "rego" } else { "native" }
+    }
+
     /// Which files the agent reaches.
     #[must_use]
     pub fn filesystem(&self) -> &Filesystem {
@@ -197,7 +200,7 @@ impl Policy {
     /// Whether a verdict can depend on who asks.
     #[must_use]
     pub fn names_binaries(&self) -> bool {
-        self.policies.iter().any(|policy| !policy.anyone)
+        self.judge.is_some() || self.policies.iter().any(|policy| !policy.anyone)
     }
 
     /// Whether a verdict on this executable needs its SHA-256 ([`Caller::sha256`]).
@@ -227,11 +230,33 @@ impl Policy {
         for policy in &mut self.policies {
             policy.resolve(&resolve);
         }
+        if let Some(judge) = &mut self.judge {
+            Arc::make_mut(judge).resolve_binaries(&resolve);
+        }
+    }
+
+    /// Lets a text decide, with what it says about files and processes.
+    pub(super) fn judged_by(
+        self,
+        judge: Judge,
+        filesystem: Filesystem,
+        landlock: Compatibility,
+        process: Process,
+    ) -> Self {
+        Self { filesystem, landlock, process, judge: Some(Arc::new(judge)), ..self }
     }
 
     /// Judges a connection, before any DNS look-up.
     #[must_use]
     pub fn connect(&self, caller: &Caller, host: &Host, port: u16) -> Connect {
+        match &self.judge {
+            Some(judge) => judge.connect(self, caller, host, port),
+            None => self.connect_natively(caller, host, port),
+        }
+    }
+
+    /// As [`Policy::connect`], by the policy's own rules alone.
+    pub(super) fn connect_natively(&self, caller: &Caller, host: &Host, port: u16) -> Connect {
         let mut smallest = Smallest::default();
         let mut inspect = false;
         let mut skip = false;
@@ -276,6 +301,9 @@ impl Policy {
         port: u16,
         path: &str,
     ) -> Option<Inspection> {
+        if let Some(judge) = &self.judge {
+            return judge.inspection(self, caller, host, port, path);
+        }
         if !self.ports.get(&port)?.content {
             return None;
         }
@@ -286,111 +314,6 @@ impl Policy {
             }
         }
         (inspection.max_bytes < usize::MAX).then_some(inspection)
-    }
-
-    /// Judges one HTTP request on a connection that [`Policy::connect`] allowed. Where
-    /// [`Policy::inspection`] asks for its content, one without [`Request::payload`] is refused.
-    #[must_use]
-    pub fn request(
-        &self,
-        caller: &Caller,
-        host: &Host,
-        port: u16,
-        request: &Request<'_>,
-    ) -> Verdict {
-        let encoded_slash = request.path.contains("%2F");
-        let mut uninspected = Smallest::default();
-        let mut inspected = Smallest::default();
-        let mut seen = [Seen::default(), Seen::default()];
-        let mut slash_refused = false;
-        let mut unreadable = None;
-        // Why an endpoint that read the content does not allow it.
-        let mut missing = None;
-        let mut near = Smallest::default();
-        // By `enforce`.
-        let mut denied = [Smallest::default(); 2];
-        for endpoint in self.matching(caller, host, port) {
-            let Some(rules) = &endpoint.inspected else {
-                uninspected.see(endpoint.policy);
-                continue;
-            };
-            inspected.see(endpoint.policy);
-            let enforce = usize::from(rules.enforce);
-            if let Some(why) = rules.unreadable(request) {
-                unreadable = unreadable.or(Some((endpoint.policy, why)));
-            } else if rules.denies(request) {
-                denied[enforce].see(endpoint.policy);
-            }
-            if !rules.scope.allows(request.path) {
-                if rules.content.as_ref().is_some_and(|content| content.is_near(request.path)) {
-                    near.see(endpoint.policy);
-                }
-                continue;
-            }
-            let seen = &mut seen[usize::from(rules.content.is_some())];
-            seen.covered[enforce].see(endpoint.policy);
-            if encoded_slash && !rules.encoded_slash {
-                slash_refused = true;
-                continue;
-            }
-            let allowed = match &rules.content {
-                None => rules.allow.iter().any(|rule| rule.allows(request)),
-                Some(content) => match content.allows(request.payload) {
-                    Ok(()) => true,
-                    Err(why) => {
-                        missing = missing.or(Some(why));
-                        false
-                    }
-                },
-            };
-            if allowed {
-                seen.allowed.see(endpoint.policy);
-            }
-        }
-        let key = |index: usize| self.policies[index].key.clone();
-        let deny = |index: usize, reason: &str, suggestion: String| {
-            Verdict::Deny(Denial {
-                policy: key(index),
-                reason: reason.into(),
-                rule: rule_line(request),
-                suggestion,
-            })
-        };
-        let suggest = || suggestion::request(&caller.exe, host, port, request);
-        // In audit too: nobody knows what would pass.
-        if let Some((index, why)) = unreadable {
-            return deny(index, &why, UNREADABLE.into());
-        }
-        if let Some(index) = denied[1].0 {
-            return deny(index, DENY_RULE, NO_LINE.into());
-        }
-        let Some(any) = inspected.0 else {
-            return match uninspected.0 {
-                Some(index) => Verdict::Allow { policy: key(index) },
-                None => Verdict::Deny(self.unmatched(caller, host, port, Some(request))),
-            };
-        };
-        // Where content is read, endpoints that do not read it have nothing to say.
-        let [plain, reading] = seen;
-        if let (Some(index), false) = (near.0, reading.covers()) {
-            return deny(index, NEAR, NO_NEAR.into());
-        }
-        let Seen { allowed, covered } = if reading.covers() { reading } else { plain };
-        if let Some(index) = allowed.0 {
-            return match denied[0].0 {
-                Some(denied) => Verdict::Audit { policy: key(denied), reason: DENY_RULE.into() },
-                None => Verdict::Allow { policy: key(index) },
-            };
-        }
-        if slash_refused {
-            return deny(any, ENCODED_SLASH, suggest());
-        }
-        let reason = missing.as_deref().unwrap_or(NO_RULE);
-        match (covered[1].0, covered[0].0) {
-            (Some(index), _) => deny(index, reason, suggest()),
-            (None, Some(index)) => Verdict::Audit { policy: key(index), reason: reason.into() },
-            (None, None) => deny(any, NO_COVER, suggest()),
-        }
     }
 
     /// Judges one address that the host resolved to, before it is dialled. Each is judged alone:
@@ -441,6 +364,42 @@ impl Policy {
         })
     }
 
+    /// Why entries that ask more of a caller than its path refuse this one, where no policy for the
+    /// host and port admits it.
+    pub(super) fn guarded_refusal(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+    ) -> Option<String> {
+        let mut policies = self.candidates(host, port).map(|e| &self.policies[e.policy]);
+        let refusal = policies.find_map(|policy| policy.refuses(caller))?;
+        let admitted = self.matching(caller, host, port).next().is_some();
+        (!admitted).then_some(refusal)
+    }
+
+    /// The policy whose endpoint reads what many servers take this path for, where none reads it.
+    pub(super) fn near(&self, caller: &Caller, host: &Host, port: u16, path: &str) -> Option<&str> {
+        let mut near = Smallest::default();
+        for endpoint in self.matching(caller, host, port) {
+            let Some(Inspected { scope, content: Some(content), .. }) = &endpoint.inspected else {
+                continue;
+            };
+            if scope.allows(path) {
+                return None;
+            }
+            if content.is_near(path) {
+                near.see(endpoint.policy);
+            }
+        }
+        near.0.map(|index| self.policies[index].key.as_str())
+    }
+
+    /// Whether an endpoint for this caller asks that requests are judged.
+    pub(super) fn inspects(&self, caller: &Caller, host: &Host, port: u16) -> bool {
+        self.matching(caller, host, port).any(|endpoint| endpoint.inspected.is_some())
+    }
+
     /// The refusal of a connection that no endpoint allows.
     fn unmatched(
         &self,
@@ -485,21 +444,25 @@ const NO_BINARY: &str = "the policy allows this host and port, but not for this 
 const ONLY_ITSELF: &str = "only the executable itself counts";
 const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
+const ONLY_WEBSOCKET: &str = "only WebSocket connections are allowed here, not plain requests";
+const NO_WEBSOCKET: &str = "no endpoint with `protocol: websocket` covers this path, and no rule \
+                            allows every method of it";
 const NO_COVER: &str = "no endpoint of the policy covers this path";
-const ENCODED_SLASH: &str = "the endpoint does not allow an encoded slash (%2F) in paths";
+pub(super) const ENCODED_SLASH: &str =
+    "the endpoint does not allow an encoded slash (%2F) in paths";
 const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and asks more of it \
                               (`sha256`, `tainted`): run what it asks for, or change the entry";
 const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
-const NEAR: &str =
+pub(super) const NEAR: &str =
     "many servers take this path for one whose requests are read, and nobody reads it";
-const NO_NEAR: &str = "# write the path as the endpoint does, or give it a pattern that covers this \
+pub(super) const NO_NEAR: &str = "# write the path as the endpoint does, or give it a pattern that covers this \
                        spelling too";
-const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line can allow it: send it \
+pub(super) const UNREADABLE: &str = "# what cannot be read cannot be judged, and no line can allow it: send it \
                           as the protocol says, or name another protocol for this path";
 
-fn rule_line(request: &Request<'_>) -> String {
+pub(super) fn rule_line(request: &Request<'_>) -> String {
     let line = match request.payload.map(Payload::summary) {
         Some(said) if !said.is_empty() => format!("{} {} {said}", request.method, request.path),
         _ => format!("{} {}", request.method, request.path),
@@ -513,6 +476,7 @@ impl fmt::Debug for Policy {
         f.debug_struct("Policy")
             .field("network_policies", &self.policies.len())
             .field("endpoints", &self.endpoints.len())
+            .field("engine", &self.engine())
             .finish_non_exhaustive()
     }
 }

@@ -10,7 +10,7 @@ impl Node {
         match self.value {
             Value::Null => "nothing",
             Value::Bool(_) => "a boolean",
-            Value::Int(_) | Value::Float => "a number",
+            Value::Int(_) | Value::Float(_) => "a number",
             Value::Text(_) => "a string",
             Value::List(_) => "a list",
             Value::Map(_) => "a map",
@@ -36,7 +36,7 @@ impl Node {
                 }
                 Some(Located { at: self.at, text: text.clone() })
             }
-            Value::Int(_) | Value::Float | Value::Bool(_) => {
+            Value::Int(_) | Value::Float(_) | Value::Bool(_) => {
                 self.wrong(what, "a string", "put it in quotes", problems);
                 None
             }

@@ -198,7 +198,7 @@ fn swap(text: &str) -> String {
 
 /// A pattern in the spelling of canonical paths: what [`path::canonical_path`] would encode is
 /// encoded, what it would decode is decoded; glob characters stay.
-fn canonical_pattern(pattern: &str) -> String {
+pub(super) fn canonical_pattern(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len());
     let mut rest = pattern;
     let mut in_class = false;

@@ -31,6 +31,16 @@ pub(super) fn request(exe: &str, host: &Host, port: u16, request: &Request<'_>) 
     }
 }
 
+/// The same for a handshake, or a message on a WebSocket.
+pub(super) fn websocket(exe: &str, host: &Host, port: u16, request: &Request<'_>) -> String {
+    let Request { method, path, .. } = request;
+    if method.len() > MAX_PART {
+        return "# too long to suggest".into();
+    }
+    let rule = format!("method: {}, path: {}", quote(method), quote(&escape_glob(path)));
+    whole(exe, host, port, Some(("websocket", path, &[rule])))
+}
+
 /// The protocol and its allow rules, or a comment why there are none.
 fn rules(payload: &Payload) -> (&'static str, Result<Vec<String>, &'static str>) {
     if let Some(graphql) = &payload.graphql {
@@ -127,7 +137,7 @@ fn whole(exe: &str, host: &Host, port: u16, request: Option<(&str, &str, &[Strin
         Some((protocol, path, rules)) => {
             let _ = writeln!(out, "      - host: {host}");
             let _ = writeln!(out, "        port: {port}");
-            if protocol != "rest" {
+            if !matches!(protocol, "rest" | "websocket") {
                 let _ = writeln!(out, "        path: {}", quote(&escape_glob(path)));
             }
             let _ = writeln!(out, "        protocol: {protocol}");
@@ -305,6 +315,22 @@ mod tests {
         let exchange = Exchange::EndOfSession;
         let rpc = Some(Rpc { mcp: true, exchange, error: None });
         assert!(suggest(&Payload { rpc, graphql: None }).starts_with('#'));
+    }
+
+    #[test]
+    fn what_is_suggested_for_a_message_allows_it() {
+        let host = Host::parse("example.com").expect("host");
+        for method in ["GET", "WEBSOCKET_TEXT", "WEBSOCKET_BINARY"] {
+            let request = Request { method, path: "/a*b", query: &[], payload: None };
+            let yaml = websocket("/x", &host, 443, &request);
+            let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
+            let policy = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}")).policy;
+            let caller = Caller { exe: "/x".into(), ..Caller::default() };
+            let verdict = policy.websocket(&caller, &host, 443, &request);
+            assert!(matches!(verdict, Verdict::Allow { .. }), "{yaml}\n{verdict:?}");
+            let verdict = policy.request(&caller, &host, 443, &request);
+            assert!(matches!(verdict, Verdict::Deny(_)), "{yaml}\n{verdict:?}");
+        }
     }
 
     #[test]

@@ -26,8 +26,8 @@ pub(super) enum Value {
     Null,
     Bool(bool),
     Int(i64),
-    /// No key takes one.
-    Float,
+    /// No key takes one; a Rego text may read it.
+    Float(f64),
     Text(String),
     List(Vec<Node>),
     Map(Vec<(Key, Node)>),
@@ -186,8 +186,8 @@ impl<'de> Visitor<'de> for ValueVisitor {
         i64::try_from(value).map(Value::Int).map_err(|_| E::custom("number out of range"))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Value, E> {
-        Ok(Value::Float)
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
     }
 
     fn visit_str<E>(self, value: &str) -> Result<Value, E> {

@@ -7,3 +7,4 @@ mod json;
 mod jsonrpc;
 pub(crate) mod judge;
 pub(crate) mod rest;
+pub(crate) mod websocket;

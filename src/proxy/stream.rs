@@ -321,6 +321,7 @@ impl Reader {
     pub(crate) fn shrink(&mut self) {
         if self.start == self.end && self.buf.len() > BUFFER {
             self.buf = Vec::new();
+            (self.start, self.end) = (0, 0);
         }
     }
 

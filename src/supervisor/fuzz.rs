@@ -140,7 +140,9 @@ const POLICIES: [&str; 4] = [
     "version: 1\nfilesystem_policy: {read_write: [/tmp]}\nlandlock: {compatibility: hard_requirement}\n\
      network_policies:\n  a:\n    endpoints:\n      - {host: '*.x.test', ports: [80, 443], protocol: \
      rest, rules: [{allow: {method: GET, path: '/v1/**', query: {a: 'b*'}}}], deny_rules: [{method: \
-     '*', path: /secret}], allowed_ips: [10.0.0.0/8], tls: skip}\n    binaries: [{path: '/usr/bin/*'}]\n",
+     '*', path: /secret}], allowed_ips: [10.0.0.0/8], tls: skip}\n      - {host: x.test, port: 443, protocol: \
+     websocket, access: read-write, deny_rules: [{method: WEBSOCKET_TEXT, path: /a}]}\n    binaries: \
+     [{path: '/usr/bin/*'}]\n",
     "network_policies:\n  a:\n    endpoints:\n      - {host: x.test, port: 443, path: /g, protocol: graphql, \
      persisted_queries: allow_registered, graphql_persisted_queries: {k: {operation_type: query, fields: \
      [a]}}, rules: [{allow: {operation_type: '*', operation_name: 'A*', fields: ['b*']}}]}\n      - {host: \
@@ -159,7 +161,7 @@ fn policy_files() {
     fuzz("policy_files", |random| {
         let valid = random.pick(&POLICIES);
         let text = random.bend(valid.as_bytes(), &words);
-        let rules = random.bend(b"package openshell.sandbox\n", &words);
+        let rules = random.bend(include_bytes!("../../examples/policy.rego"), &words);
         let source = Source { name: "policy.yaml", bytes: &text };
         let rego = Source { name: "policy.rego", bytes: &rules };
         let rego = (random.below(8) == 0).then_some(&rego);

@@ -36,6 +36,7 @@ pub fn validated(files: &PolicyFiles, policy: &Policy) {
         config("VALIDATED")
             .subject("the policy")
             .field("digest", files.digest())
+            .field("engine", policy.engine())
             .field("binaries", if policy.names_binaries() { "named" } else { "any" })
     });
 }

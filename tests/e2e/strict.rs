@@ -68,7 +68,7 @@ async fn the_manifest_of_such_a_pod_can_be_applied_twice() {
 
 #[tokio::test]
 async fn what_reaches_around_the_fence_is_refused() {
-    let exempt = [("unfenced-containers", "side=**/agent:*")];
+    let exempt = [("unfenced-containers", "side=**/agent@*")];
     strict("hostile", &exempt, async |place| {
         let with_side = |name: &str, context: Value| {
             place.agent_pod(name, |_, pod| {

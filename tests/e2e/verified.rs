@@ -202,9 +202,9 @@ async fn a_copy_made_by_kubectl_debug_is_fenced_anew() {
 
 #[tokio::test]
 async fn an_update_brings_no_image_past_the_fence() {
-    let exempt = [("unfenced-containers", "side=*/agent:*")];
+    let exempt = [("unfenced-containers", "side=*/agent@*")];
     fenced("images", &exempt, async |place| {
-        // The name with the tag that the rig gave it: `*` stays within a component.
+        // The name as the rig gave it, by digest: `*` stays within a component.
         let pod = place.agent_pod("agent", |_, pod| {
             pod["spec"]["containers"] = json!([{
                 "name": "side", "image": place.rig.agent_image, "command": ["sleep", "1000"],

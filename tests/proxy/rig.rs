@@ -71,6 +71,21 @@ network_policies:
           - allow: { method: GET, path: "/ok/**" }
       - { host: audited.test, port: 443, protocol: rest, enforcement: audit, access: read-only }
     binaries: [{ path: /usr/bin/curl }]
+  sockets:
+    endpoints:
+      - host: ws.test
+        ports: [8080, 8082, 8443]
+        protocol: websocket
+        enforcement: enforce
+        rules:
+          - allow: { method: GET, path: "**" }
+          - allow: { method: WEBSOCKET_TEXT, path: "/echo/**" }
+          - allow: { method: WEBSOCKET_BINARY, path: /echo/binary }
+        deny_rules: [{ method: GET, path: /denied }]
+      - { host: auditws.test, port: 8080, protocol: websocket, enforcement: audit, access: read-only }
+      - { host: star.test, port: 8080, protocol: rest, enforcement: enforce, access: full }
+      - { host: rest.test, port: 8080, protocol: rest, enforcement: enforce, access: read-write }
+    binaries: [{ path: /usr/bin/curl }]
   whole:
     endpoints:
       - { host: raw.test, ports: [80, 443, 2525, 4433, 8081] }
@@ -100,6 +115,7 @@ network_policies:
 "#;
 
 const HOSTS: &str = "\
+10.77.0.1 ws.test auditws.test star.test rest.test
 10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
@@ -116,6 +132,8 @@ pub struct Who {
 
 pub struct Rig {
     pub upstream: Upstream,
+    /// Signs for upstreams that the proxy trusts.
+    pub authority: Authority,
     pub who: Arc<Mutex<Option<Who>>>,
     /// The process that is said to have made every connection.
     pub pid: Arc<AtomicU32>,
@@ -265,7 +283,19 @@ impl Rig {
         let pid = Arc::new(AtomicU32::new(42));
         let fence = fence(Arc::clone(&control), Arc::clone(&who), Arc::clone(&pid));
         let proxy = Some(proxy);
-        Self { upstream, who, pid, ca_pem, bundle_pem, dir, control, fence, captured, proxy }
+        Self {
+            upstream,
+            authority,
+            who,
+            pid,
+            ca_pem,
+            bundle_pem,
+            dir,
+            control,
+            fence,
+            captured,
+            proxy,
+        }
     }
 
     /// Says something to the proxy.

@@ -39,7 +39,11 @@ pub fn identity(rig: &Rig) {
 }
 
 pub fn curl(rig: &Rig, words: &str) -> Output {
-    rig.shell(&format!("curl -sS --max-time 5 {words}"))
+    rig.shell(&curl_words(words))
+}
+
+pub fn curl_words(words: &str) -> String {
+    format!("curl -sS --max-time 5 {words}")
 }
 
 pub fn allowed(rig: &Rig) {

@@ -20,6 +20,7 @@ mod enter;
 mod life;
 mod many;
 mod openshell;
+mod rego;
 mod rig;
 
 use rig::Rig;
@@ -113,6 +114,8 @@ const TESTS: &[Test] = &[
     ("a_pinned_binary_is_another_when_its_content_is", asked::pinned),
     ("a_tainted_binary_is_refused", asked::tainted),
     ("the_authors_variables_stay_and_are_listed", asked::authors_variables),
+    ("a_policy_rego_of_ones_own_decides", rego::decides),
+    ("a_broken_policy_rego_is_named", rego::broken),
     ("the_admin_endpoint_is_ready_and_attests", admin::ready_and_attested),
     ("the_admin_endpoint_is_out_of_the_agents_reach", admin::out_of_the_agents_reach),
     ("the_admin_endpoint_may_be_off_or_taken", admin::off_or_taken),

@@ -159,7 +159,9 @@ pub(super) fn rule(
 
 /// Keys of a rule that another protocol has.
 pub(super) fn foreign(name: &str, protocol: Protocol, rule: &Rule, problems: &mut Problems) {
-    if let (Some((key, at)), false) = (rule.operation.written(), protocol == Protocol::Graphql) {
+    // On a WebSocket an error, which whoever called has told.
+    let operations = matches!(protocol, Protocol::Graphql | Protocol::WebSocket);
+    if let (Some((key, at)), false) = (rule.operation.written(), operations) {
         let kind = if protocol == Protocol::Rest { "REST" } else { protocol.word() };
         let what = format!("{name}: {key} has no effect on a {kind} rule");
         problems.warn(at, what, "remove it");

@@ -145,15 +145,22 @@ fn inspected(endpoint: &Endpoint, at: Place, protocol: Protocol, problems: &mut 
     }
     for allow in rules.iter().flat_map(|(_, rules)| rules) {
         match protocol {
-            Protocol::Rest | Protocol::Sql | Protocol::Tcp => rule(name, allow, false, problems),
-            _ => content::rule(endpoint, protocol, allow, false, problems),
+            protocol if protocol.reads_content() => {
+                content::rule(endpoint, protocol, allow, false, problems);
+            }
+            _ => rule(name, protocol, allow, false, problems),
         }
     }
     for deny in endpoint.deny_rules.iter().flat_map(|(_, rules)| rules) {
         match protocol {
-            Protocol::Rest | Protocol::Sql | Protocol::Tcp => rule(name, deny, true, problems),
-            _ => content::rule(endpoint, protocol, deny, true, problems),
+            protocol if protocol.reads_content() => {
+                content::rule(endpoint, protocol, deny, true, problems);
+            }
+            _ => rule(name, protocol, deny, true, problems),
         }
+    }
+    if let (Protocol::WebSocket, Some((at, rules))) = (protocol, rules) {
+        handshake(name, *at, rules, problems);
     }
     if protocol.reads_content() {
         content::endpoint(endpoint, at, protocol, problems);
@@ -179,8 +186,43 @@ fn scope(name: &str, path: &Located, problems: &mut Problems) {
     }
 }
 
+/// Rules of a WebSocket that allow messages and nothing to send them on.
+fn handshake(name: &str, at: Place, rules: &[Rule], problems: &mut Problems) {
+    let opens = |rule: &Rule| {
+        let method = rule.method.as_ref().map(|method| method.text.as_str());
+        method.is_some_and(|method| method == "*" || method.eq_ignore_ascii_case("GET"))
+    };
+    if !rules.is_empty() && !rules.iter().any(opens) {
+        problems.warn(
+            at,
+            format!("{name} allows no handshake: messages need a connection first"),
+            "add `- allow: { method: GET, path: … }`",
+        );
+    }
+}
+
+/// A rule of a WebSocket that says what a `GraphQL` operation must be, which nobody judges yet.
+fn operation(name: &str, rule: &Rule, (key, at): (&str, Place), problems: &mut Problems) {
+    if rule.method.is_some() || rule.path.is_some() || !rule.query.is_empty() {
+        problems.error(
+            at,
+            format!("{name}: {key} cannot stand beside method, path or query in one rule"),
+            "write two rules",
+        );
+    } else {
+        problems.error(
+            at,
+            format!("{name}: {key}: GraphQL over WebSocket is not supported by this version yet"),
+            "allow messages whole with `method: WEBSOCKET_TEXT`, or remove the rule",
+        );
+    }
+}
+
 /// A rule that never matches is lost: of an allow rule that is a warning, of a deny rule an error.
-fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
+fn rule(name: &str, protocol: Protocol, rule: &Rule, deny: bool, problems: &mut Problems) {
+    if let (Protocol::WebSocket, Some(found)) = (protocol, rule.operation.written()) {
+        return operation(name, rule, found, problems);
+    }
     let mut lost = |at: Place, what: String, fix: &str| {
         let what = format!("{name}: {what}: the rule can never match");
         if deny {
@@ -208,13 +250,22 @@ fn rule(name: &str, rule: &Rule, deny: bool, problems: &mut Problems) {
             const KNOWN: &[&str] = &[
                 "*", "GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT",
             ];
-            if !KNOWN.contains(&method.text.to_ascii_uppercase().as_str()) {
+            const SOCKET: &[&str] = &["*", "GET", "WEBSOCKET_TEXT", "WEBSOCKET_BINARY"];
+            let upper = method.text.to_ascii_uppercase();
+            if protocol == Protocol::WebSocket {
+                if !SOCKET.contains(&upper.as_str()) {
+                    let what = format!("{:?} is not a method of a WebSocket", method.text);
+                    let fix =
+                        "write GET (the handshake), WEBSOCKET_TEXT, WEBSOCKET_BINARY or \"*\"";
+                    lost(method.at, what, fix);
+                }
+            } else if !KNOWN.contains(&upper.as_str()) {
                 let what = format!("{name}: {:?} is not a method of HTTP", method.text);
                 problems.warn(method.at, what, "check its spelling");
             }
         }
     }
-    content::foreign(name, Protocol::Rest, rule, problems);
+    content::foreign(name, protocol, rule, problems);
     if deny {
         for (_, matcher) in &rule.query {
             stops_at_dots(name, matcher, problems);
@@ -295,15 +346,20 @@ pub(in crate::policy) fn addresses(endpoint: &Endpoint, problems: &mut Problems)
     listed.filter_map(|text| network(&endpoint.name, text, problems)).collect()
 }
 
-fn network(name: &str, located: &Located, problems: &mut Problems) -> Option<IpNet> {
-    let text = located.text.as_str();
+/// An address or a network, as written; IPv4 in IPv6 form is none.
+pub(in crate::policy) fn parse_network(text: &str) -> Option<IpNet> {
     let parsed = match text.parse::<IpAddr>() {
         Ok(ip) => Some(IpNet::from(ip)),
         Err(_) => text.parse::<IpNet>().ok(),
     };
     let mapped =
         |net: &IpNet| matches!(net.addr(), IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some());
-    let Some(net) = parsed.filter(|net| !mapped(net)) else {
+    parsed.filter(|net| !mapped(net))
+}
+
+fn network(name: &str, located: &Located, problems: &mut Problems) -> Option<IpNet> {
+    let text = located.text.as_str();
+    let Some(net) = parse_network(text) else {
         problems.error(
             located.at,
             format!("{name}.allowed_ips: {text:?} is neither an address nor a network"),

@@ -78,6 +78,8 @@ impl Endpoint {
 pub(in crate::policy) enum Protocol {
     /// Method, path and query of each request.
     Rest,
+    /// The handshake, and each message that the client sends.
+    WebSocket,
     /// Each operation of a request.
     Graphql,
     /// Each call of a request.
@@ -95,6 +97,7 @@ impl Protocol {
     pub fn word(self) -> &'static str {
         match self {
             Self::Rest => "rest",
+            Self::WebSocket => "websocket",
             Self::Graphql => "graphql",
             Self::JsonRpc => "json-rpc",
             Self::Mcp => "mcp",
@@ -126,9 +129,6 @@ pub(in crate::policy) enum Access {
     ReadWrite,
     Full,
 }
-
-/// Upstream's words for what this version does not judge yet.
-const NOT_YET: &[&str] = &["websocket"];
 
 pub(super) fn policy(key: &Key, node: &Node, problems: &mut Problems) -> NetworkPolicy {
     let mut policy = NetworkPolicy { at: key.at, endpoints: Vec::new(), binaries: Vec::new() };
@@ -296,8 +296,9 @@ fn ports(fields: &mut Fields<'_>, at: Place, problems: &mut Problems) -> (Place,
 }
 
 fn read_protocol(name: &str, word: &Located, problems: &mut Problems) -> Option<Protocol> {
-    const KNOWN: [Protocol; 6] = [
+    const KNOWN: [Protocol; 7] = [
         Protocol::Rest,
+        Protocol::WebSocket,
         Protocol::Graphql,
         Protocol::JsonRpc,
         Protocol::Mcp,
@@ -308,19 +309,12 @@ fn read_protocol(name: &str, word: &Located, problems: &mut Problems) -> Option<
     if let Some(known) = KNOWN.into_iter().find(|known| known.word() == lower) {
         return Some(known);
     }
-    if NOT_YET.contains(&lower.as_str()) {
-        problems.error(
-            word.at,
-            format!("{name}: protocol {lower:?} is not supported by this version yet"),
-            "use `protocol: rest`, or remove the endpoint: it is never run unjudged",
-        );
-    } else {
-        problems.error(
-            word.at,
-            format!("{name}: unknown protocol {:?}", word.text),
-            "use rest, graphql, json-rpc or mcp; remove the key to allow the whole host and port",
-        );
-    }
+    problems.error(
+        word.at,
+        format!("{name}: unknown protocol {:?}", word.text),
+        "use rest, websocket, graphql, json-rpc or mcp; remove the key to allow the whole host \
+         and port",
+    );
     None
 }
 

@@ -43,6 +43,7 @@ pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -
         endpoints,
         ports,
         names,
+        judge: None,
     }
 }
 
@@ -128,17 +129,19 @@ impl Compiler<'_> {
             Some(path) => self.good(path.at, name, Scope::new(&path.text)).unwrap_or(Scope::Any),
             None => Scope::Any,
         };
+        // What is none was refused, and the policy does not load.
+        let protocol = endpoint.protocol().unwrap_or(Protocol::Rest);
         let enforce = endpoint.enforcement.is_some_and(|(_, e)| e == Enforcement::Enforce);
         let encoded_slash = endpoint.allow_encoded_slash;
-        if let Some(protocol) = endpoint.protocol().filter(|protocol| protocol.reads_content()) {
+        if protocol.reads_content() {
             let content = Some(self.content(endpoint, protocol, &scope));
             let (allow, deny) = (Vec::new(), Vec::new());
-            return Inspected { scope, enforce, encoded_slash, allow, deny, content };
+            return Inspected { protocol, scope, enforce, encoded_slash, allow, deny, content };
         }
         let rules = endpoint.rules.iter().flat_map(|(_, rules)| rules);
         let mut allow: Vec<_> = rules.filter_map(|rule| self.rule(name, rule)).collect();
         if let Some((_, Some(access))) = endpoint.access {
-            let preset = presets::methods(access).iter().map(|method| Rule {
+            let preset = presets::methods(protocol, access).iter().map(|method| Rule {
                 method: read_method(method),
                 path: PathGlob::Any,
                 query: Vec::new(),
@@ -147,7 +150,7 @@ impl Compiler<'_> {
         }
         let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
         let deny = deny.filter_map(|rule| self.rule(name, rule)).collect();
-        Inspected { scope, enforce, encoded_slash, allow, deny, content: None }
+        Inspected { protocol, scope, enforce, encoded_slash, allow, deny, content: None }
     }
 
     fn content(

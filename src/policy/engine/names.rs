@@ -18,7 +18,8 @@ pub enum NameMatch {
 }
 
 impl Policy {
-    /// Whether some endpoint covers this host.
+    /// Whether some endpoint covers this host. A Rego text is not asked: it could only be asked about
+    /// one caller and port at a time, and no name may leave the fence for nothing.
     #[must_use]
     pub fn names_host(&self, host: &Host) -> NameMatch {
         if self.names.exact.contains(host.as_str()) {

@@ -5,6 +5,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::Verdict;
 use crate::policy::{Source, load};
 
 fn policy(yaml: &str) -> Policy {

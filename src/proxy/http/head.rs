@@ -346,4 +346,4 @@ fn range(raw: &[u8], part: &[u8]) -> Range<usize> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::AsyncWrite;
 
 use super::body::{self, BodyError, Encoding};
-use super::head::{self, Framing, HeadError, RequestHead};
+use super::head::{self, Framing, HeadError, RequestHead, ResponseHead};
 use super::write::{self, Rewrite};
 use crate::proxy::stream::{Conn, Reader};
 
@@ -21,8 +21,8 @@ pub(crate) struct Exchanged {
     pub(crate) client_reusable: bool,
     /// The upstream may get the next request.
     pub(crate) upstream_reusable: bool,
-    /// Both ends have left HTTP: what follows is copied.
-    pub(crate) upgraded: bool,
+    /// The upstream leaves HTTP, as it was asked to: its answer, which the client has not got yet.
+    pub(crate) upgraded: Option<Box<ResponseHead>>,
 }
 
 /// Why an exchange failed.
@@ -128,12 +128,10 @@ async fn respond<W: AsyncWrite + Unpin>(
             if !upgrade || request.upgrade().is_none() {
                 return Err(broken("changed protocols without being asked".to_owned()));
             }
-            progress.begun.store(true, Ordering::Relaxed);
-            deliver(&head, upstream, client, (false, true), request.minor).await?;
             return Ok(Exchanged {
                 client_reusable: false,
                 upstream_reusable: false,
-                upgraded: true,
+                upgraded: Some(Box::new(head)),
             });
         }
         if head.status < 200 {
@@ -152,7 +150,7 @@ async fn respond<W: AsyncWrite + Unpin>(
         return Ok(Exchanged {
             client_reusable: keep,
             upstream_reusable: uploaded && head.keep_alive,
-            upgraded: false,
+            upgraded: None,
         });
     }
     Err(broken("too many interim responses".to_owned()))
@@ -160,7 +158,7 @@ async fn respond<W: AsyncWrite + Unpin>(
 
 /// Sends a response to the client. What goes wrong here cannot be told any more.
 async fn deliver<W: AsyncWrite + Unpin>(
-    head: &head::ResponseHead,
+    head: &ResponseHead,
     upstream: &mut Reader,
     client: &mut W,
     (chunked, keep): (bool, bool),

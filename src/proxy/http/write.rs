@@ -20,6 +20,8 @@ const NOT_FORWARDED: [&str; 11] = [
     "upgrade",
 ];
 
+const EXTENSIONS: &str = "sec-websocket-extensions";
+
 /// What a request becomes on the upstream connection.
 pub(crate) struct Rewrite<'a> {
     /// The judged target, origin-form.
@@ -30,6 +32,9 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) upgrade: bool,
     /// The whole body, where it has been read: sent with its length, whatever framing it had.
     pub(crate) content: Option<&'a [u8]>,
+    /// The WebSocket extensions to offer in place of the client's; empty for none. `None`: as the
+    /// client wrote them.
+    pub(crate) extensions: Option<&'a str>,
 }
 
 /// The head as it goes to the upstream.
@@ -48,7 +53,8 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
     );
     // Whoever has sent its body waits for no `100 Continue`.
     let answered = rewrite.content.map(|_| "expect");
-    fields(&mut out, &head.fields, answered);
+    let offered = rewrite.extensions.map(|_| EXTENSIONS);
+    fields(&mut out, &head.fields, &[answered, offered]);
     let framing = match rewrite.content {
         Some(content) if head.framing != Framing::Empty => Framing::Length(content.len() as u64),
         _ => head.framing,
@@ -62,6 +68,9 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
     if let Some(protocol) = head.upgrade().filter(|_| rewrite.upgrade) {
         put(&mut out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]);
     }
+    if let Some(extensions) = rewrite.extensions.filter(|extensions| !extensions.is_empty()) {
+        put(&mut out, &[b"Sec-WebSocket-Extensions: ", extensions.as_bytes(), b"\r\n"]);
+    }
     out.extend_from_slice(b"\r\n");
     out
 }
@@ -72,7 +81,7 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     let mut out = Vec::with_capacity(1024);
     let _ = write!(out, "HTTP/1.1 {} ", head.status);
     put(&mut out, &[head.reason(), b"\r\n"]);
-    fields(&mut out, &head.fields, None);
+    fields(&mut out, &head.fields, &[]);
     if chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     } else if !matches!(head.status, 100..=199 | 204) {
@@ -94,10 +103,10 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
     out
 }
 
-fn fields(out: &mut Vec<u8>, fields: &Fields, also_not: Option<&str>) {
+fn fields(out: &mut Vec<u8>, fields: &Fields, also_not: &[Option<&str>]) {
     let nominated: Vec<&[u8]> = fields.members("connection").collect();
     for (name, value) in fields.iter() {
-        let mut dropped = NOT_FORWARDED.iter().copied().chain(also_not);
+        let mut dropped = NOT_FORWARDED.iter().copied().chain(also_not.iter().copied().flatten());
         let dropped = dropped.any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
             || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
         if !dropped {

@@ -115,7 +115,8 @@ async fn judged(
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(invalid(":path holds a character that must be percent-encoded"));
     }
-    let facts = Facts { method, target, scheme, authorities: &authorities, upgrade: None };
+    let (authorities, upgrade, websocket) = (&authorities[..], None, None);
+    let facts = Facts { method, target, scheme, authorities, upgrade, websocket };
     let prepared = prepare(session, origin, &facts)?;
     let Some((inspection, target)) = prepared.inspection() else {
         return Ok((prepared.judge(session, origin, None)?, None));

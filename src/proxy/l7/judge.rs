@@ -11,6 +11,7 @@ use crate::policy::{self, CanonicalTarget, Inspect, Inspection, Payload, Verdict
 use crate::proxy::connect::authority;
 use crate::proxy::destination::Origin;
 use crate::proxy::l7::held::Unread;
+use crate::proxy::l7::websocket::{HandshakeError, Offer};
 use crate::proxy::refusal::{DeniedRequest, Refusal};
 use crate::proxy::report::{self, RequestLine};
 use crate::proxy::session::Session;
@@ -51,6 +52,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) authorities: &'a [&'a [u8]],
     /// The protocol that it asks to change to, as sent (HTTP/1.1).
     pub(crate) upgrade: Option<&'a [u8]>,
+    /// What it asks for, where that protocol is WebSocket.
+    pub(crate) websocket: Option<&'a Result<Offer, HandshakeError>>,
 }
 
 /// What was judged: what is sent on.
@@ -62,6 +65,8 @@ pub(crate) struct Judged {
     pub(crate) authority: String,
     /// It may ask for the protocol that it named.
     pub(crate) upgrade: bool,
+    /// That is a WebSocket, whose messages are to be judged with this path and this query.
+    pub(crate) websocket: Option<(String, Vec<(String, String)>)>,
 }
 
 /// A request up to where its content matters.
@@ -95,7 +100,13 @@ pub(crate) fn prepare<'a>(
     if origin.grant.inspect == Inspect::None {
         return Ok(Prepared { facts: *facts, authority, canonical: None, inspection: None });
     }
-    if let Some(protocol) = facts.upgrade
+    if let Some(Err(error)) = facts.websocket {
+        let reason = error.to_string();
+        refused(&reason);
+        return Err(Refusal::new(400, "invalid_websocket_handshake", &reason));
+    }
+    let websocket = facts.websocket.is_some();
+    if let Some(protocol) = facts.upgrade.filter(|_| !websocket)
         // Offered by some clients in passing; left out, it has not happened (RFC 9110, 7.8).
         && !protocol.eq_ignore_ascii_case(b"h2c")
     {
@@ -114,8 +125,12 @@ pub(crate) fn prepare<'a>(
             Refusal::new(400, "invalid_request_target", &reason)
         })?;
     let policy = &session.shared.policy;
-    let inspection =
-        policy.inspection(session.caller(), &origin.host, origin.port, &canonical.path);
+    // A handshake has no content; where one must be read, there is no WebSocket.
+    let inspection = if websocket {
+        None
+    } else {
+        policy.inspection(session.caller(), &origin.host, origin.port, &canonical.path)
+    };
     Ok(Prepared { facts: *facts, authority, canonical: Some(canonical), inspection })
 }
 
@@ -152,12 +167,19 @@ impl Prepared<'_> {
             let path = target.split('?').next().unwrap_or_default();
             report::request_allowed(&line(path), &origin.grant.policy, "l4");
             let upgrade = facts.upgrade.is_some_and(|protocols| !names_http(protocols));
-            return Ok(Judged { target: target.to_owned(), authority, upgrade });
+            let target = target.to_owned();
+            return Ok(Judged { target, authority, upgrade, websocket: None });
         };
         let path = canonical.path.as_str();
         let asked = policy::Request { method, path, query: &canonical.pairs, payload };
         let policy = &session.shared.policy;
-        match policy.request(session.caller(), &origin.host, origin.port, &asked) {
+        let websocket = facts.websocket.is_some();
+        let verdict = if websocket {
+            policy.websocket(session.caller(), &origin.host, origin.port, &asked)
+        } else {
+            policy.request(session.caller(), &origin.host, origin.port, &asked)
+        };
+        match verdict {
             Verdict::Allow { policy } => report::request_allowed(&line(path), &policy, "l7"),
             Verdict::Audit { policy, reason } => {
                 report::request_audited(&line(path), &policy, &reason);
@@ -175,7 +197,9 @@ impl Prepared<'_> {
                 return Err(Refusal::request(&denied, &denial));
             }
         }
-        Ok(Judged { target: canonical.origin_form(), authority, upgrade: false })
+        let target = canonical.origin_form();
+        let socket = websocket.then_some((canonical.path, canonical.pairs));
+        Ok(Judged { target, authority, upgrade: websocket, websocket: socket })
     }
 }
 
@@ -251,8 +275,8 @@ mod tests {
     }
 
     fn bound(authorities: &[&[u8]], port: u16) -> Option<String> {
-        let facts =
-            Facts { method: "GET", target: "/", scheme: Scheme::Https, authorities, upgrade: None };
+        let (scheme, upgrade, websocket) = (Scheme::Https, None, None);
+        let facts = Facts { method: "GET", target: "/", scheme, authorities, upgrade, websocket };
         bind(&facts, &origin(port)).ok()
     }
 

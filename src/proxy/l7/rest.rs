@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use super::content;
 use super::held::Held;
-use super::judge::{Facts, Prepared, Scheme, prepare};
+use super::judge::{Facts, Judged, Prepared, Scheme, prepare};
+use super::websocket::{self, Offer, Socket};
 use crate::policy::{Host, Payload};
 use crate::proxy::destination::{DialError, Origin, dial};
-use crate::proxy::http::head::{self, RequestHead};
+use crate::proxy::http::head::{self, RequestHead, ResponseHead};
 use crate::proxy::http::relay::{self, RelayError};
-use crate::proxy::http::write::Rewrite;
+use crate::proxy::http::write::{self, Rewrite};
 use crate::proxy::listener::{refusal_for, refuse};
 use crate::proxy::metrics;
 use crate::proxy::refusal::Refusal;
@@ -103,6 +104,8 @@ pub(crate) enum Next {
     Refuse(Refusal),
     /// Not HTTP any more: copy.
     Copy(Box<Conn>),
+    /// Frames: each message is judged.
+    WebSocket(Box<(Conn, Socket)>),
 }
 
 /// Serves the requests of one tunnel to its end.
@@ -144,6 +147,10 @@ pub(crate) async fn finish(
             let carried = duplex(&mut client, &mut upstream).await;
             report::tunnel_ended(session, origin, carried, start.elapsed());
         }
+        Next::WebSocket(both) => {
+            let (upstream, socket) = *both;
+            websocket::run(session, client, upstream, origin, &socket).await;
+        }
     }
     None
 }
@@ -157,12 +164,14 @@ pub(crate) async fn request(
     head: &RequestHead,
     target: &str,
 ) -> Next {
+    let asked = Offer::is_asked(head).then(|| Offer::read(head));
     let facts = Facts {
         method: head.method(),
         target,
         scheme: link.scheme,
         authorities: &head.fields.all("host").collect::<Vec<_>>(),
         upgrade: head.upgrade(),
+        websocket: asked.as_ref(),
     };
     let prepared = match prepare(session, origin, &facts) {
         Ok(prepared) => prepared,
@@ -180,8 +189,67 @@ pub(crate) async fn request(
     };
     let upgrade = judged.upgrade && head.fields.connection("upgrade");
     let content = held.as_ref().map(|held| &*held.bytes);
-    let rewrite = Rewrite { target: &judged.target, host: &judged.authority, upgrade, content };
-    forward(session, client, link, origin, head, &rewrite).await
+    // On an endpoint that is allowed whole there is nothing to read: what was offered stays.
+    let offer = asked.and_then(Result::ok).filter(|_| judged.websocket.is_some());
+    let extensions = offer.as_ref().map(Offer::extensions);
+    let rewrite = Rewrite {
+        target: &judged.target,
+        host: &judged.authority,
+        upgrade,
+        content,
+        extensions: extensions.as_deref(),
+    };
+    match forward(session, client, link, origin, head, &rewrite).await {
+        Forwarded::Next(next) => next,
+        Forwarded::Upgraded(upstream, answer) => {
+            let socket = match socket(&answer, offer, judged, link.scheme) {
+                Ok(socket) => socket,
+                Err(error) => {
+                    return Next::Refuse(session.unreachable(head.method(), origin, &error));
+                }
+            };
+            if client.send(&write::response(&answer, false, true, 1)).await.is_err() {
+                return Next::Cut;
+            }
+            match socket {
+                None => Next::Copy(Box::new(upstream)),
+                Some(socket) => Next::WebSocket(Box::new((upstream, socket))),
+            }
+        }
+    }
+}
+
+/// What both sides have agreed on, if it is a WebSocket: checked before the client hears of it.
+fn socket(
+    answer: &ResponseHead,
+    offer: Option<Offer>,
+    judged: Judged,
+    scheme: Scheme,
+) -> Result<Option<Socket>, DialError> {
+    let (Some(offer), Some((path, query))) = (offer, judged.websocket) else {
+        return Ok(None);
+    };
+    let agreed = offer
+        .agree(answer)
+        .map_err(|error| DialError::Connect(format!("WebSocket handshake: {error}")))?;
+    let scheme = match scheme {
+        Scheme::Http => "ws",
+        Scheme::Https => "wss",
+    };
+    Ok(Some(Socket { agreed, scheme, authority: judged.authority, path, query }))
+}
+
+/// What came of a request that was sent on.
+enum Forwarded {
+    Next(Next),
+    /// The upstream's 101, which the client has not got yet.
+    Upgraded(Conn, Box<ResponseHead>),
+}
+
+impl From<Next> for Forwarded {
+    fn from(next: Next) -> Self {
+        Self::Next(next)
+    }
 }
 
 /// What the content of a request says, where the policy asks for it, and the content itself if it
@@ -214,37 +282,40 @@ async fn forward(
     origin: &Origin,
     head: &RequestHead,
     rewrite: &Rewrite<'_>,
-) -> Next {
+) -> Forwarded {
     let repeatable = head.framing == head::Framing::Empty
         && matches!(head.method(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     loop {
         let (mut upstream, used) = match link.take(session, origin).await {
             Ok(taken) => taken,
             Err(error) => {
-                return Next::Refuse(session.unreachable(head.method(), origin, &error));
+                return Next::Refuse(session.unreachable(head.method(), origin, &error)).into();
             }
         };
         match relay::exchange(client, &mut upstream, head, rewrite).await {
-            Ok(done) if done.upgraded => return Next::Copy(Box::new(upstream)),
+            Ok(relay::Exchanged { upgraded: Some(answer), .. }) => {
+                return Forwarded::Upgraded(upstream, answer);
+            }
             Ok(done) => {
                 if done.upstream_reusable {
                     link.put_back(upstream);
                 }
-                return if done.client_reusable { Next::Request } else { Next::Close };
+                return if done.client_reusable { Next::Request } else { Next::Close }.into();
             }
             // An idle connection that the upstream had given up: once more, on a new one.
             Err(RelayError::Upstream { unanswered: true, .. }) if used && repeatable => {}
             Err(RelayError::Upstream { what, .. }) => {
                 let error = DialError::Connect(what);
-                return Next::Refuse(session.unreachable(head.method(), origin, &error));
+                return Next::Refuse(session.unreachable(head.method(), origin, &error)).into();
             }
             Err(RelayError::Request(error)) => {
                 let to = format!("{}:{}", origin.host, origin.port);
                 report::request_refused(session, head.method(), &to, &error.to_string());
-                return Next::Refuse(Refusal::new(400, "invalid_request", &error.to_string()));
+                let refusal = Refusal::new(400, "invalid_request", &error.to_string());
+                return Next::Refuse(refusal).into();
             }
             // Cut, not closed: a client must not take half a response for a whole one.
-            Err(RelayError::Lost(_)) => return Next::Cut,
+            Err(RelayError::Lost(_)) => return Next::Cut.into(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn request(text: &str) -> Result<RequestHead, HeadError> {
+pub(crate) fn request(text: &str) -> Result<RequestHead, HeadError> {
     let raw = text.as_bytes().to_vec();
     match find_end(&raw, 0)? {
         Some(length) if length == raw.len() => parse_request(raw),
@@ -10,7 +10,7 @@ fn request(text: &str) -> Result<RequestHead, HeadError> {
     }
 }
 
-fn response(text: &str, method: &str) -> Result<ResponseHead, HeadError> {
+pub(crate) fn response(text: &str, method: &str) -> Result<ResponseHead, HeadError> {
     let raw = text.as_bytes().to_vec();
     find_end(&raw, 0)?.ok_or(HeadError::Truncated)?;
     parse_response(raw, method)

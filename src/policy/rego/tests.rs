@@ -1,0 +1,666 @@
+//! The text of examples/policy.rego and the native engine decide alike, and what breaks the contract
+//! does not load.
+
+use std::sync::LazyLock;
+
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+use crate::policy::{
+    Caller, Compatibility, Connect, Denial, Grant, Host, LoadError, Policy, Request, Source,
+    Verdict, canonical_path, load,
+};
+
+static OURS: LazyLock<String> = LazyLock::new(|| {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/policy.rego");
+    std::fs::read_to_string(file).expect("examples/policy.rego")
+});
+
+/// Ours, made unknown: regorus runs it.
+fn by_rego() -> String {
+    format!("{}# changed\n", *OURS)
+}
+
+/// As ours without the rules of a name.
+fn without(rule: &str) -> String {
+    by_rego().replace(rule, &format!("other_{rule}"))
+}
+
+fn try_load(yaml: &str, rego: Option<&str>) -> Result<Policy, LoadError> {
+    let rego = rego.map(|text| Source { name: "policy.rego", bytes: text.as_bytes() });
+    let yaml = Source { name: "policy.yaml", bytes: yaml.as_bytes() };
+    load(&yaml, rego.as_ref()).map(|loaded| loaded.policy)
+}
+
+fn loaded(yaml: &str, rego: Option<&str>) -> Policy {
+    try_load(yaml, rego).unwrap_or_else(|error| panic!("{error}\n{yaml}"))
+}
+
+fn caller(exe: &str) -> Caller {
+    Caller { exe: exe.into(), ..Caller::default() }
+}
+
+fn host(text: &str) -> Host {
+    Host::parse(text).expect("host")
+}
+
+const PLAIN: &str = "
+filesystem_policy: { read_only: [/usr], read_write: [/tmp/] }
+landlock: { compatibility: hard_requirement }
+process: { run_as_user: agent, memfd: allow }
+network_policies:
+  p:
+    endpoints:
+      - { host: API.example.com., port: 443, protocol: rest, enforcement: enforce, access: read-only }
+      - { host: plain.example.com, port: 80 }
+    binaries: [{ path: /usr/bin/curl }]
+";
+
+#[test]
+fn the_recognised_text_needs_no_interpreter() {
+    let policy = loaded(PLAIN, Some(&OURS));
+    assert!(format!("{policy:?}").contains("native"), "{policy:?}");
+    assert!(format!("{:?}", loaded(PLAIN, Some(&by_rego()))).contains("rego"));
+}
+
+#[test]
+fn files_and_processes_are_what_the_text_says() {
+    let policy = loaded(PLAIN, Some(&by_rego()));
+    let native = loaded(PLAIN, None);
+    assert_eq!(policy.filesystem(), native.filesystem());
+    assert_eq!(policy.process(), native.process());
+    assert_eq!(policy.landlock(), Compatibility::HardRequirement);
+    let text = by_rego()
+        .replace(
+            "filesystem_policy := data.filesystem_policy",
+            "filesystem_policy := {\"read_only\": [\"/opt//x/.\"], \"include_workdir\": false}",
+        )
+        .replace("process_policy := data.process", "process_policy := {\"run_as_user\": 1000}");
+    let policy = loaded(PLAIN, Some(&text));
+    assert_eq!(policy.filesystem().read_only, ["/opt/x"]);
+    assert!(policy.filesystem().read_write.is_empty() && !policy.filesystem().include_workdir);
+    assert_eq!(policy.process().run_as_user.as_deref(), Some("1000"));
+    assert_eq!(policy.process().memfd, native.process().memfd, "our keys are the file's");
+}
+
+#[test]
+fn a_web_socket_needs_the_file_and_the_text() {
+    let yaml = "
+network_policies:
+  p:
+    endpoints:
+      - { host: whole.test, port: 443, protocol: rest, enforcement: enforce, access: full }
+      - { host: read.test, port: 443, protocol: rest, enforcement: enforce, access: read-only }
+    binaries: [{ path: /usr/bin/curl }]
+";
+    let passes = |text: &str, name: &str, method: &str| {
+        let request = Request { method, path: "/socket", query: &[], payload: None };
+        let verdict = loaded(yaml, Some(text)).websocket(
+            &caller("/usr/bin/curl"),
+            &host(name),
+            443,
+            &request,
+        );
+        !matches!(verdict, Verdict::Deny(_))
+    };
+    let no_text = by_rego().replace(
+        "request_authorization := says(\"deny\", enforced(denying), denied) if {",
+        "request_authorization := {\"action\": \"deny\", \"deny_reason\": \"no text\"} if {
+\tinput.request.method == \"WEBSOCKET_TEXT\"
+} else := says(\"deny\", enforced(denying), denied) if {",
+    );
+    for method in ["GET", "WEBSOCKET_TEXT", "WEBSOCKET_BINARY"] {
+        assert!(passes(&by_rego(), "whole.test", method), "{method}");
+        assert!(!passes(&by_rego(), "read.test", method), "{method}");
+    }
+    assert!(passes(&no_text, "whole.test", "GET"));
+    assert!(!passes(&no_text, "whole.test", "WEBSOCKET_TEXT"));
+}
+
+/// Broken texts, the words of the error, and its line.
+#[test]
+#[allow(clippy::too_many_lines, reason = "one table")]
+fn broken_texts_do_not_load() {
+    let ours = by_rego();
+    let line =
+        |words: &str| ours.lines().position(|l| l.starts_with(words)).expect(words) as u64 + 1;
+    let swap = |from: &str, to: &str| {
+        assert!(ours.contains(from), "{from}");
+        ours.replacen(from, to, 1)
+    };
+    let cases: &[(String, &str, Option<u64>)] = &[
+        ("package p\n".into(), "the package is p", None),
+        ("allow {".into(), "", Some(1)),
+        (swap("import rego.v1", "import rego.v1\n\nx if { y( }"), "", Some(11)),
+        ("package openshell.sandbox\n".into(), "there is no rule network_action", None),
+        (without("allow_request"), "there is no rule allow_request", None),
+        (without("landlock_policy"), "add `landlock_policy := data.landlock`", None),
+        (
+            without("egress_authorization").replace("_matching_endpoint_configs", "configs"),
+            "there is no rule _matching_endpoint_configs",
+            None,
+        ),
+        (
+            swap("contains(pattern, \"*\")\n\tglob", "regex.match(pattern, \"*\")\n\tglob"),
+            "no function \"regex.match\"",
+            None,
+        ),
+        (
+            swap(
+                "if pattern == input.network.host",
+                "if glob.match(\"[\", [\".\"], input.network.host)",
+            ),
+            "invalid glob",
+            None,
+        ),
+        (
+            swap("filesystem_policy := data.filesystem_policy", "filesystem_policy := [1]"),
+            "filesystem_policy must be a map",
+            Some(line("filesystem_policy")),
+        ),
+        (
+            swap(
+                "filesystem_policy := data.filesystem_policy",
+                "filesystem_policy := {\"read_only\": [\"x\"]}",
+            ),
+            "is not absolute",
+            Some(line("filesystem_policy")),
+        ),
+        (
+            swap(
+                "filesystem_policy := data.filesystem_policy",
+                "filesystem_policy := data.nothing",
+            ),
+            "has no value, but policy.yaml has filesystem_policy",
+            Some(line("filesystem_policy")),
+        ),
+        (
+            swap("\"action\": network_action", "\"action\": 1"),
+            "egress_authorization.action must be",
+            Some(line("egress_authorization")),
+        ),
+        (
+            swap("\"endpoint_configs\": _matching_endpoint_configs", "\"endpoint_configs\": 1"),
+            "must be a list",
+            Some(line("egress_authorization")),
+        ),
+        (
+            swap("\"endpoint_configs\": _matching_endpoint_configs,", ""),
+            "requests would pass unjudged",
+            Some(line("egress_authorization")),
+        ),
+        (
+            swap("[match.endpoint | some match in inspected]", "[1]"),
+            "configuration must be an object",
+            Some(line("egress_authorization")),
+        ),
+        (
+            swap("[match.endpoint | some match in inspected]", "[{\"protocol\": \"soap\"}]"),
+            "protocol: \"soap\" is not supported",
+            None,
+        ),
+        (
+            swap("denied := \"a deny rule refuses this request\"", "denied := 1 / 0"),
+            "divide by zero",
+            Some(line("denied")),
+        ),
+        (
+            without("request_authorization").replace(
+                "allow_request if other_request_authorization.action == \"allow\"",
+                "allow_request := \"yes\" if true",
+            ),
+            "allow_request must be true or false",
+            Some(line("default allow_request")),
+        ),
+        (
+            format!("{ours}network_middlewares := {{\"scan\": {{}}}}\n"),
+            "network_middlewares are not supported",
+            None,
+        ),
+        (
+            swap(
+                "network_action := \"allow\" if count(matches) > 0",
+                "network_action := \"allow\" if { some i in numbers.range(1, 9000); some j in numbers.range(1, 9000); i * j < 0 }",
+            ),
+            "time limit",
+            None,
+        ),
+    ];
+    let yaml = PLAIN
+        .replace("access: read-only }", "access: full, deny_rules: [{ method: GET, path: / }] }");
+    for (text, words, line) in cases {
+        let error = try_load(&yaml, Some(text)).expect_err(words);
+        let problem = error.0.iter().find(|problem| problem.to_string().contains(words));
+        let problem = problem.unwrap_or_else(|| panic!("{words:?} is not in {error}"));
+        assert!(problem.to_string().starts_with("policy.rego"), "{problem}");
+        assert!(problem.fix.is_some(), "{problem}");
+        if line.is_some() {
+            assert_eq!(problem.line, *line, "{problem}");
+        }
+        assert!(!problem.to_string().contains('\n'), "{problem}");
+    }
+}
+
+#[test]
+fn a_broken_yaml_and_a_broken_text_are_told_together() {
+    let error = try_load("version: 2\n", Some(&"x".repeat(2 << 20))).expect_err("both");
+    assert_eq!(error.0.len(), 2, "{error}");
+}
+
+/// What fails at run time only is a refusal with its reason.
+#[test]
+fn failures_at_run_time_are_refusals() {
+    let text = by_rego().replacen(
+        "network_action := \"allow\" if count(matches) > 0",
+        "network_action := \"allow\" if { count(matches) > 0; input.network.port / (input.network.port - 4444) != 0 }",
+        1,
+    );
+    let yaml = PLAIN.replace("port: 80 }", "ports: [80, 4444] }");
+    let policy = loaded(&yaml.replace("4444", "4445"), Some(&text));
+    let asked = |port| policy.connect(&caller("/usr/bin/curl"), &host("plain.example.com"), port);
+    assert!(matches!(asked(80), Connect::Allow(_)));
+    let text = text.replacen("count(matches) > 0;", "", 1);
+    let policy = loaded(&yaml.replace("4444", "4445"), Some(&text));
+    let asked = |port| policy.connect(&caller("/usr/bin/curl"), &host("plain.example.com"), port);
+    let Connect::Deny(Denial { reason, suggestion, .. }) = asked(4444) else { panic!("allowed") };
+    assert!(reason.starts_with("policy.rego failed: line "), "{reason}");
+    assert!(reason.contains("divide by zero") && suggestion.starts_with('#'), "{reason}");
+}
+
+#[test]
+fn a_panic_of_the_interpreter_is_a_refusal() {
+    let text = by_rego().replacen(
+        "network_action := \"allow\" if count(matches) > 0",
+        "network_action := \"allow\" if count(numbers.range(0, 9000000000000000000)) < 0",
+        1,
+    );
+    let error = try_load(PLAIN, Some(&text)).expect_err("panics");
+    assert!(error.to_string().contains("the interpreter gave up"), "{error}");
+}
+
+/// The text cannot lift what the file asks of a binary, nor the inspection of an endpoint.
+#[test]
+fn a_text_lifts_no_pin_and_no_inspection() {
+    let yaml = PLAIN.replace(
+        "path: /usr/bin/curl }",
+        "path: /usr/bin/curl, tainted: refuse }, { path: /usr/bin/wget }",
+    );
+    let lax = by_rego()
+        .replacen("default network_action := \"deny\"", "default network_action := \"allow\"", 1)
+        .replacen("network_action := \"allow\" if count(matches) > 0", "", 1);
+    let policy = loaded(&yaml, Some(&lax));
+    let tainted = Caller { tainted: Some("LD_PRELOAD is set".into()), ..caller("/usr/bin/curl") };
+    let plain = host("plain.example.com");
+    assert!(matches!(policy.connect(&caller("/usr/bin/curl"), &plain, 80), Connect::Allow(_)));
+    let Connect::Deny(denial) = policy.connect(&tainted, &plain, 80) else { panic!("allowed") };
+    assert!(denial.reason.contains("LD_PRELOAD"), "{denial:?}");
+    // Other hosts are the text's.
+    assert!(matches!(policy.connect(&tainted, &host("other.example.com"), 80), Connect::Allow(_)));
+    let blind = by_rego().replacen(
+        "some match in matches; match.endpoint.protocol",
+        "some match in matches; match.endpoint.no",
+        1,
+    );
+    let policy = loaded(PLAIN, Some(&blind));
+    let Connect::Deny(denial) =
+        policy.connect(&caller("/usr/bin/curl"), &host("api.example.com"), 443)
+    else {
+        panic!("allowed")
+    };
+    assert!(denial.reason.contains("unjudged"), "{denial:?}");
+}
+
+/// What the agent chose is in no word that is shown, unless it is printable.
+#[test]
+fn words_are_printable() {
+    let text = by_rego().replacen(
+        "deny_reason := \"no policy allows this host and port for this binary\" if",
+        "deny_reason := sprintf(\"not for %s\", [input.exec.path]) if",
+        1,
+    );
+    let policy = loaded(PLAIN, Some(&text));
+    let Connect::Deny(denial) =
+        policy.connect(&caller("/x\n\u{1b}[1m"), &host("api.example.com"), 443)
+    else {
+        panic!("allowed")
+    };
+    assert_eq!(denial.reason, "not for /x\\u{a}\\u{1b}[1m");
+    assert!(denial.suggestion.starts_with("# policy.rego decides"), "{denial:?}");
+    let narrow = by_rego().replacen(
+        "network_action := \"allow\" if count(matches) > 0",
+        "network_action := \"allow\" if { count(matches) > 0; input.network.port != 80 }",
+        1,
+    );
+    let policy = loaded(PLAIN, Some(&narrow));
+    let Connect::Deny(denial) =
+        policy.connect(&caller("/usr/bin/curl"), &host("plain.example.com"), 80)
+    else {
+        panic!("allowed")
+    };
+    assert!(denial.suggestion.contains("policy.yaml allows this"), "{denial:?}");
+}
+
+#[test]
+fn symlinks_are_resolved_for_the_text_too() {
+    let mut policy = loaded(PLAIN, Some(&by_rego()));
+    let real = |policy: &Policy| {
+        matches!(
+            policy.connect(&caller("/usr/bin/curl-8"), &host("plain.example.com"), 80),
+            Connect::Allow(_)
+        )
+    };
+    assert!(!real(&policy));
+    policy.resolve_binaries(|path| Some(format!("{path}-8")));
+    assert!(real(&policy));
+}
+
+// --- The property ---------------------------------------------------------------------------------
+
+fn glob_path() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec![
+        "**",
+        "/**",
+        "/a",
+        "/a/*",
+        "/a/**",
+        "/a/**/c",
+        "/*",
+        "/{a,b}",
+        "/{a,b}/**",
+        "/a?",
+        "/[ab]/c",
+        "/[!a]",
+        "/a*/**/c",
+        "/%61",
+        "/b%2Fc",
+        "/a/b/*",
+        "/a/*/c",
+        "/*/c",
+        "/a/b*",
+        "/",
+        "/a/",
+    ])
+}
+
+fn query() -> impl Strategy<Value = Json> {
+    let pattern = prop::sample::select(vec!["1", "*", "**", "v1*", "*.*", "a/*", "{1,2}", "?", ""]);
+    let matcher = prop_oneof![
+        pattern.clone().prop_map(|p| json!(p)),
+        pattern.clone().prop_map(|p| json!({ "glob": p })),
+        prop::collection::vec(pattern, 1..3).prop_map(|p| json!({ "any": p })),
+    ];
+    prop_oneof![
+        3 => Just(json!({})),
+        2 => prop::collection::btree_map("[qr]", matcher, 1..3).prop_map(|m| json!(m)),
+    ]
+}
+
+fn rule() -> impl Strategy<Value = Json> {
+    let method = prop::sample::select(vec!["GET", "get", "POST", "HEAD", "*", "DELETE"]);
+    (method, glob_path(), query())
+        .prop_map(|(method, path, query)| json!({ "method": method, "path": path, "query": query }))
+}
+
+fn endpoint() -> impl Strategy<Value = Json> {
+    let host = prop::sample::select(vec![
+        "h.example.com",
+        "H.Example.com.",
+        "*.example.com",
+        "**.example.com",
+        "h*.example.com",
+        "i.example.com",
+        "{h,i}*.example.com",
+        "10.0.0.1",
+        "",
+    ]);
+    let ports = prop::collection::vec(prop::sample::select(vec![80u16, 443]), 1..3);
+    let scope = prop_oneof![3 => Just(None), 2 => glob_path().prop_map(Some)];
+    let rules = prop_oneof![
+        prop::sample::select(vec!["read-only", "read-write", "full"]).prop_map(|a| json!(a)),
+        prop::collection::vec(rule(), 1..4).prop_map(|r| json!(r)),
+    ];
+    let deny = prop_oneof![Just(None), prop::collection::vec(rule(), 1..3).prop_map(Some)];
+    let flags = any::<[bool; 6]>();
+    (host, ports, scope, rules, deny, flags).prop_map(|(host, ports, scope, rules, deny, flags)| {
+        let [inspected, enforce, audit, listed, skip, slash] = flags;
+        let mut endpoint = json!({ "ports": ports });
+        if !host.is_empty() {
+            endpoint["host"] = json!(host);
+        }
+        if listed || host.is_empty() {
+            endpoint["allowed_ips"] = json!(["10.0.0.0/8", "192.0.2.1"]);
+        }
+        if skip {
+            endpoint["tls"] = json!("skip");
+        }
+        if !inspected {
+            return endpoint;
+        }
+        endpoint["protocol"] = json!("REST");
+        if enforce {
+            endpoint["enforcement"] = json!("enforce");
+        } else if audit {
+            endpoint["enforcement"] = json!("audit");
+        }
+        if slash {
+            endpoint["allow_encoded_slash"] = json!(true);
+        }
+        if let Some(scope) = scope {
+            endpoint["path"] = json!(scope);
+        }
+        match rules {
+            Json::Array(rules) => {
+                endpoint["rules"] = rules.into_iter().map(|r| json!({ "allow": r })).collect();
+            }
+            access => endpoint["access"] = access,
+        }
+        if let Some(deny) = deny {
+            endpoint["deny_rules"] = json!(deny);
+        }
+        endpoint
+    })
+}
+
+fn binary() -> impl Strategy<Value = Json> {
+    let path = prop::sample::select(vec![
+        "/usr/bin/curl",
+        "/usr/bin/*",
+        "/usr/**",
+        "/**",
+        "/opt/*/x",
+        "/usr/bin/c*l",
+    ]);
+    (path, 0..6).prop_map(|(path, kind)| match kind {
+        0 => json!({ "path": path, "ancestors": true }),
+        1 => json!({ "path": path, "sha256": format!("sha256:{}", "AB".repeat(32)) }),
+        2 => json!({ "path": path, "tainted": "refuse" }),
+        3 => json!({ "path": path, "tainted": "report" }),
+        _ => json!({ "path": path }),
+    })
+}
+
+fn policies() -> impl Strategy<Value = Json> {
+    let policy = (prop::collection::vec(endpoint(), 1..4), prop::collection::vec(binary(), 0..3))
+        .prop_map(|(endpoints, binaries)| json!({ "endpoints": endpoints, "binaries": binaries }));
+    prop::collection::btree_map("[ab]|B|z-1", policy, 1..4)
+        .prop_map(|policies| json!({ "network_policies": policies }))
+}
+
+fn callers() -> impl Strategy<Value = Caller> {
+    let path =
+        || prop::sample::select(vec!["/usr/bin/curl", "/usr/bin/git", "/opt/a/x", "/tmp/x", ""]);
+    (path(), prop::collection::vec(path(), 0..2), any::<[bool; 3]>()).prop_map(
+        |(exe, ancestors, [known, same, tainted])| Caller {
+            exe: exe.into(),
+            ancestors: ancestors.into_iter().map(Into::into).collect(),
+            sha256: known.then_some([if same { 0xAB } else { 1 }; 32]),
+            tainted: tainted.then(|| "LD_PRELOAD is set".into()),
+        },
+    )
+}
+
+fn targets() -> impl Strategy<Value = (String, String)> {
+    let method = prop::sample::select(vec!["GET", "HEAD", "POST", "DELETE", "post", "BREW"]);
+    let path =
+        prop_oneof!["(/[abc]{1,2}){0,3}/?", Just("/a%2Fb".to_owned()), Just("/b/%2Fc".to_owned())];
+    let query = prop_oneof![
+        Just(String::new()),
+        "\\?[qr]=(1|2|v1|v12|v1\\.2|a/b|a\\.b|\\.|)(&[qr]=(1|x|v1)){0,2}"
+    ];
+    (method, path, query).prop_map(|(method, path, query)| {
+        let path = if path.starts_with('/') { path } else { "/".to_owned() };
+        (method.to_owned(), path + &query)
+    })
+}
+
+fn comparable(mut grant: Grant) -> Grant {
+    grant.allowed_ips.sort();
+    grant.allowed_ips.dedup();
+    grant
+}
+
+/// How much a verdict lets pass: more is more.
+fn lets(verdict: &Verdict) -> u8 {
+    match verdict {
+        Verdict::Deny(_) => 0,
+        Verdict::Audit { .. } => 1,
+        Verdict::Allow { .. } => 2,
+    }
+}
+
+type Asked = (Caller, &'static str, u16, (String, String));
+
+fn asked() -> impl Strategy<Value = Vec<Asked>> {
+    let host = prop::sample::select(vec![
+        "h.example.com",
+        "i.example.com",
+        "a.h.example.com",
+        "example.com",
+        "10.0.0.1",
+        "other.example.net",
+    ]);
+    let port = prop::sample::select(vec![80u16, 443, 8080]);
+    prop::collection::vec((callers(), host, port, targets()), 6)
+}
+
+/// How the answers of one text compare with the native engine's.
+#[derive(Clone, Copy, PartialEq)]
+enum Alike {
+    /// Verdicts, grants, names.
+    Whole,
+    /// The older contract knows less: it may refuse where the native engine lets pass in audit, and
+    /// may dial fewer addresses.
+    NoMilder,
+}
+
+fn compare(yaml: &str, text: &str, asked: &[Asked], alike: Alike) -> Result<(), TestCaseError> {
+    let native = loaded(yaml, None);
+    let policy = loaded(yaml, Some(text));
+    for (caller, name, port, (method, target)) in asked {
+        let name = host(name);
+        let grant =
+            match (native.connect(caller, &name, *port), policy.connect(caller, &name, *port)) {
+                (Connect::Deny(_), Connect::Deny(_)) => continue,
+                (Connect::Allow(native), Connect::Allow(rego)) => {
+                    let (native, rego) = (comparable(native), comparable(rego));
+                    if alike == Alike::Whole || rego.restricted == native.restricted {
+                        prop_assert_eq!(&native, &rego, "{}", yaml);
+                    } else {
+                        prop_assert!(rego.restricted, "{}", yaml);
+                        prop_assert_eq!(&native, &Grant { restricted: false, ..rego }, "{}", yaml);
+                    }
+                    native
+                }
+                (native, rego) => {
+                    return Err(TestCaseError::fail(format!(
+                        "{native:?}\n{rego:?}\n{caller:?} {name}:{port}\n{yaml}"
+                    )));
+                }
+            };
+        let Ok(target) = canonical_path(target, grant.allow_encoded_slash) else {
+            continue;
+        };
+        let request = Request { method, path: &target.path, query: &target.pairs, payload: None };
+        let natives = native.request(caller, &name, *port, &request);
+        let regos = policy.request(caller, &name, *port, &request);
+        let again = policy.request(caller, &name, *port, &request);
+        prop_assert_eq!(&again, &regos);
+        if alike == Alike::Whole {
+            let named = |verdict: &Verdict| match verdict {
+                Verdict::Allow { policy } => (2, policy.clone(), String::new()),
+                Verdict::Audit { policy, reason } => (1, policy.clone(), reason.clone()),
+                Verdict::Deny(denial) => (0, denial.policy.clone(), denial.reason.clone()),
+            };
+            prop_assert_eq!(
+                named(&natives),
+                named(&regos),
+                "{:?} {}:{} {:?}\n{}",
+                caller,
+                name,
+                port,
+                request,
+                yaml
+            );
+        } else {
+            prop_assert!(
+                lets(&regos) <= lets(&natives),
+                "{:?}\n{:?}\n{:?}\n{}",
+                natives,
+                regos,
+                request,
+                yaml
+            );
+            prop_assert!(
+                lets(&natives) != 2 || lets(&regos) != 0,
+                "{:?}\n{:?}\n{:?}\n{}",
+                natives,
+                regos,
+                request,
+                yaml
+            );
+        }
+    }
+    Ok(())
+}
+
+/// `RINGFENCE_REGO_CASES` makes it as many random policies as that.
+fn cases() -> ProptestConfig {
+    let cases = std::env::var("RINGFENCE_REGO_CASES").ok().and_then(|n| n.parse().ok());
+    ProptestConfig {
+        cases: cases.unwrap_or(16),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
+fn valid(policies: &Json) -> Option<String> {
+    let yaml = policies.to_string();
+    try_load(&yaml, None).ok().map(|_| yaml)
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn native_and_rego_agree(policies in policies(), asked in asked()) {
+        if let Some(yaml) = valid(&policies) {
+            compare(&yaml, &by_rego(), &asked, Alike::Whole)?;
+        }
+    }
+
+    #[test]
+    fn the_older_contract_is_no_milder(policies in policies(), asked in asked()) {
+        let text = without("egress_authorization").replace("request_authorization", "judged");
+        if let Some(yaml) = valid(&policies) {
+            compare(&yaml, &text, &asked, Alike::NoMilder)?;
+        }
+    }
+
+    #[test]
+    fn the_later_contract_alone_is_no_milder(policies in policies(), asked in asked()) {
+        let text = by_rego().replace("request_authorization", "judged");
+        if let Some(yaml) = valid(&policies) {
+            compare(&yaml, &text, &asked, Alike::NoMilder)?;
+        }
+    }
+}
