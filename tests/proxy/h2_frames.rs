@@ -547,7 +547,7 @@ fn interim_responses_have_a_size_together() {
             match answer.kind {
                 // Long ones have CONTINUATION frames behind them.
                 HEADERS if answer.flags & END_HEADERS == 0 || answer.payload.len() > 8_000 => {
-                    hints += 1
+                    hints += 1;
                 }
                 _ => break answer,
             }

@@ -64,6 +64,7 @@ async fn connection(io: impl AsyncRead + AsyncWrite + Unpin, seen: Seen) {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "what it does is a list of paths")]
 async fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
