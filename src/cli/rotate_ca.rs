@@ -54,7 +54,9 @@ async fn rotate(client: &Client, args: &Args) -> anyhow::Result<()> {
     loop {
         let now = current(&api, name).await?;
         if let Some(now) = now.filter(|now| before.as_ref() != Some(now)) {
-            println!("CA {now} signs; the one before is trusted until no certificate by it is valid");
+            println!(
+                "CA {now} signs; the one before is trusted until no certificate by it is valid"
+            );
             return Ok(());
         }
         if Instant::now() >= until {

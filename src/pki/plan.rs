@@ -79,12 +79,14 @@ pub enum Step {
 
 impl<C: Certified + Clone> Held<C> {
     /// A first CA.
+    #[must_use]
     pub fn first(current: C) -> Self {
         Self { current, next: None, previous: Vec::new(), requested: false }
     }
 
     /// Everything API servers have to trust, PEM. The order is by text: it is the same before and
     /// after a promotion, which then changes nothing in the configurations.
+    #[must_use]
     pub fn bundle(&self) -> String {
         let mut all: Vec<&str> = self.pems().collect();
         all.sort_unstable();
@@ -93,6 +95,7 @@ impl<C: Certified + Clone> Held<C> {
     }
 
     /// Whether the certificate (PEM) is one of these.
+    #[must_use]
     pub fn knows(&self, pem: &str) -> bool {
         self.pems().any(|known| known == pem)
     }
@@ -103,6 +106,7 @@ impl<C: Certified + Clone> Held<C> {
     }
 
     /// What is to be done next. `seen` says for how long the next CA has been in every live bundle.
+    #[must_use]
     pub fn step(&self, now: SystemTime, seen: Option<Duration>, terms: &Terms) -> Step {
         match (&self.next, seen) {
             (Some(_), Some(seen)) if seen >= terms.settle => return Step::Promote,
@@ -126,11 +130,13 @@ impl<C: Certified + Clone> Held<C> {
     }
 
     /// With `next` beside the current one. The request, if any, is met by that.
+    #[must_use]
     pub fn with_next(&self, next: C) -> Self {
         Self { next: Some(next), requested: false, ..self.clone() }
     }
 
     /// With the next CA signing. Nothing changes where there is none.
+    #[must_use]
     pub fn promoted(&self, now: SystemTime, terms: &Terms) -> Self {
         let mut after = self.clone();
         if let Some(next) = after.next.take() {
@@ -142,6 +148,7 @@ impl<C: Certified + Clone> Held<C> {
     }
 
     /// Without the former CAs whose time is over.
+    #[must_use]
     pub fn retired(&self, now: SystemTime, terms: &Terms) -> Self {
         let mut after = self.clone();
         after.previous.retain(|previous| !over(previous, now, terms));
@@ -156,9 +163,8 @@ fn over(previous: &Previous, now: SystemTime, terms: &Terms) -> bool {
 /// Whether every live bundle holds the certificate (PEM); false where there is no bundle at all.
 #[must_use]
 pub fn in_every(bundles: &[Vec<u8>], pem: &str) -> bool {
-    let holds = |bundle: &Vec<u8>| {
-        std::str::from_utf8(bundle).is_ok_and(|bundle| bundle.contains(pem))
-    };
+    let holds =
+        |bundle: &Vec<u8>| std::str::from_utf8(bundle).is_ok_and(|bundle| bundle.contains(pem));
     !bundles.is_empty() && bundles.iter().all(holds)
 }
 
@@ -169,7 +175,12 @@ pub struct Seen(Option<(String, Instant)>);
 impl Seen {
     /// Takes in what the bundles show, and says for how long they have shown it without a gap
     /// that was noticed.
-    pub fn look(&mut self, next: Option<&str>, bundles: &[Vec<u8>], now: Instant) -> Option<Duration> {
+    pub fn look(
+        &mut self,
+        next: Option<&str>,
+        bundles: &[Vec<u8>],
+        now: Instant,
+    ) -> Option<Duration> {
         let Some(next) = next.filter(|next| in_every(bundles, next)) else {
             self.0 = None;
             return None;

@@ -25,7 +25,8 @@ async fn no_pod_is_refused_while_the_ca_is_replaced() {
     fenced("rotation", &[], async |place| {
         let secrets: Api<Secret> = Api::namespaced(place.rig.client.clone(), RELEASE_NAMESPACE);
         let current = async || {
-            let found = secrets.get_metadata("ringfence-webhook-ca").await.expect("the CA's secret");
+            let found =
+                secrets.get_metadata("ringfence-webhook-ca").await.expect("the CA's secret");
             found.metadata.annotations.unwrap_or_default().remove(CURRENT)
         };
         let (done, admitted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
@@ -46,9 +47,8 @@ async fn no_pod_is_refused_while_the_ca_is_replaced() {
         let mut seen = vec![current().await];
         for _ in 0..ROTATIONS {
             let ask = Patch::Merge(json!({ "metadata": { "annotations": { ROTATE: "now" } } }));
-            let asked = secrets
-                .patch_metadata("ringfence-webhook-ca", &PatchParams::default(), &ask)
-                .await;
+            let asked =
+                secrets.patch_metadata("ringfence-webhook-ca", &PatchParams::default(), &ask).await;
             asked.expect("the secret can be marked");
             let next = timeout(PATIENCE, async {
                 loop {

@@ -100,11 +100,12 @@ impl<'a> Keeper<'a> {
         }
         let mut right = !matches!(found, Found::Unknown);
         if right {
-            right &= self.publish(&live).await;
+            right &= self.publish(&live, matches!(found, Found::Broken)).await;
         }
-        let bundles: Vec<Vec<u8>> = match live.iter().all(Option::is_some) {
-            true => live.iter().flatten().flat_map(Live::bundles).cloned().collect(),
-            false => Vec::new(),
+        let bundles: Vec<Vec<u8>> = if live.iter().all(Option::is_some) {
+            live.iter().flatten().flat_map(Live::bundles).cloned().collect()
+        } else {
+            Vec::new()
         };
         if let Found::There(stored) = found {
             self.sign_with_current(&bundles);
@@ -147,14 +148,20 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    async fn publish(&self, live: &[Option<Live>]) -> bool {
-        let bundle = self.held.bundle();
+    /// Writes the bundle where there is another. What is known from `memory` only may be older than
+    /// what other replicas remember: then a bundle that has the CA of the served leaf is left alone.
+    async fn publish(&self, live: &[Option<Live>], memory: bool) -> bool {
+        let (bundle, serving) = (self.held.bundle(), self.serving.ca_pem());
         let mut right = true;
         for (configuration, live) in self.configurations.iter().zip(live) {
             let Some(live) = live else {
                 right = false;
                 continue;
             };
+            let bundles: Vec<Vec<u8>> = live.bundles().cloned().collect();
+            if memory && in_every(&bundles, &serving) {
+                continue;
+            }
             match ca_bundle::publish(self.client, configuration, live, &bundle).await {
                 Ok(true) => tracing::info!(%configuration, "caBundle written"),
                 Ok(false) => {}

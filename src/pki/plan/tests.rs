@@ -246,8 +246,10 @@ impl World {
                     self.promotions += u32::from(after.current != held.current);
                     self.secret = (secret + 1, after);
                 }
-                self.replicas[index].ready |=
-                    self.bundles.last().is_some_and(|last| last.1.contains(&self.replicas[index].leaf.ca.pem));
+                self.replicas[index].ready |= self
+                    .bundles
+                    .last()
+                    .is_some_and(|last| last.1.contains(&self.replicas[index].leaf.ca.pem));
                 Stage::Begin
             }
         };
@@ -263,7 +265,9 @@ impl World {
             if *expires <= self.now {
                 return Err(format!("at {}: an expired leaf by {}", self.now, ca.pem));
             }
-            if let Some((from, bundle)) = self.bundles[first..].iter().find(|b| !b.1.contains(&ca.pem)) {
+            if let Some((from, bundle)) =
+                self.bundles[first..].iter().find(|b| !b.1.contains(&ca.pem))
+            {
                 return Err(format!("at {}: {} is not in {bundle} of {from}", self.now, ca.pem));
             }
         }

@@ -60,9 +60,10 @@ impl State {
                 (_, &Method::POST, Some(_)) => status(409, "AlreadyExists"),
                 (_, &Method::PUT, Some(stored)) => {
                     let version = |secret: &Value| secret["metadata"]["resourceVersion"].clone();
-                    match version(&stored) == version(&body) {
-                        true => self.secret(body),
-                        false => status(409, "Conflict"),
+                    if version(&stored) == version(&body) {
+                        self.secret(body)
+                    } else {
+                        status(409, "Conflict")
                     }
                 }
                 _ => status(404, "NotFound"),
@@ -107,7 +108,8 @@ impl Cluster {
             async move {
                 let (head, body) = request.into_parts();
                 let bytes = body.collect_bytes().await?;
-                let body = if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
+                let body =
+                    if bytes.is_empty() { Value::Null } else { serde_json::from_slice(&bytes)? };
                 let (code, answer) = cluster.state().answer(&head.method, head.uri.path(), body);
                 let body = kube::client::Body::from(answer.to_string().into_bytes());
                 Ok::<_, Box<dyn std::error::Error + Send + Sync>>(
@@ -210,7 +212,10 @@ async fn three_replicas_rotate_and_each_is_trusted_at_every_moment() {
         let now = processes[0].serving.ca_pem();
         assert_ne!(now, current, "rotated");
         assert!(processes.iter().all(|process| process.serving.ca_pem() == now), "all of them");
-        assert!(cluster.state().secret.as_ref().expect("secret")["metadata"]["annotations"][ROTATE].is_null());
+        assert!(
+            cluster.state().secret.as_ref().expect("secret")["metadata"]["annotations"][ROTATE]
+                .is_null()
+        );
         current = now;
     }
 }
@@ -274,6 +279,31 @@ async fn the_secret_decides_and_is_made_again_when_it_is_gone() {
     Process::start(&cluster).await;
     keeper.round().await.expect_err("another CA");
     process.verifies(&cluster.bundle()).expect("and nothing published");
+}
+
+#[tokio::test]
+async fn without_a_secret_the_older_memory_takes_nothing_out_of_the_bundle() {
+    let cluster = Cluster::default();
+    let (slow, quick) = (Process::start(&cluster).await, Process::start(&cluster).await);
+    let (mut late, mut keeper) = (slow.keeper(), quick.keeper());
+    late.round().await.expect("published");
+    cluster.ask_for_a_rotation();
+    for _ in 0..6 {
+        keeper.round().await.expect("a step");
+    }
+    cluster.state().secret = Some(json!({ "metadata": { "resourceVersion": "9" }, "data": {} }));
+    for wiped in [false, true] {
+        if wiped {
+            cluster.state().bundle = None;
+        }
+        for _ in 0..3 {
+            late.round().await.expect("from memory");
+            keeper.round().await.expect("from memory");
+        }
+        for process in [&slow, &quick] {
+            process.verifies(&cluster.bundle()).expect("trusted");
+        }
+    }
 }
 
 #[tokio::test]
