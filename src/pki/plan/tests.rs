@@ -151,6 +151,8 @@ struct Replica {
     seen: Seen,
     leaf: Leaf,
     ready: bool,
+    /// Its machine stands still until then: what it was about to do, it does late.
+    asleep_until: u64,
 }
 
 #[derive(Clone)]
@@ -184,7 +186,7 @@ impl World {
         for skew in [-60, 0, 60] {
             let leaf = world.sign(&first().current);
             let (at, seen) = (Stage::Begin, Seen::default());
-            world.replicas.push(Replica { at, skew, seen, leaf, ready: true });
+            world.replicas.push(Replica { at, skew, seen, leaf, ready: true, asleep_until: 0 });
         }
         world
     }
@@ -289,9 +291,19 @@ impl World {
                     self.secret.0 += 1;
                     self.secret.1.requested = true;
                 }
+                // Less than a leaf has left when it is renewed.
+                2..=4 => {
+                    let index = usize::try_from(self.random(3)).unwrap_or(0);
+                    let rested = self.replicas[index].asleep_until + 60 < self.now;
+                    if rested {
+                        self.replicas[index].asleep_until = self.now + 85;
+                    }
+                }
                 _ => {
                     let index = usize::try_from(self.random(3)).unwrap_or(0);
-                    self.act(index)?;
+                    if self.replicas[index].asleep_until <= self.now {
+                        self.act(index)?;
+                    }
                 }
             }
             self.now += self.random(3);
@@ -303,7 +315,7 @@ impl World {
 
 #[test]
 fn no_interleaving_of_replicas_leaves_one_untrusted() {
-    for seed in 1..=60 {
+    for seed in 1..=20 {
         let mut world = World::new(seed, true);
         world.run(5000).unwrap_or_else(|why| panic!("seed {seed}: {why}"));
         assert!(world.promotions > 10, "seed {seed}: {} promotions", world.promotions);
@@ -312,5 +324,5 @@ fn no_interleaving_of_replicas_leaves_one_untrusted() {
 
 #[test]
 fn without_the_version_a_late_write_would_leave_one_untrusted() {
-    assert!((1..=60).any(|seed| World::new(seed, false).run(5000).is_err()));
+    assert!((1..=20).any(|seed| World::new(seed, false).run(5000).is_err()));
 }
