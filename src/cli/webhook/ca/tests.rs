@@ -188,7 +188,7 @@ async fn three_replicas_rotate_and_each_is_trusted_at_every_moment() {
     for _ in 0..3 {
         processes.push(Process::start(&cluster).await);
     }
-    let mut keepers: Vec<Keeper> = processes.iter().map(Process::keeper).collect();
+    let mut keepers: Vec<Keeper<'_>> = processes.iter().map(Process::keeper).collect();
     let first = processes[0].serving.ca_pem();
     for keeper in &mut keepers {
         keeper.round().await.expect("no other CA");
