@@ -103,7 +103,8 @@ impl Ca {
     #[must_use]
     pub fn mark(&self) -> String {
         let digest = Sha256::digest(self.authority.certificate_der());
-        digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+        let head = digest.iter().take(8).fold(0u64, |head, byte| head << 8 | u64::from(*byte));
+        format!("{head:016x}")
     }
 }
 

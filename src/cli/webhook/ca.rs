@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Args;
 use crate::admission::server::Metrics;
 use crate::pki::ca_bundle::{self, CaBundleError, Configuration, Live};
-use crate::pki::plan::{Certified as _, Held, Seen, Step, Terms, in_every};
+use crate::pki::plan::{Certified, Held, Seen, Step, Terms, in_every};
 use crate::pki::rotation::Serving;
 use crate::pki::stored::{Ca, RotationError, Store, Stored};
 
@@ -167,9 +167,10 @@ impl<'a> Keeper<'a> {
                 Ok(false) => {}
                 Err(error) => {
                     right = false;
-                    match error {
-                        CaBundleError::Changed { .. } => tracing::debug!(%error, "not written"),
-                        _ => tracing::warn!(%error, "caBundle not written"),
+                    if matches!(error, CaBundleError::Changed { .. }) {
+                        tracing::debug!(%error, "not written");
+                    } else {
+                        tracing::warn!(%error, "caBundle not written");
                     }
                 }
             }
@@ -201,7 +202,7 @@ impl<'a> Keeper<'a> {
             return true;
         }
         let (held, now) = (&self.held, SystemTime::now());
-        let next = held.next.as_ref().map(|next| next.pem());
+        let next = held.next.as_ref().map(Certified::pem);
         let seen = self.seen.look(next, bundles, Instant::now());
         let step = held.step(now, seen, &self.terms);
         let after = match step {

@@ -71,7 +71,8 @@ impl State {
         }
         assert!(path.ends_with("/mutatingwebhookconfigurations/x"), "{path}");
         if method == Method::PATCH {
-            if body["metadata"]["resourceVersion"] != self.configuration_version.to_string() {
+            let version = json!(self.configuration_version.to_string());
+            if body["metadata"]["resourceVersion"] != version {
                 return status(409, "Conflict");
             }
             self.configuration_version += 1;
