@@ -140,6 +140,26 @@ mod tests {
         assert!(wrap(&json!({ "container": "a", "command": [1] }), &pod).is_err());
     }
 
+    /// A rollback, or the other replica of a roll-out.
+    #[test]
+    fn a_fence_that_a_later_version_made_is_entered_too() {
+        let mut pod = fenced();
+        let command = pod["spec"]["containers"][0]["command"].as_array_mut().expect("a list");
+        command.splice(1..1, [json!("--flag-of-tomorrow"), json!("x")]);
+        let options = json!({ "container": "a", "command": ["sh"] });
+        assert_eq!(wrap(&options, &pod).expect("an answer").len(), 1);
+        assert_eq!(verify(&options, &pod).expect_err("outside").class, Class::ExecOutside);
+        // Nor is its image changed in place as if it were exempt.
+        let mut other = pod.clone();
+        other["spec"]["containers"][0]["image"] = json!("other");
+        let mut ns = Namespace { name: "n".into(), ..Namespace::default() };
+        ns.labels.insert("ringfence.dev/inject".into(), "enabled".into());
+        ns.annotations.insert("ringfence.dev/unfenced-containers".into(), "*".into());
+        let refusal = super::super::verify_update(&pod, &other, &ns).expect_err("fenced");
+        assert_eq!(refusal.class, Class::ImageChange);
+        assert_eq!(super::super::verify_update(&pod, &pod, &ns), Ok(()));
+    }
+
     #[test]
     fn only_the_namespace_lets_exec_out() {
         let mut ns = Namespace::default();

@@ -32,6 +32,10 @@ const CACHED_POLICIES: usize = 256;
 /// What to do about a registry that keeps silent.
 const SILENT: &str = "see that the registry is up and that the webhook's pods reach it (name, port, network policies); a controller tries again by itself";
 
+/// Pods of one namespace that may wait for registries at once, of the 128 reviews that a replica
+/// answers: images that never come, named by one author, keep the others' places free.
+const WAITING_PER_NAMESPACE: usize = 32;
+
 /// What tells one version of a source `ConfigMap` from another.
 type Version = (Option<String>, Option<String>);
 
@@ -43,6 +47,40 @@ pub struct Lookups {
     namespaces: Store<ApiNamespace>,
     watch_is_whole: Arc<AtomicBool>,
     policies: Mutex<HashMap<String, (Version, Arc<PolicySource>)>>,
+    /// By namespace; none is kept that nobody waits in.
+    waiting: Mutex<HashMap<String, usize>>,
+}
+
+/// One pod's place among those of its namespace that wait for registries.
+struct Waiting<'a> {
+    all: &'a Mutex<HashMap<String, usize>>,
+    namespace: &'a str,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(all: &'a Mutex<HashMap<String, usize>>, namespace: &'a str) -> Result<Self, Refusal> {
+        let mut counts = all.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(namespace.to_owned()).or_insert(0);
+        if *count >= WAITING_PER_NAMESPACE {
+            let what =
+                format!("{count} pods of namespace {namespace} wait for the registries of images");
+            return Err(Refusal::new(Class::Lookup, what));
+        }
+        *count += 1;
+        Ok(Self { all, namespace })
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(self.namespace) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(self.namespace);
+            }
+        }
+    }
 }
 
 impl Lookups {
@@ -62,6 +100,7 @@ impl Lookups {
             namespaces,
             watch_is_whole,
             policies: Mutex::default(),
+            waiting: Mutex::default(),
         };
         (lookups, watch)
     }
@@ -188,7 +227,8 @@ impl Lookups {
     /// The configurations of the images that `needs` names, by container.
     ///
     /// # Errors
-    /// When one of them cannot be read; the refusal names image, registry and what was tried.
+    /// When one of them cannot be read; the refusal names image, registry and what was tried. When too
+    /// many pods of the namespace wait already.
     pub async fn images(
         &self,
         namespace: &str,
@@ -201,6 +241,8 @@ impl Lookups {
         }
         let (credentials, notes) =
             self.credentials(namespace, &needs.pull_secrets, deadline).await?;
+        // What is in the cache is there at once: only who really waits takes a place.
+        let _waiting = Waiting::begin(&self.waiting, namespace)?;
         let architectures = match needs.architectures.as_slice() {
             [] => node_architectures,
             allowed => allowed,
@@ -395,6 +437,58 @@ mod tests {
         assert_eq!(one.reference, same.reference);
         assert_eq!(one.data.keys().collect::<Vec<_>>(), ["policy.yaml"]);
         assert!(one.reference.configmap.starts_with(crate::propagate::COPY_PREFIX));
+    }
+
+    #[tokio::test]
+    async fn images_that_never_come_hold_up_one_namespace_only() {
+        use futures_util::poll;
+        use std::task::Poll;
+        use std::time::Duration;
+        // Accepts by its backlog, and never says a word.
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let registry = silent.local_addr().expect("an address").to_string();
+        let config = crate::image::ImagesConfig {
+            insecure: vec![registry.clone()],
+            ..crate::image::ImagesConfig::default()
+        };
+        let api = tower::service_fn(|_: axum::http::Request<kube::client::Body>| async {
+            Err::<axum::http::Response<kube::client::Body>, _>(std::io::Error::other("nobody"))
+        });
+        let images = Images::new(config).expect("a configuration");
+        let (lookups, _) = Lookups::new(Client::new(api, "default"), "release".into(), images);
+        let needs = |n: usize| Needs {
+            images: vec![super::super::ImageNeed {
+                container: "a".into(),
+                image: format!("{registry}/image:{n}"),
+                command: true,
+                user: true,
+            }],
+            ..Needs::default()
+        };
+        let all: Vec<Needs> = (0..=WAITING_PER_NAMESPACE).map(needs).collect();
+        let architectures = ["amd64".to_owned()];
+        let deadline = Deadline::after(Duration::from_secs(600));
+        let read = |namespace, n: usize| {
+            Box::pin(lookups.images(namespace, &all[n], &architectures, deadline))
+        };
+        let mut waiting = Vec::new();
+        for n in 0..WAITING_PER_NAMESPACE {
+            let mut reading = read("hostile", n);
+            assert!(poll!(&mut reading).is_pending());
+            waiting.push(reading);
+        }
+        let last = WAITING_PER_NAMESPACE;
+        let Poll::Ready(Err(refusal)) = poll!(&mut read("hostile", last)) else {
+            panic!("one more waits")
+        };
+        assert_eq!((refusal.class, refusal.code), (Class::Lookup, 503));
+        assert!(refusal.message.contains("namespace hostile"), "{refusal}");
+        assert!(poll!(&mut read("other", last)).is_pending());
+        // Whoever is answered, or given up, makes room.
+        waiting.pop();
+        assert!(poll!(&mut read("hostile", last)).is_pending());
+        drop(waiting);
+        assert!(lookups.waiting.lock().expect("sound").is_empty());
     }
 
     #[test]

@@ -72,6 +72,37 @@ fn is_near(path: &str) -> bool {
     [ROOT, RUN_DIR, POLICY_DIR].iter().any(|ours| overlap(path, ours))
 }
 
+/// Whether a path goes through a process of `/proc`. Its `root` is a link to the root directory, which
+/// a runtime may follow when it mounts: every path has another spelling there. Files of `/proc` itself
+/// (`/proc/meminfo`) are no such way.
+fn is_through_proc(path: &str) -> bool {
+    let path = clean(path);
+    path.strip_prefix("/proc/").is_some_and(|rest| rest.contains('/'))
+}
+
+/// Whether a path is a file, or lies in it.
+fn is_or_in(path: &str, file: &str) -> bool {
+    clean(path).strip_prefix(file).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+/// What a container has mounted at a file, with the name of the field: where the runtime puts a
+/// file of its own, its author's comes in its place.
+pub(super) fn at_file(container: &Value, file: &str) -> Option<String> {
+    paths(container)
+        .find(|(_, path)| is_or_in(path, file))
+        .map(|(field, path)| format!("{field} {path:?}"))
+}
+
+/// Each path at which something is mounted into a container, with the name of its field.
+fn paths(container: &Value) -> impl Iterator<Item = (&'static str, &str)> {
+    let mounts = list(container, "volumeMounts").iter().map(|m| ("mountPath", mount_path(m)));
+    let devices = list(container, "volumeDevices")
+        .iter()
+        .map(|device| ("devicePath", text(device, "devicePath").unwrap_or_default()));
+    let message = word(container, "terminationMessagePath");
+    mounts.chain(devices).chain(message.map(|path| ("terminationMessagePath", path)))
+}
+
 /// Whether a path of a policy is the supervisor's run directory, lies in it or holds it.
 pub(super) fn meets_run_dir(path: &str) -> bool {
     overlap(&clean(path), RUN_DIR)
@@ -115,6 +146,15 @@ pub(super) fn bin_dir(container: &Value, volumes: &[String]) -> Result<String, R
     let name = text(container, "name").unwrap_or_default();
     let mut deepest = 0;
     let mut look = |what: &str, path: &str| {
+        if is_through_proc(path) {
+            return Err(Refusal::with_fix(
+                Class::Overlap,
+                format!(
+                    "container {name}: {what} {path:?} goes through a process of /proc, which leads anywhere"
+                ),
+                "mount at the path that is meant",
+            ));
+        }
         if is_near(&clean(path)) {
             let fix = if what == VOLUME {
                 "use an image without that VOLUME"
@@ -269,6 +309,26 @@ mod tests {
         ] {
             let mount = json!({"name": "scripts", "mountPath": path, "subPath": "evil.sh"});
             assert_eq!(class(&container(&mount)), Some(Class::Overlap), "{path}");
+        }
+    }
+
+    /// A runtime that follows `root` finds the container's root directory behind it.
+    #[test]
+    fn a_process_of_proc_is_no_way_to_the_same_place() {
+        for path in [
+            "/proc/self/root/ringfence",
+            "/proc/1/root/run/ringfence",
+            "proc//thread-self/root/etc/openshell",
+            "/x/../proc/self/task/1/root/ringfence/d",
+            "/proc/self/cwd/run",
+        ] {
+            let mount = json!({"name": "scripts", "mountPath": path});
+            assert_eq!(class(&container(&mount)), Some(Class::Overlap), "{path}");
+            assert_eq!(class(&json!({"terminationMessagePath": path})), Some(Class::Overlap));
+            assert!(bin_dir(&json!({}), &[path.into()]).is_err(), "{path}");
+        }
+        for path in ["/proc/meminfo", "/processes/self/root", "/srv/proc/self/root"] {
+            assert_eq!(class(&container(&json!({"name": "x", "mountPath": path}))), None, "{path}");
         }
     }
 

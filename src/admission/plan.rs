@@ -144,6 +144,7 @@ impl<'a> Plan<'a> {
             }
             let injected = Original::of(container)?.injected;
             strict::container(&mut self.notes, container, self.mode, injected)?;
+            strict::name_files(&mut self.notes, container, self.mode)?;
             if yes(container, &["securityContext", "privileged"]) {
                 let what = format!("container {name} is privileged");
                 self.notes.meet(Class::Privileged, self.mode, what)?;

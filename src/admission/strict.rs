@@ -7,7 +7,12 @@ use serde_json::Value;
 use super::json::{at, field, list, text};
 use super::notes::Notes;
 use super::user::{OWN, id};
-use super::{Class, Mode, Profile, Refusal, baseline};
+use super::{Class, Mode, Profile, Refusal, baseline, mounts};
+
+/// Files of a fenced container from which its proxy learns the addresses of the policy's names. The
+/// kubelet and the runtime write them, unless something is mounted there.
+const NAME_FILES: [(&str, Class); 2] =
+    [("/etc/hosts", Class::HostAliases), ("/etc/resolv.conf", Class::DnsConfig)];
 
 /// Meets the fields of the pod as a whole.
 ///
@@ -20,8 +25,14 @@ pub(super) fn whole_pod(
     profile: Profile,
 ) -> Result<(), Refusal> {
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    for (name, class) in [("hostAliases", Class::HostAliases), ("dnsConfig", Class::DnsConfig)] {
+    // The name of `hostnameOverride` is one of the hosts file, and any domain's.
+    for (name, class) in [
+        ("hostAliases", Class::HostAliases),
+        ("hostnameOverride", Class::HostAliases),
+        ("dnsConfig", Class::DnsConfig),
+    ] {
         let empty = |value: &Value| match value {
+            Value::String(word) => word.is_empty(),
             Value::Array(list) => list.is_empty(),
             Value::Object(map) => map.is_empty(),
             _ => false,
@@ -59,6 +70,18 @@ pub(super) fn container(
     }
 }
 
+/// Meets what a container that is to be fenced has in the place of files that its proxy reads.
+///
+/// # Errors
+/// The label value refuses it.
+pub(super) fn name_files(notes: &mut Notes, container: &Value, mode: Mode) -> Result<(), Refusal> {
+    let name = text(container, "name").unwrap_or_default();
+    NAME_FILES.iter().try_for_each(|(file, class)| match mounts::at_file(container, file) {
+        Some(what) => notes.meet(*class, mode, format!("container {name}: {what} is {file}")),
+        None => Ok(()),
+    })
+}
+
 /// Meets a container that stays outside the fence, in the network of the fence's proxy.
 ///
 /// # Errors
@@ -82,6 +105,14 @@ pub(super) fn unfenced(
             notes.meet(Class::UnfencedUser, mode, what)?;
         }
         Some(_) => {}
+    }
+    // With a program that is setuid root, in the image or on a volume, it is no more than a start.
+    if at(container, &["securityContext", "allowPrivilegeEscalation"]) != Some(&Value::Bool(false))
+    {
+        let what = format!(
+            "container {name} is outside the fence, and allowPrivilegeEscalation is not false"
+        );
+        notes.meet(Class::UnfencedUser, mode, what)?;
     }
     let listed = |kind: &str| {
         let found = at(container, &["securityContext", "capabilities", kind]);
@@ -116,7 +147,9 @@ mod tests {
     }
 
     fn context(context: &Value) -> Value {
-        json!({"name": "mcp", "securityContext": context})
+        let mut container = json!({"name": "mcp", "securityContext": context});
+        container["securityContext"]["allowPrivilegeEscalation"] = json!(false);
+        container
     }
 
     #[test]
@@ -149,6 +182,12 @@ mod tests {
         ] {
             assert_eq!(classes(&bare, &container), expected, "{container}");
         }
+        // A user that a program of the container changes is not one.
+        let mut made = caps(drop.clone());
+        for value in [json!(null), json!(true)] {
+            made["securityContext"]["allowPrivilegeEscalation"] = value;
+            assert_eq!(classes(&bare, &made), Some(Class::UnfencedUser), "{made}");
+        }
         // The pod's user counts where the container has none.
         let of_pod = context(&json!({"capabilities": drop}));
         let user = |uid: u32| json!({"spec": {"securityContext": {"runAsUser": uid}}});
@@ -166,13 +205,14 @@ mod tests {
             (json!({"hostAliases": [{"ip": "1.2.3.4", "hostnames": ["a"]}]}), Class::HostAliases),
             (json!({"dnsConfig": {"nameservers": ["1.2.3.4"]}}), Class::DnsConfig),
             (json!({"dnsPolicy": "None"}), Class::DnsConfig),
+            (json!({"hostnameOverride": "api.example"}), Class::HostAliases),
             (json!({"ephemeralContainers": [{"name": "x"}]}), Class::EphemeralContainer),
             (json!({"volumes": [{"name": "x", "hostPath": {"path": "/"}}]}), Class::Baseline),
         ] {
             assert_eq!(run(spec.clone(), Mode::Strict), Some(class), "{spec}");
             assert_eq!(run(spec, Mode::Enabled), None);
         }
-        let empty = json!({"hostAliases": [], "dnsConfig": null, "dnsPolicy": "ClusterFirst"});
+        let empty = json!({"hostAliases": [], "dnsConfig": null, "hostnameOverride": "", "dnsPolicy": "ClusterFirst"});
         assert_eq!(run(empty, Mode::Strict), None);
     }
 }

@@ -124,20 +124,20 @@ classes! {
         "change ringfence.dev/unfenced-containers of the namespace";
     /// An unfenced container whose user is root, the proxy's or not known.
     UnfencedUser "unfenced-user" 403 Fence Refuse
-        "outside the fence uid 0 and the proxy's uid 65530 can reach into it; without runAsUser the image chooses"
-        "set runAsUser in the container's securityContext to another number";
+        "outside the fence uid 0 and the proxy's uid 65530 can reach into it; without runAsUser the image chooses, and a setuid program changes it"
+        "set runAsUser in the container's securityContext to another number, and allowPrivilegeEscalation: false";
     /// An unfenced container that has, or may get, a capability over the network.
     UnfencedCapability "unfenced-capability" 403 Fence Refuse
         "with NET_ADMIN or NET_RAW a container outside the fence changes, forges or reads the traffic of the fence's proxy"
         "drop ALL or NET_RAW in the container's securityContext.capabilities, and add neither";
-    /// `spec.hostAliases`.
+    /// `spec.hostAliases`, `spec.hostnameOverride`, or something mounted at `/etc/hosts`.
     HostAliases "host-aliases" 403 Fence Refuse
         "the pod's author would decide which address a name of the policy has"
-        "remove hostAliases";
-    /// `spec.dnsConfig`, or a `dnsPolicy` that needs it.
+        "remove hostAliases, hostnameOverride and what is mounted at /etc/hosts";
+    /// `spec.dnsConfig`, a `dnsPolicy` that needs it, or something mounted at `/etc/resolv.conf`.
     DnsConfig "dns-config" 403 Fence Refuse
         "the pod's author would decide who answers for the names of the policy"
-        "remove dnsConfig, and dnsPolicy None";
+        "remove dnsConfig, dnsPolicy None and what is mounted at /etc/resolv.conf";
     /// The pod, as it was submitted, is below the Pod Security Standard "baseline".
     Baseline "baseline" 403 Fence Refuse
         "what the Pod Security Standard baseline refuses is a way to the node, or around the fence"

@@ -13,7 +13,7 @@ use super::json::{CONTAINERS, containers, field, list, text};
 use super::namespace::{INJECT, Wishes};
 use super::{
     Class, ImageConfig, Mode, Namespace, Outcome, PolicyRef, Refusal, Settings, fenced_containers,
-    inject, install, mounts, restore,
+    inject, mounts, restore,
 };
 
 /// Whether the final pod is what [`super::inject()`] makes of it: a second pass has nothing to
@@ -82,7 +82,9 @@ pub fn verify_update(old: &Value, pod: &Value, ns: &Namespace) -> Result<(), Ref
     let fenced = fenced_containers(old);
     for (list, container) in changed {
         let name = text(container, "name").unwrap_or_default();
-        let judged = list == "containers" || (mode == Mode::Strict && name != install::NAME);
+        // The init container of ours is not spared: in a pod with a fence its image is as before, and
+        // without one it is not ours, whatever its name.
+        let judged = list == "containers" || mode == Mode::Strict;
         let is_fenced = fenced.iter().any(|fenced| fenced == name);
         if judged && !is_fenced && !wishes.exempts(container) {
             let image = text(container, "image").unwrap_or_default();
@@ -161,6 +163,15 @@ mod tests {
         // Init containers are nobody's business under `enabled`.
         assert_eq!(verdict("enabled", &pod("r/mcp:1", "r/evil:1")), Ok(()));
         assert_eq!(verdict("strict", &pod("r/mcp:1", "r/evil:1")), Err(Class::ImageChange));
+        // No name is a way around that.
+        let named = |image: &str| {
+            let mut pod = pod("r/mcp:1", image);
+            pod["spec"]["initContainers"][0]["name"] = json!("ringfence-install");
+            pod["spec"]["initContainers"][0]["restartPolicy"] = json!("Always");
+            pod
+        };
+        let verdict_of = verify_update(&named("r/i:1"), &named("r/evil:1"), &ns("strict", exempt));
+        assert_eq!(verdict_of.map_err(|refusal| refusal.class), Err(Class::ImageChange));
         // What changes no image passes whatever the namespace says.
         assert_eq!(verdict("nonsense", &old), Ok(()));
         assert_eq!(verdict("nonsense", &pod("x", "y")), Err(Class::Annotation));

@@ -142,6 +142,8 @@ pub struct Call {
     /// The scalars at the paths that were asked for ([`RpcInspection::params`]), each with its path
     /// as in the policy; several at one path where lists hold them.
     pub params: Vec<(String, String)>,
+    /// Its `params` are a list: which of them a name stands for, the server alone knows.
+    pub by_position: bool,
 }
 
 /// A summary is cut here, in bytes.

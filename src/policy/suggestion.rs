@@ -278,7 +278,7 @@ mod tests {
     fn rpc(mcp: bool, calls: &[(&str, Option<&str>)]) -> Payload {
         let call = |(method, tool): &(&str, Option<&str>)| {
             let tool = tool.map(str::to_owned);
-            Message::Call(Call { method: (*method).to_owned(), tool, params: Vec::new() })
+            Message::Call(Call { method: (*method).to_owned(), tool, ..Call::default() })
         };
         let exchange = Exchange::Messages(calls.iter().map(call).collect());
         Payload { rpc: Some(Rpc { mcp, exchange, error: None }), graphql: None }

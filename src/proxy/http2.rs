@@ -36,7 +36,7 @@ use super::l7::rest::IDLE;
 use super::report;
 use super::session::Session;
 use super::stream::Conn;
-use io::{Exceeded, Io};
+use io::{Clogged, Exceeded, Io};
 use meter::Side;
 use stream::Served;
 pub(crate) use upstream::{Upstream, Version, version_of};
@@ -118,13 +118,14 @@ pub(crate) async fn serve(
 ) {
     let _place = place;
     let (io, exceeded) = Io::new(client, Side::Server);
+    let clogged = io.clogged();
     let served = Served { session: session.clone(), origin: origin.clone(), upstream };
     let mut connection = match timeout(HEAD_TIMEOUT, builder().handshake(io)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return ended_by(session, origin, &error),
         Err(_) => return report::tunnel_refused(session, origin, "incomplete HTTP/2 preface"),
     };
-    if let Err(error) = streams(&mut connection, &exceeded, Arc::new(served)).await {
+    if let Err(error) = streams(&mut connection, &exceeded, &clogged, Arc::new(served)).await {
         if exceeded.is_so() {
             report::tunnel_refused(session, origin, "HTTP/2: too many control frames");
         } else {
@@ -144,17 +145,21 @@ fn ended_by(session: &Session, origin: &Origin, error: &h2::Error) {
 async fn streams(
     connection: &mut Connection<Io, Bytes>,
     exceeded: &Exceeded,
+    clogged: &Clogged,
     served: Arc<Served>,
 ) -> Result<(), h2::Error> {
     let limits = &served.session.shared.http2;
     let mut stopping = served.session.shared.stopping.subscribe();
     let mut running = JoinSet::new();
+    // Of streams that have ended, while the library may still keep what they wrote: heads wait
+    // for no window.
+    let mut unread = Vec::new();
     // When a connection without a stream has rested long enough.
     let mut end = Instant::now() + IDLE;
     let (mut leaving, mut told, mut full) = (false, false, false);
     loop {
         tokio::select! {
-            accepted = accept(connection, exceeded, &mut told) => {
+            accepted = accept(connection, exceeded, &mut told, || if !clogged.is_so() { unread.clear() }) => {
                 let Some(accepted) = accepted else { return Ok(()) };
                 let (request, mut respond) = accepted?;
                 let Some(permit) = limits.stream() else {
@@ -167,11 +172,12 @@ async fn streams(
                 };
                 let served = Arc::clone(&served);
                 running.spawn(async move {
-                    let _permit = permit;
                     stream::run(&served, request, respond).await;
+                    permit
                 });
             }
-            Some(_) = running.join_next() => {
+            Some(ended) = running.join_next() => {
+                unread.extend(ended);
                 if running.is_empty() {
                     end = Instant::now() + if leaving { GOODBYE } else { IDLE };
                 }
@@ -196,14 +202,19 @@ async fn streams(
 
 type Accepted = Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>;
 
-/// The next stream. A client that has sent too many frames for nothing is told to go.
+/// The next stream. A client that has sent too many frames for nothing is told to go. `flushed` is
+/// called when the library has written what the connection took.
 async fn accept(
     connection: &mut Connection<Io, Bytes>,
     exceeded: &Exceeded,
     told: &mut bool,
+    mut flushed: impl FnMut(),
 ) -> Option<Accepted> {
     poll_fn(|cx| {
         let polled = connection.poll_accept(cx);
+        if polled.is_pending() {
+            flushed();
+        }
         if polled.is_ready() || !exceeded.is_so() || *told {
             return polled;
         }

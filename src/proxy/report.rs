@@ -248,7 +248,9 @@ pub(crate) fn request_audited(line: &RequestLine<'_>, policy: &str, reason: &str
 
 pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
     metrics::decided(Layer::L7, Verdict::Denied, &denial.policy);
-    limited(Flooding::Request, (line.method, line.authority, line.path), || {
+    // One path has many operations, and the first denial of each is told.
+    let said = line.payload.map(Payload::summary);
+    limited(Flooding::Request, (line.method, line.authority, line.path, said), || {
         let event = http(Severity::Medium, line)
             .denied()
             .field("policy", &denial.policy)

@@ -170,37 +170,41 @@ fn greets(data: &[u8]) -> Option<bool> {
 
 /// What `data` is the start of; `None` when it takes more to tell.
 ///
-/// HTTP is what any server might take for it, not what is well formed: line breaks before the
-/// request line, several blanks, a target of any bytes. It is then read strictly, and refused where
-/// it is not as it must be. Otherwise one odd byte would take a request past the check of its
-/// `Host`.
+/// HTTP is what any server might take for it, not what is well formed: blanks and line breaks before
+/// the request line, other blanks in it, a target of any bytes, all of it longer than we read. It is
+/// then read strictly, and refused where it is not as it must be. Otherwise one odd byte, or many,
+/// would take a request past the check of its `Host`. So would a `ClientHello` that is not looked into:
+/// OpenSSL takes one in the form of SSL 2 for TLS 1.2 (RFC 5246, E.2).
 pub(super) fn recognise(data: &[u8]) -> Option<First> {
-    const METHOD_MAX: usize = 32;
     const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
-    if *data.first()? == 0x16 {
-        return Some(First::Tls);
+    match data {
+        [] | [0x80..=0xbf] | [0x80..=0xbf, _] | [0x80..=0xbf, _, 1] => return None,
+        [0x16, ..] | [0x80..=0xbf, _, 1, 3, ..] => return Some(First::Tls),
+        _ => {}
     }
     // HTTP/2 with prior knowledge.
     let preface = &H2_PREFACE[..data.len().min(H2_PREFACE.len())];
     if data.starts_with(preface) {
         return (preface.len() == H2_PREFACE.len()).then_some(First::Http2);
     }
-    let too_long = (data.len() > REQUEST_MAX).then_some(First::Other);
-    let start = data.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
+    // What some servers part words by (RFC 9112, section 3).
+    let blank = |byte: &u8| matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r');
+    // It could still become a request.
+    let too_long = (data.len() > REQUEST_MAX).then_some(First::Http);
+    let start = data.iter().position(|byte| !blank(byte) && *byte != b'\n');
     let Some(start) = start else { return too_long };
     let end = data[start..].iter().position(|byte| *byte == b'\n').map(|end| start + end);
     let line = &data[start..end.unwrap_or(data.len())];
-    let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let method = line.split(blank).next().unwrap_or_default();
     let token = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-    if method.is_empty() || method.len() > METHOD_MAX || !method.iter().all(token) {
-        // A line of one word ends with what is no part of a method.
+    if !method.iter().all(token) {
         return Some(First::Other);
     }
     let version = |word: &[u8]| word.len() >= 5 && word[..5].eq_ignore_ascii_case(b"HTTP/");
     if line.split(blank).skip(1).any(version) {
         return Some(First::Http);
     }
+    // A line without a version ends here.
     if end.is_some() { Some(First::Other) } else { too_long }
 }
 
@@ -387,9 +391,19 @@ mod tests {
             (b"SSH-2.0-x\r\n", Some(First::Other)),
             (b"\x00\x00\x00\x08", Some(First::Other)),
             (b"*1\r\n", Some(First::Other)),
-            (b" GET / HTTP/1.1", Some(First::Other)),
+            (b" GET / HTTP/1.1", Some(First::Http)),
+            (b"GET\x0b/\x0cHTTP/1.1", Some(First::Http)),
+            (b"GET\r/\rHTTP/1.1", Some(First::Http)),
             (b"\nquit\n", Some(First::Other)),
-            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ", Some(First::Other)),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ", None),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ / HTTP/", Some(First::Http)),
+            (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ\n", Some(First::Other)),
+            // A ClientHello in the form of SSL 2, for TLS 1.2, and what is none.
+            (&[0x80, 0x3a], None),
+            (&[0x80, 0x3a, 1, 3, 3], Some(First::Tls)),
+            (&[0x83, 0x3a, 1, 0, 2], Some(First::Other)),
+            (&[0x80, 0x3a, 4, 3, 3], Some(First::Other)),
+            (&[0xff, 0xfd, 1], Some(First::Other)),
         ];
         for (data, expected) in cases {
             let shown = String::from_utf8_lossy(data);

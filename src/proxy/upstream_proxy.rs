@@ -27,16 +27,9 @@ const ANSWER: Duration = Duration::from_secs(30);
 const HEAD_MAX: usize = 8 * 1024;
 
 /// Names that a machine resolves to itself, to its cloud's metadata service or to its cluster.
-const SPECIAL: [&str; 6] = [
-    "localhost",
-    "metadata",
-    "metadata.google.internal",
-    "instance-data",
-    "kubernetes",
-    "kubernetes.default",
-];
-const SPECIAL_DOMAINS: [&str; 5] =
-    [".localhost", ".instance-data", ".ec2.internal", ".kubernetes.default.svc", ".local"];
+const SPECIAL: [&str; 5] =
+    ["localhost", "metadata", "metadata.google.internal", "instance-data", "kubernetes"];
+const SPECIAL_DOMAINS: [&str; 4] = [".localhost", ".instance-data", ".ec2.internal", ".local"];
 
 /// Why there is no such proxy.
 #[derive(Debug, thiserror::Error)]
@@ -138,7 +131,7 @@ impl UpstreamProxy {
         } else if host.is_ip() {
             // Its address is checked like any.
             Ok(())
-        } else if SPECIAL.contains(&name) || SPECIAL_DOMAINS.iter().any(|d| name.ends_with(d)) {
+        } else if is_special(name) {
             Err(DialError::NotByProxy(
                 "this name stands for something else where the upstream proxy runs: name it in \
                  --no-upstream-proxy",
@@ -217,6 +210,14 @@ impl UpstreamProxy {
 }
 
 const ITSELF: &str = "this is the upstream proxy itself";
+
+fn is_special(name: &str) -> bool {
+    // The cluster's own API, whatever the cluster's domain is.
+    let api = name.strip_prefix("kubernetes.default");
+    SPECIAL.contains(&name)
+        || SPECIAL_DOMAINS.iter().any(|domain| name.ends_with(domain))
+        || api.is_some_and(|rest| rest.is_empty() || rest == ".svc" || rest.starts_with(".svc."))
+}
 
 fn parse_direct(entry: &str) -> Result<Direct, UpstreamProxyError> {
     if entry == "*" {
@@ -333,7 +334,14 @@ mod tests {
         assert!(allows("example.com", 443, false) && allows("8.8.8.8", 443, true));
         assert!(!allows("example.com", 443, true), "addresses cannot be held to");
         assert!(!allows("example.com", 6443, false) && !allows("proxy.corp", 3128, false));
-        for host in ["localhost", "a.localhost", "metadata.google.internal", "printer.local"] {
+        for host in [
+            "localhost",
+            "a.localhost",
+            "metadata.google.internal",
+            "printer.local",
+            "kubernetes.default.svc",
+            "kubernetes.default.svc.k8s.example",
+        ] {
             assert!(!allows(host, 443, false), "{host}");
         }
     }

@@ -82,6 +82,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let rules = filesystem::rules(policy.filesystem(), included, &dir.tls());
     let paths = rules.as_slice().into();
     let hard = policy.landlock() == Compatibility::HardRequirement;
+    upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
     let listener = policy.names_binaries();
     keeper::prepare(
         &keeper,

@@ -10,13 +10,16 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::args::RunArgs;
+use crate::fence::credentials::Identity;
+use crate::fence::landlock::PathRule;
 use crate::proxy::UpstreamProxy;
 
 /// The longest file of credentials, in bytes.
 const CREDENTIALS_MAX: u64 = 4096;
 
-/// Read, group and others.
+/// Read, others and group.
 const OTHERS_READ: u32 = 0o004;
+const GROUP_READ: u32 = 0o040;
 
 /// As the proxy's process gets it.
 #[derive(Clone, Serialize, Deserialize)]
@@ -53,6 +56,29 @@ impl Settings {
     }
 }
 
+/// Refuses to go on where the agent itself may read the file: kubelet gives a Secret's files to the
+/// pod's `fsGroup`, which is one of the agent's groups. `granted` is what Landlock leaves it, if it
+/// surely holds.
+pub fn keep_from(agent: &Identity, args: &RunArgs, granted: Option<&[PathRule]>) -> Result<()> {
+    let Some(path) = &args.upstream_proxy_auth_file else { return Ok(()) };
+    let name = path.display();
+    let file = path.canonicalize().with_context(|| format!("cannot find {name}"))?;
+    let meta = file.metadata().with_context(|| format!("cannot look at {name}"))?;
+    let of_group = meta.gid() == agent.gid || agent.groups.contains(&meta.gid());
+    let readable = meta.uid() == agent.uid
+        || of_group && meta.mode() & GROUP_READ != 0
+        || meta.mode() & OTHERS_READ != 0;
+    let within =
+        |rule: &PathRule| rule.path.canonicalize().is_ok_and(|granted| file.starts_with(granted));
+    let reachable = granted.is_none_or(|granted| granted.iter().any(within));
+    ensure!(
+        !readable || !reachable,
+        "{name} holds credentials and the agent may read it, as its owner or by one of its groups \
+         (an fsGroup is one): mount it where filesystem_policy leads to no directory above it"
+    );
+    Ok(())
+}
+
 /// Reads the file, which the agent must not be able to: Landlock may leave it the directory.
 fn credentials(path: &Path) -> Result<String> {
     let name = path.display();
@@ -73,6 +99,7 @@ fn credentials(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fence::landlock::Access;
     use clap::Parser;
     use std::os::unix::fs::PermissionsExt;
 
@@ -99,6 +126,31 @@ mod tests {
         std::fs::write(file.path(), "no colon").unwrap();
         let error = format!("{:#}", Settings::read(&args).unwrap_err());
         assert!(error.contains("user:password") && !error.contains("no colon"), "{error}");
+    }
+
+    /// As kubelet makes a Secret's files where the pod has an `fsGroup`.
+    #[test]
+    fn a_file_that_the_agent_may_read_by_a_group_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("auth");
+        std::fs::write(&file, "me:it").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o440)).unwrap();
+        let gid = std::fs::metadata(&file).unwrap().gid();
+        let words = [
+            "x",
+            "--upstream-proxy",
+            "http://p:1",
+            "--upstream-proxy-auth-file",
+            file.to_str().unwrap(),
+        ];
+        let args = RunArgs::try_parse_from(words).unwrap();
+        let agent = |groups: &[u32]| Identity { uid: 61_000, gid: 61_000, groups: groups.to_vec() };
+        let rule = |path: &Path| PathRule { path: path.to_owned(), access: Access::ReadOnly };
+        let (here, elsewhere) = ([rule(dir.path())], [rule(Path::new("/usr"))]);
+        assert!(keep_from(&agent(&[gid]), &args, None).is_err(), "Landlock may not hold");
+        assert!(keep_from(&agent(&[gid]), &args, Some(&here)).is_err());
+        assert!(keep_from(&agent(&[gid]), &args, Some(&elsewhere)).is_ok());
+        assert!(keep_from(&agent(&[gid + 1]), &args, Some(&here)).is_ok());
     }
 
     #[test]

@@ -76,9 +76,8 @@ async fn what_reaches_around_the_fence_is_refused() {
                     "command": ["sleep", "1000"], "securityContext": context }]);
             })
         };
-        let with_field = |name: &str, value: Value| {
-            place.agent_pod("agent", |_, pod| pod["spec"][name] = value)
-        };
+        let with_field =
+            |name: &str, value: Value| place.agent_pod("agent", |_, pod| pod["spec"][name] = value);
         let side = |context: Value| with_side("agent", context);
         let drop_all = json!({"drop": ["ALL"]});
         let attempts = [
@@ -99,9 +98,17 @@ async fn what_reaches_around_the_fence_is_refused() {
             (side(json!({"capabilities": drop_all})), "has no runAsUser"),
             (side(json!({"runAsUser": 0})), "runAsUser 0"),
             (side(json!({"runAsUser": 65530})), "runAsUser 65530"),
-            (side(json!({"runAsUser": 1000})), "does not drop NET_RAW"),
             (
-                side(json!({"runAsUser": 1000, "capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}})),
+                side(json!({"runAsUser": 1000, "capabilities": drop_all})),
+                "allowPrivilegeEscalation is not false",
+            ),
+            (
+                side(json!({"runAsUser": 1000, "allowPrivilegeEscalation": false})),
+                "does not drop NET_RAW",
+            ),
+            (
+                side(json!({"runAsUser": 1000, "allowPrivilegeEscalation": false,
+                    "capabilities": {"drop": ["ALL"], "add": ["NET_RAW"]}})),
                 "NET_RAW",
             ),
         ];
@@ -109,7 +116,9 @@ async fn what_reaches_around_the_fence_is_refused() {
             let answer = place.refused(&pod).await;
             assert!(answer.contains(word), "{word} in: {answer}");
         }
-        let good = with_side("good", json!({"runAsUser": 1000, "capabilities": drop_all}));
+        let good = json!({"runAsUser": 1000, "allowPrivilegeEscalation": false,
+            "capabilities": drop_all});
+        let good = with_side("good", good);
         let pod = place.create_dry(&good).await;
         assert!(supervisor(&pod, "agent").is_some() && supervisor(&pod, "side").is_none());
         // An exempt name with another image is a container like any other.

@@ -177,6 +177,15 @@ fn names_must_agree() {
             b"GET /\xc3\xa9 HTTP/1.1\r\nHost: other.test\r\n\r\n",
             b"GET  / HTTP/1.1\r\nHost: other.test\r\n\r\n",
             b"GET\t/ HTTP/1.1\r\nHost: other.test\r\n\r\n",
+            b"GET\x0b/\x0cHTTP/1.1\r\nHost: other.test\r\n\r\n",
+            b"GET\r/\rHTTP/1.1\r\nHost: other.test\r\n\r\n",
+            b" GET / HTTP/1.1\r\nHost: other.test\r\n\r\n",
+            // Longer than what is read here, and not than what servers read.
+            format!("{} / HTTP/1.1\r\nHost: other.test\r\n\r\n", "A".repeat(33)).as_bytes(),
+            format!("{} / HTTP/1.1\r\nHost: other.test\r\n\r\n", "A".repeat(17_000)).as_bytes(),
+            format!("{}GET / HTTP/1.1\r\nHost: other.test\r\n\r\n", "\r\n".repeat(9_000))
+                .as_bytes(),
+            format!("GET /{} HTTP/1.1\r\nHost: other.test\r\n\r\n", "a".repeat(17_000)).as_bytes(),
         ] {
             let mut tcp = rig.tunnel("raw.test:80");
             tcp.write_all(odd).expect("send");

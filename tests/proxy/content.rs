@@ -275,3 +275,24 @@ fn log_lines() {
     assert!(denied.contains("no rule allows the mutation deleteAll"), "{denied}");
     assert!(log.contains("operation_type: mutation"), "the lines that would allow it: {log}");
 }
+
+/// A field that `Connection` names ends here: what it said is not what the upstream reads. Rack takes
+/// a POST without a Content-Type for a form.
+#[test]
+fn fields_that_are_not_sent_on_count_for_nothing() {
+    in_namespace(|rig| {
+        let body = r#"{"query":"{ a }","variables":{"x":"&query=mutation{deleteAll}&"}}"#;
+        let mut tls = rig.tls("api.test:443", "api.test", &["http/1.1"]);
+        write!(
+            tls,
+            "POST /graphql HTTP/1.1\r\nHost: api.test\r\nContent-Type: application/json\r\n\
+             Connection: content-TYPE\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .expect("send");
+        let (head, body) = read_response(&mut tls);
+        assert!(head.starts_with("HTTP/1.1 403 "), "{head}{body}");
+        assert!(body.contains("no Content-Type"), "{body}");
+        assert_eq!(rig.upstream.requests(), Vec::<String>::new());
+    });
+}

@@ -534,3 +534,75 @@ fn all_connections_together_have_a_limit() {
         assert!(lived, "the proxy did not recover");
     });
 }
+
+/// Interim responses are held back by no window.
+#[test]
+fn interim_responses_have_a_size_together() {
+    in_namespace(|rig| {
+        let mut raw = Raw::new(&rig);
+        assert!(raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &get("/ok/many-hints"))));
+        let mut hints = 0;
+        let last = loop {
+            let answer = raw.answer(1);
+            match answer.kind {
+                // Long ones have CONTINUATION frames behind them.
+                HEADERS if answer.flags & END_HEADERS == 0 || answer.payload.len() > 8_000 => {
+                    hints += 1;
+                }
+                _ => break answer,
+            }
+        };
+        assert!(hints > 0 && hints < 5, "{hints} passed");
+        assert_ne!(last.payload[0], 0x88, ":status 200");
+        lives(&rig);
+    });
+}
+
+/// Nor are heads: what a client does not read counts as long as it is kept for it.
+#[test]
+fn answers_that_nobody_reads_keep_their_streams_places() {
+    in_namespace(|rig| {
+        // 6 MB of heads, and less room in the kernel.
+        let mut deaf = Raw::new(&rig);
+        let small = 16 << 10;
+        socket2::SockRef::from(&deaf.tcp).set_recv_buffer_size(small).expect("buffer");
+        for n in 0..100 {
+            let ask = frame(HEADERS, END_HEADERS | END_STREAM, 2 * n + 1, &get("/ok/long-head"));
+            assert!(deaf.send(&ask));
+        }
+        let asked =
+            || rig.upstream.requests().iter().filter(|one| one.contains("long-head")).count();
+        while asked() < 100 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let call = hpack(&[
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":authority", "rpc.test:8081"),
+            (":path", "/echo.Echo/Stream"),
+        ]);
+        // As many others as there is room for.
+        let mut open: Vec<Raw> = (0..11).map(|_| Raw::new(&rig)).collect();
+        let mut taken = 0;
+        for raw in &mut open {
+            for n in 0..100 {
+                raw.send(&frame(HEADERS, END_HEADERS, 2 * n + 1, &call));
+            }
+            for _ in 0..100 {
+                let answer = raw.until(|frame| matches!(frame.kind, HEADERS | RST_STREAM));
+                taken += usize::from(answer.expect("an answer").kind == HEADERS);
+            }
+        }
+        assert!(taken < 1_024, "{taken} were taken beside those");
+        // With the connection, they are given back.
+        drop((deaf, open));
+        let mut last = Raw::new(&rig);
+        let again = (0..500).map(|n| 2 * n + 1).find(|stream| {
+            last.send(&frame(HEADERS, END_HEADERS, *stream, &call));
+            std::thread::sleep(Duration::from_millis(10));
+            last.answer(*stream).kind == HEADERS
+        });
+        assert!(again.is_some());
+    });
+}

@@ -64,6 +64,7 @@ async fn connection(io: impl AsyncRead + AsyncWrite + Unpin, seen: Seen) {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "what it does is a list of paths")]
 async fn stream(
     request: Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
@@ -123,6 +124,24 @@ async fn stream(
             respond.send_informational(hints)?;
             let mut out = respond.send_response(ok(), false)?;
             out.send_data(Bytes::from_static(b"final"), true)
+        }
+        // 16 of them, 16 KiB each.
+        "/ok/many-hints" => {
+            for _ in 0..16 {
+                let mut hints = Response::new(());
+                *hints.status_mut() = StatusCode::EARLY_HINTS;
+                hints.headers_mut().insert("link", "x".repeat(16 << 10).parse().expect("value"));
+                respond.send_informational(hints)?;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            respond.send_response(ok(), true).map(drop)
+        }
+        "/ok/long-head" => {
+            let mut response = ok();
+            for _ in 0..4 {
+                response.headers_mut().append("x-long", "x".repeat(15 << 10).parse().expect("v"));
+            }
+            respond.send_response(response, true).map(drop)
         }
         "/ok/events" => {
             let mut out = respond.send_response(ok(), false)?;

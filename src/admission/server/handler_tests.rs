@@ -270,6 +270,23 @@ async fn a_policy_is_judged_when_it_is_written() {
         let (_, answer) = answer_of(Hook::Validate, None, &write("agents", data)).await;
         assert_eq!(answer["response"]["allowed"], true, "{answer}");
     }
+    // What does not load (an earlier version took it) can lose its finalizers, and be mended.
+    let broken = yaml("version: 1\nnetwork_policies: [");
+    let mut update = write(&release, broken.clone());
+    update["request"]["operation"] = json!("UPDATE");
+    update["request"]["oldObject"] =
+        json!({ "metadata": { "name": "p", "finalizers": ["a/b"] }, "data": broken });
+    let (_, answer) = answer_of(Hook::Validate, None, &update).await;
+    assert_eq!(answer["response"]["allowed"], true, "{answer}");
+    for other in [yaml("version: 1\nnetwork_policies: {"), json!({})] {
+        update["request"]["object"]["data"] = other;
+        let (_, answer) = answer_of(Hook::Validate, None, &update).await;
+        assert_eq!(answer["response"]["allowed"], false, "{answer}");
+    }
+    update["request"]["object"]["data"] = update["request"]["oldObject"]["data"].clone();
+    update["request"]["object"]["binaryData"] = json!({ "policy.yaml": "" });
+    let (_, answer) = answer_of(Hook::Validate, None, &update).await;
+    assert_eq!(answer["response"]["allowed"], false, "{answer}");
     let good = write(&release, yaml("version: 1\nbinaries: []\n"));
     let (_, answer) = answer_of(Hook::Validate, None, &good).await;
     no_patch(&answer);

@@ -3,6 +3,7 @@
 
 use super::Deadline;
 use super::handler::Handler;
+use crate::admission::json::field;
 use crate::admission::review::Review;
 use crate::admission::{
     Injection, Outcome, Refusal, changes_image, ephemeral, exec, verify, verify_update,
@@ -65,9 +66,15 @@ impl Handler {
     }
 
     /// A policy is judged when it is written, as it will be when a pod needs it. What its author
-    /// should know comes as warnings.
+    /// should know comes as warnings. An update that changes nothing of it passes: labels and
+    /// finalizers, and with them the end of a policy that no longer loads, do not depend on it.
     async fn policy_written(&self, review: &Review, deadline: Deadline) -> Outcome {
         if review.namespace != self.0.settings.release_namespace {
+            return Outcome::Untouched;
+        }
+        let same = |old, name| field(old, name) == field(&review.object, name);
+        let old = review.old_object.as_ref();
+        if old.is_some_and(|old| same(old, "data") && same(old, "binaryData")) {
             return Outcome::Untouched;
         }
         let judged = self.0.lookups.judge_policy(&review.name, &review.object, deadline).await;

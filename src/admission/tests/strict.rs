@@ -35,7 +35,8 @@ fn agent() -> Value {
         "containers": [
             {"name": "agent", "image": "i", "command": ["agent"]},
             {"name": "mcp-files", "image": "registry.example/mcp:1", "securityContext": {
-                "runAsUser": 7, "capabilities": {"drop": ["ALL"]}}}]}})
+                "runAsUser": 7, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]}}}]}})
 }
 
 #[test]
@@ -147,6 +148,11 @@ fn what_reaches_around_the_fence_is_refused() {
         ("/spec/containers/1/securityContext/runAsUser", json!(0), Class::UnfencedUser),
         ("/spec/containers/1/securityContext/runAsUser", json!(65530), Class::UnfencedUser),
         ("/spec/containers/1/securityContext/runAsUser", json!(null), Class::UnfencedUser),
+        (
+            "/spec/containers/1/securityContext/allowPrivilegeEscalation",
+            json!(null),
+            Class::UnfencedUser,
+        ),
         ("/spec/containers/1/securityContext/capabilities", json!({}), Class::UnfencedCapability),
         (
             "/spec/containers/1/volumeMounts",
@@ -156,6 +162,23 @@ fn what_reaches_around_the_fence_is_refused() {
         (
             "/spec/containers/0/volumeMounts",
             json!([{"name": "x", "mountPath": "/run"}]),
+            Class::Overlap,
+        ),
+        (
+            "/spec/containers/0/volumeMounts",
+            json!([{"name": "x", "mountPath": "/etc//resolv.conf", "subPath": "conf"}]),
+            Class::DnsConfig,
+        ),
+        (
+            "/spec/initContainers/1/volumeMounts",
+            json!([{"name": "x", "mountPath": "/srv/../etc/hosts", "subPath": "hosts"}]),
+            Class::HostAliases,
+        ),
+        ("/spec/containers/0/terminationMessagePath", json!("/etc/resolv.conf"), Class::DnsConfig),
+        ("/spec/hostnameOverride", json!("api.example"), Class::HostAliases),
+        (
+            "/spec/initContainers/0/volumeMounts",
+            json!([{"name": "x", "mountPath": "/proc/self/root/etc/hosts"}]),
             Class::Overlap,
         ),
         (

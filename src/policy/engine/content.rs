@@ -120,10 +120,11 @@ impl ContentRules {
     }
 
     /// Whether many servers would take this path, which the endpoint does not cover, for one that it
-    /// does: they know no case, or no slash at the end.
+    /// does: they know no case, no slash at the end, or no difference between a slash, one that is
+    /// encoded and a backslash.
     pub fn is_near(&self, path: &str) -> bool {
         self.near.as_ref().is_some_and(|near| {
-            let path = path.to_lowercase();
+            let path = path.to_lowercase().replace("%2f", "/").replace("%5c", "/");
             near.allows(&path) || near.allows(path.trim_end_matches('/'))
         })
     }
@@ -365,13 +366,13 @@ impl CallRule {
             })
     }
 
-    /// One of the values of each is enough.
+    /// One of the values of each is enough; where they have no names, it may be there.
     fn denies(&self, call: &Call) -> bool {
-        self.matches(call)
-            && self.params.iter().all(|(key, globs)| {
-                let mut values = call.params.iter().filter(|(k, _)| k == key);
-                values.any(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
-            })
+        let matches = |(key, globs): &(String, Vec<ValueGlob>)| {
+            let mut values = call.params.iter().filter(|(k, _)| k == key);
+            values.any(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
+        };
+        self.matches(call) && (call.by_position || self.params.iter().all(matches))
     }
 }
 

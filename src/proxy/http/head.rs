@@ -81,6 +81,15 @@ impl Fields {
         self.fields.iter().map(|f| (&self.raw[f.name.clone()], &self.raw[f.value.clone()]))
     }
 
+    /// Those that `Connection` does not name, which alone may go on: what is judged must be among
+    /// them.
+    pub(crate) fn not_nominated(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let nominated: Vec<&[u8]> = self.members("connection").collect();
+        self.iter().filter(move |(name, _)| {
+            !nominated.iter().any(|nominated| name.eq_ignore_ascii_case(nominated))
+        })
+    }
+
     /// The values of one field, in order.
     pub(crate) fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.iter()

@@ -104,12 +104,9 @@ pub(crate) fn response(head: &ResponseHead, chunked: bool, keep: bool, minor: u8
 }
 
 fn fields(out: &mut Vec<u8>, fields: &Fields, also_not: &[Option<&str>]) {
-    let nominated: Vec<&[u8]> = fields.members("connection").collect();
-    for (name, value) in fields.iter() {
+    for (name, value) in fields.not_nominated() {
         let mut dropped = NOT_FORWARDED.iter().copied().chain(also_not.iter().copied().flatten());
-        let dropped = dropped.any(|f| name.eq_ignore_ascii_case(f.as_bytes()))
-            || nominated.iter().any(|f| name.eq_ignore_ascii_case(f));
-        if !dropped {
+        if !dropped.any(|f| name.eq_ignore_ascii_case(f.as_bytes())) {
             put(out, &[name, b": ", value, b"\r\n"]);
         }
     }

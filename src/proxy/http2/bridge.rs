@@ -13,7 +13,7 @@ use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
 use super::body::{self, Broken};
-use super::exchange::{Agent, INTERIM_MAX, Unanswered};
+use super::exchange::{Agent, Interim, Unanswered};
 use super::fields;
 use crate::proxy::http::body::Content;
 use crate::proxy::http::head::{self, Framing, HeadError, ResponseHead};
@@ -44,7 +44,7 @@ pub(super) async fn run(
         }
     });
     let mut uploading = true;
-    let mut interim = 0;
+    let mut interim = Interim::default();
     let response = loop {
         tokio::select! {
             biased;
@@ -58,12 +58,15 @@ pub(super) async fn run(
                 }
             }
             read = head::read_response(rd, head.method.as_str()) => {
-                let response = answered(read, interim)?;
+                let response = answered(read, &interim)?;
                 if response.status >= 200 {
                     break response;
                 }
-                interim += 1;
                 if let Some(response) = translated(&response) {
+                    if !interim.takes(&response) {
+                        let what = "too many interim responses".to_owned();
+                        return Err(Unanswered::Lost { what, broke: false });
+                    }
                     let _ = respond.send_informational(response);
                 }
             }
@@ -112,18 +115,15 @@ pub(super) async fn run(
 
 fn answered(
     read: Result<Option<ResponseHead>, HeadError>,
-    interim: usize,
+    interim: &Interim,
 ) -> Result<ResponseHead, Unanswered> {
     let lost = |what: String, broke| Err(Unanswered::Lost { what, broke });
     match read {
         Ok(Some(head)) if head.status == 101 => {
             lost("changed protocols without being asked".to_owned(), false)
         }
-        Ok(Some(head)) if head.status < 200 && interim == INTERIM_MAX => {
-            lost("too many interim responses".to_owned(), false)
-        }
         Ok(Some(head)) => Ok(head),
-        Ok(None) => lost("closed without an answer".to_owned(), interim == 0),
+        Ok(None) => lost("closed without an answer".to_owned(), interim.none()),
         Err(error @ (HeadError::Io | HeadError::Truncated)) => lost(error.to_string(), false),
         Err(error) => lost(format!("response refused: {error}"), false),
     }

@@ -13,9 +13,33 @@ use http::{Request, Response};
 
 use super::body::{Broken, pump, send};
 use super::fields;
+use crate::proxy::http::head::RESPONSE_MAX;
 
 /// The most interim (1xx) responses before a final one.
-pub(super) const INTERIM_MAX: usize = 32;
+const INTERIM_MAX: usize = 32;
+
+/// What has come of interim responses. No window holds them back, so that they are bounded together:
+/// by [`INTERIM_MAX`], and by the size of one head.
+#[derive(Debug, Default)]
+pub(super) struct Interim {
+    count: usize,
+    bytes: usize,
+}
+
+impl Interim {
+    /// Counts one more; false when it is one too many.
+    #[must_use]
+    pub(super) fn takes<T>(&mut self, response: &Response<T>) -> bool {
+        let fields = response.headers().iter();
+        self.count += 1;
+        self.bytes += fields.map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>();
+        self.count <= INTERIM_MAX && self.bytes <= RESPONSE_MAX
+    }
+
+    pub(super) fn none(&self) -> bool {
+        self.count == 0
+    }
+}
 
 /// How an exchange ended before the agent had a response.
 #[derive(Debug)]
@@ -102,19 +126,18 @@ async fn exchange(
         }
     });
     let mut uploading = !empty;
-    let mut interim = 0;
+    let mut interim = Interim::default();
     let response = loop {
         tokio::select! {
             biased;
             reset = poll_fn(|cx| respond.poll_reset(cx)) => return Ended::ByAgent(by_agent(reset)),
             answered = poll_fn(|cx| poll_answer(answer, cx)) => match answered {
                 Ok(Answer::Final(response)) => break response,
-                Ok(Answer::Interim(_)) if interim == INTERIM_MAX => {
+                Ok(Answer::Interim(response)) if !interim.takes(&response) => {
                     let what = "too many interim responses".to_owned();
                     return Ended::Before(Unanswered::Lost { what, broke: false });
                 }
                 Ok(Answer::Interim(response)) => {
-                    interim += 1;
                     let (mut head, ()) = response.into_parts();
                     head.headers = fields::of_response(head.headers);
                     // An error is a reset, which is seen above.

@@ -31,6 +31,16 @@ impl Exceeded {
     }
 }
 
+/// Says that the peer does not take what is written.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Clogged(Arc<AtomicBool>);
+
+impl Clogged {
+    pub(super) fn is_so(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The connection's bytes.
 pub(super) struct Io {
     stream: Stream,
@@ -40,6 +50,7 @@ pub(super) struct Io {
     side: Side,
     meter: Meter,
     exceeded: Exceeded,
+    clogged: Clogged,
     goodbye: Option<(Pin<Box<Sleep>>, usize)>,
 }
 
@@ -54,9 +65,15 @@ impl Io {
             side,
             meter: Meter::new(side),
             exceeded: exceeded.clone(),
+            clogged: Clogged::default(),
             goodbye: None,
         };
         (io, exceeded)
+    }
+
+    /// Whether what was written waits for the peer.
+    pub(super) fn clogged(&self) -> Clogged {
+        self.clogged.clone()
     }
 
     fn poll_read_some(
@@ -112,7 +129,9 @@ impl AsyncWrite for Io {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, buf))?;
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
+        this.clogged.0.store(written.is_pending(), Ordering::Relaxed);
+        let written = ready!(written)?;
         this.meter.written(&buf[..written]);
         Poll::Ready(Ok(written))
     }

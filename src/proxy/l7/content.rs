@@ -163,7 +163,7 @@ fn read_rpc(facts: &Facts<'_>, asked: &RpcInspection, body: &[u8]) -> Result<Exc
 /// What can be said of a JSON-RPC request before its body is read.
 fn check_rpc(facts: &Facts<'_>, asked: &RpcInspection) -> Result<(), &'static str> {
     let names = ["jsonrpc", "method", "params"];
-    if facts.query.iter().any(|(key, _)| names.contains(&fold(key).as_str())) {
+    if facts.query.iter().any(|(key, _)| names.contains(&bare(key).as_str())) {
         return Err("a call in the query string");
     }
     match facts.method {
@@ -197,6 +197,14 @@ fn agree(facts: &Facts<'_>, read: &[jsonrpc::Read]) -> Result<(), &'static str> 
         return Err("Mcp-Name is not the name in the body");
     }
     Ok(())
+}
+
+/// The name in a query string as the least exact reader has it: without case, and without what stands
+/// around it. PHP drops blanks before it and all from a NUL on, Rack 2 and qs take `[query]` for it.
+pub(super) fn bare(key: &str) -> String {
+    let name = |c: char| c.is_alphanumeric() || c == '_';
+    let start = key.trim_start_matches(|c| !name(c));
+    fold(start.split(|c| !name(c)).next().unwrap_or_default())
 }
 
 /// A key as readers without regard to case see it.

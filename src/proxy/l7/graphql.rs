@@ -9,7 +9,7 @@ use apollo_parser::cst::{Definition, FragmentDefinition, OperationDefinition, Se
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use sha2::{Digest, Sha256};
 
-use super::content::{Facts, fold};
+use super::content::{Facts, bare, fold};
 use super::json::{self, Key, Keys, MAX_DEPTH, Skip, Text, refuse};
 use crate::policy::{Operation, OperationKind, Persisted, digest};
 
@@ -90,12 +90,12 @@ fn query_string(pairs: &[(String, String)]) -> Result<Envelope, String> {
     let mut envelope = Envelope::default();
     let mut seen = Keys::default();
     for (key, value) in pairs {
-        let folded = fold(key);
-        let name = folded.split('[').next().unwrap_or_default();
-        if !NAMES.contains(&name) {
+        let name = bare(key);
+        if !NAMES.contains(&name.as_str()) {
             continue;
         }
-        seen.add::<serde_json::Error>(name).map_err(|_| "a parameter twice in the query string")?;
+        seen.add::<serde_json::Error>(&name)
+            .map_err(|_| "a parameter twice in the query string")?;
         let text = Some(value.clone()).filter(|value| !value.is_empty());
         match key.as_str() {
             "query" => envelope.query = text,

@@ -120,7 +120,8 @@ impl<'de> Visitor<'de> for One<'_> {
             (Some(method), false) => {
                 let called = self.0.mcp && method == "tools/call";
                 let tool = if called { params.name.clone() } else { None };
-                Message::Call(Call { method, tool, params: params.values })
+                let by_position = params.by_position;
+                Message::Call(Call { method, tool, params: params.values, by_position })
             }
         };
         Ok(Read { message, name: params.name.or(params.uri) })
@@ -170,9 +171,23 @@ impl Visitor<'_> for Id {
 #[derive(Default)]
 struct Params {
     seen: bool,
+    by_position: bool,
     name: Option<String>,
     uri: Option<String>,
     values: Vec<(String, String)>,
+}
+
+impl Params {
+    /// One value for each of these paths.
+    fn keep<E: Error>(&mut self, paths: &[&str], value: &str) -> Result<(), E> {
+        for path in paths {
+            if self.values.len() >= MAX_VALUES {
+                return Err(refuse("more than 1024 values where a rule looks"));
+            }
+            self.values.push(((*path).to_owned(), value.to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// Walks `params` and keeps the scalars at the paths that are asked for. Names are compared
@@ -199,13 +214,7 @@ impl<'a, 'p> Wanted<'a, 'p> {
     }
 
     fn keep<E: Error>(self, value: &str) -> Result<(), E> {
-        for path in self.here {
-            if self.params.values.len() >= MAX_VALUES {
-                return Err(refuse("more than 1024 values where a rule looks"));
-            }
-            self.params.values.push((path.to_owned(), value.to_owned()));
-        }
-        Ok(())
+        self.params.keep(&self.here, value)
     }
 
     /// What is wanted of the value of `key`.
@@ -272,6 +281,7 @@ impl<'de> Visitor<'de> for Wanted<'_, '_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let depth = self.depth.deeper()?;
+        self.params.by_position |= self.top;
         loop {
             let inner = Wanted {
                 params: &mut *self.params,
@@ -299,10 +309,17 @@ impl<'de> Visitor<'de> for Wanted<'_, '_> {
                     .map_err(|_| refuse::<A::Error>("keys of params that differ in case only"))?;
             }
             let (here, below) = self.under(&key);
-            // In MCP these are strings, and what is called. Rules ask for them as the tool.
             match key.as_str() {
-                "name" if self.names => self.params.name = map.next_value_seed(Text)?,
-                "uri" if self.names => self.params.uri = map.next_value_seed(Text)?,
+                // In MCP these are strings, and what is called.
+                "name" | "uri" if self.names => {
+                    let text = map.next_value_seed(Text)?;
+                    self.params.keep(&here, text.as_deref().unwrap_or("null"))?;
+                    if key == "name" {
+                        self.params.name = text;
+                    } else {
+                        self.params.uri = text;
+                    }
+                }
                 _ => {
                     let params = &mut *self.params;
                     let inner = Wanted { params, top: false, names: false, depth, here, below };

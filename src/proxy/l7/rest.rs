@@ -264,7 +264,7 @@ async fn read_content(
     let Some((inspection, target)) = prepared.inspection() else {
         return Ok(None);
     };
-    let facts = content::Facts::new(head.method(), target, head.fields.iter());
+    let facts = content::Facts::new(head.method(), target, head.fields.not_nominated());
     if let Some(payload) = facts.settled(inspection) {
         return Ok(Some((payload, None)));
     }

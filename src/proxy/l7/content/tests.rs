@@ -269,3 +269,69 @@ fn heads_that_settle_it_need_no_body() {
     assert!(settled.graphql.is_some_and(|graphql| graphql.error.is_some()));
     assert!(settled.rpc.is_some_and(|rpc| rpc.error.is_some()));
 }
+
+/// PHP drops blanks before a name and what comes behind a NUL, Rack 2 and Node's qs the brackets
+/// around it.
+#[test]
+fn names_that_some_reader_takes_for_another_are_refused() {
+    let rpc = |mcp| {
+        let rpc = Some(RpcInspection { mcp, params: Vec::new() });
+        Inspection { max_bytes: 65536, graphql: false, rpc }
+    };
+    for name in [
+        "%20query",
+        "query%00",
+        "query%00x",
+        "%09+query[a]",
+        "[query]",
+        "[]query",
+        "%5Bquery",
+        "operationName%0a",
+    ] {
+        let target = format!("/x?query=%7Ba%7D&{name}=%7Bb%7D");
+        let target = crate::policy::canonical_path(&target, false).expect("target");
+        for (method, body) in [("GET", ""), ("POST", "{\"query\":\"{a}\"}")] {
+            let facts = Facts::new(method, &target, [JSON].into_iter());
+            let read = read(&graphql(), &facts, body.as_bytes()).graphql.expect("asked for");
+            assert!(read.error.is_some(), "{method} {name}: {read:?}");
+        }
+    }
+    for name in ["%20method", "[method]", "method%00", "params[x]"] {
+        let target = format!("/x?{name}=y");
+        let target = crate::policy::canonical_path(&target, false).expect("target");
+        let facts = Facts::new("POST", &target, [JSON].into_iter());
+        assert!(facts.settled(&rpc(false)).is_some(), "{name}");
+    }
+}
+
+#[test]
+fn a_denial_of_a_parameter_holds_for_calls_that_do_not_name_theirs() {
+    let policy = policy(
+        "protocol: json-rpc, enforcement: enforce, rules: [{ allow: { method: \"*\" } }], \
+         deny_rules: [{ method: read, params: { path: \"/etc/**\" } }]",
+    );
+    let call = |method: &str, params: &str| {
+        let body = format!("{{\"jsonrpc\":\"2.0\",\"method\":\"{method}\",\"params\":{params}}}");
+        allowed(&policy, &body)
+    };
+    assert!(call("read", "{\"path\":\"/srv/x\"}"));
+    assert!(!call("read", "{\"path\":\"/etc/x\"}"));
+    assert!(!call("read", "[\"/etc/x\"]"));
+    assert!(call("list", "[\"/etc/x\"]"), "of another method");
+}
+
+#[test]
+fn a_denial_of_what_mcp_names_a_resource_by_holds() {
+    let policy = policy(
+        "protocol: mcp, enforcement: enforce, mcp: { allow_all_known_mcp_methods: true }, \
+         deny_rules: [{ method: resources/read, params: { uri: \"file:///etc/**\" } }]",
+    );
+    let read = |key: &str, uri: &str| {
+        let params = format!("{{\"{key}\":\"{uri}\"}}");
+        let call = "\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"resources/read\"";
+        allowed(&policy, &format!("{{{call},\"params\":{params}}}"))
+    };
+    assert!(read("uri", "file:///srv/x"));
+    assert!(!read("uri", "file:///etc/passwd"));
+    assert!(!read("URI", "file:///etc/passwd"));
+}
