@@ -254,7 +254,8 @@ async fn the_secret_decides_and_is_made_again_when_it_is_gone() {
     cluster.ask_for_a_rotation();
     keeper.round().await.expect("a next one is made");
     keeper.round().await.expect("and published");
-    let (before, bundle) = (cluster.state().secret.clone().expect("a secret"), cluster.bundle());
+    let before = cluster.state().secret.clone().expect("a secret");
+    let bundle = cluster.bundle();
 
     cluster.state().secret = None;
     keeper.round().await.expect("made again");
