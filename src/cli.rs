@@ -3,6 +3,7 @@
 
 mod inject;
 mod policy;
+mod rotate_ca;
 mod selftest;
 mod webhook;
 
@@ -33,6 +34,8 @@ enum Verb {
     Policy(policy::Verb),
     /// Check a running installation: is a pod created in a labelled namespace fenced?
     Selftest(selftest::Args),
+    /// Have the webhook replace its CA now, without an outage.
+    RotateCa(rotate_ca::Args),
     /// Print the version.
     Version,
 }
@@ -46,6 +49,7 @@ pub fn run() -> ExitCode {
         Verb::Inject(args) => inject::run(args),
         Verb::Policy(verb) => policy::run(verb),
         Verb::Selftest(args) => selftest::run(&args),
+        Verb::RotateCa(args) => rotate_ca::run(&args),
         Verb::Version => {
             println!("ringfence {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -9,7 +9,13 @@ pub mod authority;
 #[cfg(feature = "webhook")]
 pub mod ca_bundle;
 #[cfg(feature = "webhook")]
+pub mod plan;
+#[cfg(feature = "webhook")]
 pub mod rotation;
+#[cfg(feature = "webhook")]
+pub mod stored;
+#[cfg(feature = "webhook")]
+pub mod validity;
 
 use std::sync::{Arc, OnceLock};
 

@@ -24,11 +24,15 @@ use crate::admission::server::{
 use crate::admission::{Delivery, IpFamily, LogLevel, Profile, Settings};
 use crate::image::{Images, ImagesConfig};
 use crate::pki::ca_bundle::{Configuration, ConfigurationKind};
+use crate::pki::plan::Terms;
 use crate::pki::rotation::{self, Serving};
+use crate::pki::stored::Store;
 use crate::propagate;
 
-/// How often the leaf's age is looked at.
+/// How often the leaf's age is looked at, where that is not due sooner.
 const RENEW_INTERVAL: Duration = Duration::from_secs(60);
+/// The same at most, for certificates that live seconds.
+const RENEW_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves admission reviews over TLS with a certificate of its own, and keeps the CA bundle of its
 /// webhook configurations right.
@@ -64,6 +68,14 @@ pub(super) struct Args {
     /// Days a serving certificate is valid; it is renewed after two thirds of them.
     #[arg(long, value_name = "DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=365))]
     certificate_days: u32,
+    /// Seconds a CA is valid; it is replaced after two thirds of them, and at least ten times
+    /// --ca-settle. Of one that exists the shorter life counts, this or its own.
+    #[arg(long, value_name = "SECONDS", default_value_t = rotation::CA_LIFE.as_secs(), value_parser = clap::value_parser!(u64).range(10..=3_153_600_000))]
+    ca_life: u64,
+    /// Seconds a new CA is in every caBundle before it signs: so long may an API server take to
+    /// learn of a change.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    ca_settle: u64,
 
     /// The image with /ringfence-supervisor that pods get.
     #[arg(long, value_name = "REFERENCE")]
@@ -177,6 +189,15 @@ impl Args {
         }
     }
 
+    /// How long CAs and leaves last.
+    fn terms(&self) -> Terms {
+        Terms {
+            ca_life: Duration::from_secs(self.ca_life),
+            leaf_life: Duration::from_secs(u64::from(self.certificate_days) * 86_400),
+            settle: Duration::from_secs(self.ca_settle),
+        }
+    }
+
     /// The configurations whose caBundle is ours.
     fn configurations(&self) -> Vec<Configuration> {
         let of = |kind, names: &[String]| {
@@ -220,6 +241,10 @@ fn start_log(format: LogFormat) {
 }
 
 async fn serve(args: Args) -> anyhow::Result<()> {
+    let terms = args.terms();
+    if terms.ca_life < terms.settle * 10 {
+        bail!("--ca-life has to be at least ten times --ca-settle: a rotation needs its time");
+    }
     let metrics = Arc::new(Metrics::default());
     let shutdown = Shutdown::default();
     let (trust, trusted) = watch::channel(Err("the certificate is not made yet".to_owned()));
@@ -248,12 +273,14 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot find the API server")?;
     let settings = args.settings();
     let images = args.images()?;
-    let authority = tokio::select! {
-        authority = patiently(&trust, || rotation::load_or_create(&client, &args.namespace, &args.ca_secret)) => authority,
+    let store = Store::new(&client, &args.namespace, &args.ca_secret);
+    let held = tokio::select! {
+        held = patiently(&trust, || store.load_or_create(terms.ca_life)) => held,
         () = told_to_end() => return Ok(()),
     };
-    let life = Duration::from_secs(u64::from(args.certificate_days) * 86_400);
-    let serving = Arc::new(Serving::new(authority, &args.service, &args.namespace, life)?);
+    let current = held.current.clone();
+    let serving = Serving::by(current, &args.service, &args.namespace, terms.leaf_life)?;
+    let serving = Arc::new(serving);
     metrics.set_certificate_not_after(serving.not_after());
 
     let (cluster, follow_cluster) = cluster::follow(
@@ -271,11 +298,12 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         tokio::spawn(server::serve(listener, Some(tls), app, limits.clone(), shutdown.clone()));
     tracing::info!(address = %args.listen, "serving reviews");
 
+    let keeper = ca::Keeper::new((&client, &args, &store), held, &serving, &metrics, &trust);
     let background = async {
         tokio::select! {
             () = watch_namespaces => bail!("the watch of namespaces ended"),
             () = follow_cluster => bail!("the look at the cluster's version ended"),
-            error = ca::keep(&client, &args, &serving, &trust) => Err(error),
+            another = keeper.keep() => Err(another.into()),
             () = keep_certificate(&serving, &metrics) => bail!("the certificate is not renewed"),
             () = keep_collecting(&client, args.collect) => bail!("copies are not collected"),
         }
@@ -337,7 +365,8 @@ where
 
 async fn keep_certificate(serving: &Serving, metrics: &Metrics) {
     loop {
-        tokio::time::sleep(RENEW_INTERVAL).await;
+        let due = serving.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
+        tokio::time::sleep(due.clamp(RENEW_PAUSE, RENEW_INTERVAL)).await;
         match serving.renew_if_due(SystemTime::now()) {
             Ok(true) => {
                 metrics.set_certificate_not_after(serving.not_after());

@@ -16,7 +16,7 @@ use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 
 /// How far before now a certificate becomes valid: clocks of nodes and of images differ.
-const BACKDATE: time::Duration = time::Duration::hours(24);
+pub(super) const BACKDATE: time::Duration = time::Duration::hours(24);
 
 /// The longest common name X.509 allows, in characters (RFC 5280, ub-common-name).
 const COMMON_NAME_MAX: usize = 64;

@@ -62,11 +62,28 @@ impl Configuration {
     }
 
     /// Its entries, live.
-    async fn entries(&self, client: &Client) -> Result<Vec<Entry>, CaBundleError> {
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn live(&self, client: &Client) -> Result<Live, CaBundleError> {
         let live = self.api(client).get(&self.name).await;
         let live =
             live.map_err(|source| CaBundleError::Read { configuration: self.clone(), source })?;
-        Ok(entries(&live.data))
+        Ok(Live { entries: entries(&live.data), version: live.metadata.resource_version })
+    }
+}
+
+/// A configuration as it was read: its bundles, and the version they were read at.
+#[derive(Debug, Clone)]
+pub struct Live {
+    entries: Vec<Entry>,
+    version: Option<String>,
+}
+
+impl Live {
+    /// The bundle of every entry; empty where it has none.
+    pub fn bundles(&self) -> impl Iterator<Item = &Vec<u8>> {
+        self.entries.iter().map(|entry| &entry.bundle)
     }
 }
 
@@ -112,6 +129,12 @@ pub enum CaBundleError {
         #[source]
         source: kube::Error,
     },
+    /// Somebody changed the configuration meanwhile: to be looked at again.
+    #[error("{configuration} was changed meanwhile")]
+    Changed {
+        /// Which it is.
+        configuration: Configuration,
+    },
     /// A webhook of the configuration carries no, or another, bundle.
     #[error("webhook `{webhook}` of {configuration} has no caBundle yet")]
     Missing {
@@ -134,36 +157,44 @@ pub enum CaBundleError {
     },
 }
 
-/// Writes `ca_pem` as the bundle of every entry of the configuration that has another.
+/// Writes `bundle` (PEM) as the bundle of every entry of the configuration, at exactly the version
+/// that was read, where an entry has another.
+///
+/// `live` has to be read before whatever `bundle` was made from. Else a replica that slept in between
+/// could put back a bundle which lacks the CA that others sign with by now.
 ///
 /// Returns true when something was written. Only `caBundle` is applied; the rest of an entry stays
 /// with whoever owns it.
 ///
 /// # Errors
-/// When the configuration cannot be read or patched.
+/// When the configuration cannot be patched, or has changed since ([`CaBundleError::Changed`]).
 pub async fn publish(
     client: &Client,
     configuration: &Configuration,
-    ca_pem: &str,
+    live: &Live,
+    bundle: &str,
 ) -> Result<bool, CaBundleError> {
-    let live = configuration.entries(client).await?;
-    let Some(patch) = patch_for(configuration, &live, ca_pem) else { return Ok(false) };
+    let Some(patch) = patch_for(configuration, live, bundle) else { return Ok(false) };
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let api = configuration.api(client);
     match api.patch(&configuration.name, &params, &Patch::Apply(&patch)).await {
         Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.is_conflict() => {
+            Err(CaBundleError::Changed { configuration: configuration.clone() })
+        }
         Err(source) => Err(CaBundleError::Write { configuration: configuration.clone(), source }),
     }
 }
 
 /// The apply patch that gives every entry our bundle, or None when all have it.
-fn patch_for(configuration: &Configuration, live: &[Entry], ca_pem: &str) -> Option<Value> {
-    if live.iter().all(|entry| entry.bundle == ca_pem.as_bytes()) {
+fn patch_for(configuration: &Configuration, live: &Live, ca_pem: &str) -> Option<Value> {
+    if live.entries.iter().all(|entry| entry.bundle == ca_pem.as_bytes()) {
         return None;
     }
     // All entries, also those that are right: what an apply leaves out is given up.
     let bundle = STANDARD.encode(ca_pem);
     let entries: Vec<Value> = live
+        .entries
         .iter()
         .map(|entry| json!({ "name": entry.name, "clientConfig": { "caBundle": bundle } }))
         .collect();
@@ -171,7 +202,8 @@ fn patch_for(configuration: &Configuration, live: &[Entry], ca_pem: &str) -> Opt
     Some(json!({
         "apiVersion": resource.api_version,
         "kind": resource.kind,
-        "metadata": { "name": configuration.name },
+        // An apply with a version is refused when there is another by now.
+        "metadata": { "name": configuration.name, "resourceVersion": live.version },
         "webhooks": entries,
     }))
 }
@@ -187,7 +219,7 @@ pub async fn verify_live(
     chain: &[CertificateDer<'static>],
     server_name: &str,
 ) -> Result<(), CaBundleError> {
-    for entry in configuration.entries(client).await? {
+    for entry in configuration.live(client).await?.entries {
         let (configuration, webhook) = (configuration.clone(), entry.name);
         if entry.bundle.is_empty() {
             return Err(CaBundleError::Missing { configuration, webhook });
@@ -230,7 +262,7 @@ pub fn verify(
 mod tests {
     use super::*;
 
-    fn live(bundles: &[Option<&str>]) -> Vec<Entry> {
+    fn live(bundles: &[Option<&str>]) -> Live {
         let webhooks: Vec<Value> = bundles
             .iter()
             .enumerate()
@@ -244,7 +276,8 @@ mod tests {
                 })
             })
             .collect();
-        entries(&json!({ "metadata": { "name": "x" }, "webhooks": webhooks }))
+        let entries = entries(&json!({ "metadata": { "name": "x" }, "webhooks": webhooks }));
+        Live { entries, version: Some("7".into()) }
     }
 
     fn configuration(kind: ConfigurationKind) -> Configuration {
@@ -268,7 +301,7 @@ mod tests {
                 json!({
                     "apiVersion": "admissionregistration.k8s.io/v1",
                     "kind": format!("{name}WebhookConfiguration"),
-                    "metadata": { "name": "x" },
+                    "metadata": { "name": "x", "resourceVersion": "7" },
                     "webhooks": [
                         { "name": "w0.ringfence.dev", "clientConfig": { "caBundle": "Y2E=" } },
                         { "name": "w1.ringfence.dev", "clientConfig": { "caBundle": "Y2E=" } },

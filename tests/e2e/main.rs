@@ -17,6 +17,7 @@ mod doctor;
 mod kernel;
 mod lifecycle;
 mod network;
+mod rotation;
 mod shapes;
 mod strict;
 mod verified;
