@@ -173,19 +173,23 @@ fn greets(data: &[u8]) -> Option<bool> {
 /// HTTP is what any server might take for it, not what is well formed: line breaks before the
 /// request line, several blanks, a target of any bytes. It is then read strictly, and refused where
 /// it is not as it must be. Otherwise one odd byte would take a request past the check of its
-/// `Host`.
+/// `Host`. For the same reason what could still be a request after as many bytes as a head may have
+/// is one: some servers skip line breaks without end, and some read longer lines.
+///
+/// However the bytes are split, what is said first of them is what is said of all.
 pub(super) fn recognise(data: &[u8]) -> Option<First> {
     const METHOD_MAX: usize = 32;
     const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
     if *data.first()? == 0x16 {
         return Some(First::Tls);
     }
+    let data = &data[..data.len().min(REQUEST_MAX + 1)];
     // HTTP/2 with prior knowledge.
     let preface = &H2_PREFACE[..data.len().min(H2_PREFACE.len())];
     if data.starts_with(preface) {
         return (preface.len() == H2_PREFACE.len()).then_some(First::Http2);
     }
-    let too_long = (data.len() > REQUEST_MAX).then_some(First::Other);
+    let too_long = (data.len() > REQUEST_MAX).then_some(First::Http);
     let start = data.iter().position(|byte| !matches!(byte, b'\r' | b'\n'));
     let Some(start) = start else { return too_long };
     let end = data[start..].iter().position(|byte| *byte == b'\n').map(|end| start + end);
@@ -301,33 +305,57 @@ async fn inside(session: &Session, both: Both, origin: &Origin) {
 pub(super) async fn client_hello(
     client: &mut Conn,
 ) -> Result<Option<rustls::server::Accepted>, String> {
-    let mut acceptor = Acceptor::default();
-    let mut fed = 0;
+    let mut hello = Hello::default();
     let deadline = tokio::time::Instant::now() + HANDSHAKE;
     loop {
-        while fed < client.rd.data().len() {
-            let mut rest = &client.rd.data()[fed..];
-            match acceptor.read_tls(&mut rest) {
-                Ok(read) if read > 0 => fed += read,
-                _ => return Err("ClientHello not understood".to_owned()),
-            }
-        }
-        match acceptor.accept() {
+        match hello.read(client.rd.data()) {
             Ok(Some(accepted)) => return Ok(Some(accepted)),
-            Ok(None) if fed > HELLO_MAX => return Err("ClientHello is too long".to_owned()),
             Ok(None) => {}
-            Err((error, mut alert)) => {
-                let mut bytes = Vec::new();
-                if alert.write_all(&mut bytes).is_ok() {
-                    let _ = client.send(&bytes).await;
+            Err((reason, alert)) => {
+                if !alert.is_empty() {
+                    let _ = client.send(&alert).await;
                 }
-                return Err(format!("ClientHello refused: {error}"));
+                return Err(reason);
             }
         }
         match tokio::time::timeout_at(deadline, client.rd.fill()).await {
             Ok(Ok(0) | Err(_)) => return Ok(None),
             Ok(Ok(_)) => {}
             Err(_) => return Err("ClientHello not completed in time".to_owned()),
+        }
+    }
+}
+
+/// A `ClientHello` as far as it has come.
+#[derive(Default)]
+struct Hello {
+    acceptor: Acceptor,
+    /// How many bytes of the connection the acceptor has.
+    fed: usize,
+}
+
+impl Hello {
+    /// Takes what is new in `data`, all that has come so far. `None`: it takes more. Otherwise why
+    /// it is refused, and what to tell the client, which may be nothing.
+    fn read(&mut self, data: &[u8]) -> Result<Option<rustls::server::Accepted>, (String, Vec<u8>)> {
+        while self.fed < data.len() {
+            let mut rest = &data[self.fed..];
+            match self.acceptor.read_tls(&mut rest) {
+                Ok(read) if read > 0 => self.fed += read,
+                _ => return Err(("ClientHello not understood".to_owned(), Vec::new())),
+            }
+        }
+        match self.acceptor.accept() {
+            Ok(None) if self.fed > HELLO_MAX => {
+                Err(("ClientHello is too long".to_owned(), Vec::new()))
+            }
+            Ok(accepted) => Ok(accepted),
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                // Writing to a Vec cannot fail.
+                let _ = alert.write_all(&mut bytes);
+                Err((format!("ClientHello refused: {error}"), bytes))
+            }
         }
     }
 }
@@ -351,6 +379,9 @@ async fn alert(mut client: Conn, description: u8) {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -361,6 +392,7 @@ mod tests {
 
     #[test]
     fn recognised_alike_however_it_is_split() {
+        let endless = [b"GET /".as_slice(), &[b'a'; REQUEST_MAX]].concat();
         let cases: &[(&[u8], Option<First>)] = &[
             (b"", None),
             (&[0x16], Some(First::Tls)),
@@ -390,6 +422,9 @@ mod tests {
             (b" GET / HTTP/1.1", Some(First::Other)),
             (b"\nquit\n", Some(First::Other)),
             (b"ABCDEFGHIJKLMNOPQRSTUVWXYZABCDEFGHIJ", Some(First::Other)),
+            (&[b'\n'; REQUEST_MAX], None),
+            (&[b'\n'; REQUEST_MAX + 1], Some(First::Http)),
+            (&endless, Some(First::Http)),
         ];
         for (data, expected) in cases {
             let shown = String::from_utf8_lossy(data);
