@@ -74,8 +74,8 @@ fn answers_of_the_kernel() {
         }
         match random.below(3) {
             0 => {
-                found +=
-                    u64::from(matches!(SockDiag::from_fd(ours).cookie(CLIENT, SERVER), Ok(Some(_))))
+                let cookie = SockDiag::from_fd(ours).cookie(CLIENT, SERVER);
+                found += u64::from(matches!(cookie, Ok(Some(_))));
             }
             1 => drop(SockDiag::from_fd(ours).listening()),
             _ => {

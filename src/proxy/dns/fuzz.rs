@@ -82,7 +82,7 @@ fn queries() {
                     let asked = Asked { metadata: message.metadata, question: question.clone() };
                     let bytes = asked.answer(answer).expect("encode");
                     let answer = Message::from_vec(&bytes).expect("it reads");
-                    assert_eq!(answer.queries, [question.clone()], "{name}");
+                    assert_eq!(answer.queries, std::slice::from_ref(question), "{name}");
                     assert!(answer.answers.iter().all(|record| record.name == question.name));
                 }
                 Known::Ask(host) => assert!(host.as_str().ends_with(".svc.cluster.local")),
