@@ -11,6 +11,8 @@ mod cache;
 pub mod credentials;
 mod document;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod registry;
 
 pub use error::{Attempt, ImageError};

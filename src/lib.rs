@@ -25,6 +25,9 @@
 pub mod event;
 pub mod policy;
 
+#[cfg(test)]
+mod fuzz;
+
 #[cfg(feature = "tls")]
 pub mod pki;
 

@@ -83,3 +83,6 @@ pub fn load(yaml: &Source<'_>, rego: Option<&Source<'_>>) -> Result<Loaded, Load
     }
     if errors.is_empty() { Ok(Loaded { policy, warnings }) } else { Err(LoadError(errors)) }
 }
+
+#[cfg(test)]
+mod fuzz;

@@ -25,6 +25,8 @@ mod control_client;
 mod destination;
 mod dns;
 mod forward;
+#[cfg(test)]
+mod fuzz;
 mod greeting;
 mod http;
 mod http2;

@@ -333,6 +333,9 @@ pub(super) fn nested(out: &mut Vec<u8>, kind: u16, write: impl FnOnce(&mut Vec<u
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -43,7 +43,7 @@ pub(crate) fn write(
 ///
 /// In place: a trust store has 200,000 bytes, most have nothing else in them, and every fence
 /// starts with this.
-fn keep_certificates(pem: &mut Vec<u8>) {
+pub(super) fn keep_certificates(pem: &mut Vec<u8>) {
     let (begin, dashes) = (memmem::Finder::new(BEGIN), memmem::Finder::new(DASHES));
     let (mut kept, mut at) = (0, 0);
     while let Some(start) = begin.find(&pem[at..]).map(|found| at + found) {

@@ -391,3 +391,6 @@ async fn connection(mut tcp: TcpStream, dns: &PolicyDns) -> std::io::Result<()> 
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod fuzz;

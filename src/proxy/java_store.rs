@@ -37,7 +37,7 @@ pub(crate) fn write(mut file: &File, bundle: &File) -> io::Result<()> {
 }
 
 /// The store. What is not base64 is left out, as those do who read the PEM.
-fn store(pem: &[u8]) -> Vec<u8> {
+pub(super) fn store(pem: &[u8]) -> Vec<u8> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
     let size: usize = certificates.iter().map(|der| der.len() + 64).sum();
     let mut store = Vec::with_capacity(size + 64);

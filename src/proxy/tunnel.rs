@@ -175,6 +175,8 @@ fn greets(data: &[u8]) -> Option<bool> {
 /// then read strictly, and refused where it is not as it must be. Otherwise one odd byte, or many,
 /// would take a request past the check of its `Host`. So would a `ClientHello` that is not looked into:
 /// OpenSSL takes one in the form of SSL 2 for TLS 1.2 (RFC 5246, E.2).
+///
+/// However the bytes are split, what is said first of them is what is said of all.
 pub(super) fn recognise(data: &[u8]) -> Option<First> {
     const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
     match data {
@@ -182,6 +184,7 @@ pub(super) fn recognise(data: &[u8]) -> Option<First> {
         [0x16, ..] | [0x80..=0xbf, _, 1, 3, ..] => return Some(First::Tls),
         _ => {}
     }
+    let data = &data[..data.len().min(REQUEST_MAX + 1)];
     // HTTP/2 with prior knowledge.
     let preface = &H2_PREFACE[..data.len().min(H2_PREFACE.len())];
     if data.starts_with(preface) {
@@ -305,33 +308,57 @@ async fn inside(session: &Session, both: Both, origin: &Origin) {
 pub(super) async fn client_hello(
     client: &mut Conn,
 ) -> Result<Option<rustls::server::Accepted>, String> {
-    let mut acceptor = Acceptor::default();
-    let mut fed = 0;
+    let mut hello = Hello::default();
     let deadline = tokio::time::Instant::now() + HANDSHAKE;
     loop {
-        while fed < client.rd.data().len() {
-            let mut rest = &client.rd.data()[fed..];
-            match acceptor.read_tls(&mut rest) {
-                Ok(read) if read > 0 => fed += read,
-                _ => return Err("ClientHello not understood".to_owned()),
-            }
-        }
-        match acceptor.accept() {
+        match hello.read(client.rd.data()) {
             Ok(Some(accepted)) => return Ok(Some(accepted)),
-            Ok(None) if fed > HELLO_MAX => return Err("ClientHello is too long".to_owned()),
             Ok(None) => {}
-            Err((error, mut alert)) => {
-                let mut bytes = Vec::new();
-                if alert.write_all(&mut bytes).is_ok() {
-                    let _ = client.send(&bytes).await;
+            Err((reason, alert)) => {
+                if !alert.is_empty() {
+                    let _ = client.send(&alert).await;
                 }
-                return Err(format!("ClientHello refused: {error}"));
+                return Err(reason);
             }
         }
         match tokio::time::timeout_at(deadline, client.rd.fill()).await {
             Ok(Ok(0) | Err(_)) => return Ok(None),
             Ok(Ok(_)) => {}
             Err(_) => return Err("ClientHello not completed in time".to_owned()),
+        }
+    }
+}
+
+/// A `ClientHello` as far as it has come.
+#[derive(Default)]
+struct Hello {
+    acceptor: Acceptor,
+    /// How many bytes of the connection the acceptor has.
+    fed: usize,
+}
+
+impl Hello {
+    /// Takes what is new in `data`, all that has come so far. `None`: it takes more. Otherwise why
+    /// it is refused, and what to tell the client, which may be nothing.
+    fn read(&mut self, data: &[u8]) -> Result<Option<rustls::server::Accepted>, (String, Vec<u8>)> {
+        while self.fed < data.len() {
+            let mut rest = &data[self.fed..];
+            match self.acceptor.read_tls(&mut rest) {
+                Ok(read) if read > 0 => self.fed += read,
+                _ => return Err(("ClientHello not understood".to_owned(), Vec::new())),
+            }
+        }
+        match self.acceptor.accept() {
+            Ok(None) if self.fed > HELLO_MAX => {
+                Err(("ClientHello is too long".to_owned(), Vec::new()))
+            }
+            Ok(accepted) => Ok(accepted),
+            Err((error, mut alert)) => {
+                let mut bytes = Vec::new();
+                // Writing to a Vec cannot fail.
+                let _ = alert.write_all(&mut bytes);
+                Err((format!("ClientHello refused: {error}"), bytes))
+            }
         }
     }
 }
@@ -355,6 +382,9 @@ async fn alert(mut client: Conn, description: u8) {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -365,6 +395,8 @@ mod tests {
 
     #[test]
     fn recognised_alike_however_it_is_split() {
+        let breaks = vec![b'\n'; REQUEST_MAX + 1];
+        let endless = format!("GET /{}", "a".repeat(REQUEST_MAX)).into_bytes();
         let cases: &[(&[u8], Option<First>)] = &[
             (b"", None),
             (&[0x16], Some(First::Tls)),
@@ -404,6 +436,9 @@ mod tests {
             (&[0x83, 0x3a, 1, 0, 2], Some(First::Other)),
             (&[0x80, 0x3a, 4, 3, 3], Some(First::Other)),
             (&[0xff, 0xfd, 1], Some(First::Other)),
+            (&breaks[1..], None),
+            (&breaks, Some(First::Http)),
+            (&endless, Some(First::Http)),
         ];
         for (data, expected) in cases {
             let shown = String::from_utf8_lossy(data);

@@ -66,35 +66,12 @@ impl Random {
     }
 }
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-/// Names the case that panics.
-struct Named(&'static str, u64, u64);
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let Self(name, seed, case) = self;
-            eprintln!("{name}: RINGFENCE_FUZZ_SEED={seed} RINGFENCE_FUZZ_CASE={case}");
-        }
-    }
-}
-
 fn fuzz(name: &'static str, mut case: impl FnMut(&mut Random)) {
-    let seed = number("RINGFENCE_FUZZ_SEED").unwrap_or(0x5eed);
-    let cases = match number("RINGFENCE_FUZZ_CASE") {
-        Some(one) => one..one + 1,
-        None => 0..number("RINGFENCE_FUZZ_CASES").unwrap_or(500),
-    };
-    for number in cases {
-        let _named = Named(name, seed, number);
-        let mixed = (seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
-        let mut random = Random(mixed);
+    crate::fuzz::run(name, 500, |seed| {
+        let mut random = Random(seed | 1);
         random.next();
         case(&mut random);
-    }
+    });
 }
 
 /// Separated by bars.

@@ -311,7 +311,7 @@ fn bent_reviews_are_answered_or_called_bad_requests() {
         let _entered = runtime.enter();
         found.map(handler)
     };
-    cases(|body, random| {
+    cases("handler", |body, random| {
         let handler = &handlers[random.below(handlers.len())];
         let hook = [Hook::Mutate, Hook::Validate][random.below(2)];
         let deadline = Deadline::after(Duration::from_secs(5));

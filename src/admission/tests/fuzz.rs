@@ -213,30 +213,10 @@ static REVIEWS: LazyLock<Vec<Value>> = LazyLock::new(|| {
     all
 });
 
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-/// Names the case that panics.
-struct Named(u64, u64);
-
-impl Drop for Named {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("RINGFENCE_FUZZ_SEED={} RINGFENCE_FUZZ_CASE={}", self.0, self.1);
-        }
-    }
-}
-
-pub(in crate::admission) fn cases(mut test: impl FnMut(Vec<u8>, &mut Random)) {
-    let seed = number("RINGFENCE_FUZZ_SEED").unwrap_or(0x5eed);
-    let cases = match number("RINGFENCE_FUZZ_CASE") {
-        Some(case) => case..case + 1,
-        None => 0..number("RINGFENCE_FUZZ_CASES").unwrap_or(600),
-    };
-    for case in cases {
-        let _named = Named(seed, case);
-        let mut random = Random(seed ^ (case + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+/// Calls `test` with so many bent reviews.
+pub(in crate::admission) fn cases(name: &'static str, mut test: impl FnMut(Vec<u8>, &mut Random)) {
+    crate::fuzz::run(name, 600, |seed| {
+        let mut random = Random(seed.wrapping_add(1) | 1);
         random.next();
         let mut review = random.pick(&REVIEWS).clone();
         if random.below(8) > 0 {
@@ -247,7 +227,7 @@ pub(in crate::admission) fn cases(mut test: impl FnMut(Vec<u8>, &mut Random)) {
             bend_bytes(&mut body, &mut random);
         }
         test(body, &mut random);
-    }
+    });
 }
 
 /// What the API server checks, and what this project promises beyond that.
@@ -316,7 +296,7 @@ fn decide(review: &Review, ns: &Namespace, settings: &Settings) -> [Outcome; 2] 
 #[test]
 fn every_review_gets_a_well_formed_answer() {
     let (mut answered, mut patched) = (0_u64, 0_u64);
-    cases(|body, random| {
+    cases("reviews", |body, random| {
         let label = *random.pick(&["enabled", "strict", "enabled", "strict", "other"]);
         let annotations: &[(&str, &str)] = match random.below(4) {
             0 => &[],
@@ -335,6 +315,5 @@ fn every_review_gets_a_well_formed_answer() {
     });
     println!("{answered} answered, {patched} patched");
     // Alone, a case may be one that is no review.
-    let alone = number("RINGFENCE_FUZZ_CASE").is_some();
-    assert!(alone || (answered > 0 && patched > 0), "nothing was tried");
+    assert!(crate::fuzz::alone() || (answered > 0 && patched > 0), "nothing was tried");
 }

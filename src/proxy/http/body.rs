@@ -267,6 +267,9 @@ fn chunk_size(line: &[u8]) -> Result<u64, BodyError> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -356,3 +356,6 @@ fn range(raw: &[u8], part: &[u8]) -> Range<usize> {
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+#[cfg(test)]
+mod fuzz;

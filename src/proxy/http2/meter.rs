@@ -143,6 +143,9 @@ fn cost(frame: Frame) -> bool {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
