@@ -197,7 +197,7 @@ impl Batch {
                 // Both begin with zero or a negative errno.
                 let code = u32_at(message.payload, 0).map_or(0, u32::cast_signed);
                 if code != 0 {
-                    let errno = Errno::from_raw_os_error(code.wrapping_neg());
+                    let errno = errno(code.wrapping_neg());
                     if subject.optional && is_unsupported(errno) {
                         replies.skipped.push(index);
                     } else {
@@ -279,6 +279,12 @@ impl Reply {
         T::deserialize(&header, &self.payload)
             .map_err(|e| NetworkError::differs(step, object, e.to_string()))
     }
+}
+
+/// As the kernel means it; what is no errno is an error all the same.
+fn errno(number: i32) -> Errno {
+    // MAX_ERRNO of the kernel's err.h.
+    if (1..=4095).contains(&number) { Errno::from_raw_os_error(number) } else { Errno::IO }
 }
 
 /// A kernel without IPv6 says one of these to a request about it.
