@@ -197,7 +197,7 @@ impl Batch {
                 // Both begin with zero or a negative errno.
                 let code = u32_at(message.payload, 0).map_or(0, u32::cast_signed);
                 if code != 0 {
-                    let errno = Errno::from_raw_os_error(code.wrapping_neg());
+                    let errno = errno(code.wrapping_neg());
                     if subject.optional && is_unsupported(errno) {
                         replies.skipped.push(index);
                     } else {
@@ -281,6 +281,12 @@ impl Reply {
     }
 }
 
+/// What is no error number is a broken protocol: the library takes none but those of the kernel, and
+/// panics.
+fn errno(code: i32) -> Errno {
+    if (1..4096).contains(&code) { Errno::from_raw_os_error(code) } else { Errno::PROTO }
+}
+
 /// A kernel without IPv6 says one of these to a request about it.
 fn is_unsupported(errno: Errno) -> bool {
     errno == Errno::AFNOSUPPORT || errno == Errno::OPNOTSUPP
@@ -349,6 +355,14 @@ mod tests {
         }
         expected.extend_from_slice(b"abc\0");
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn what_is_no_error_number_is_a_broken_protocol() {
+        assert_eq!(errno(2), Errno::NOENT);
+        for code in [0, -1, 4096, i32::MIN, i32::MAX] {
+            assert_eq!(errno(code), Errno::PROTO, "{code}");
+        }
     }
 
     #[test]
