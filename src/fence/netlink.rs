@@ -281,10 +281,10 @@ impl Reply {
     }
 }
 
-/// As the kernel means it; what is no errno is an error all the same.
-fn errno(number: i32) -> Errno {
-    // MAX_ERRNO of the kernel's err.h.
-    if (1..=4095).contains(&number) { Errno::from_raw_os_error(number) } else { Errno::IO }
+/// What is no error number is a broken protocol: the library takes none but those of the kernel, and
+/// panics.
+fn errno(code: i32) -> Errno {
+    if (1..4096).contains(&code) { Errno::from_raw_os_error(code) } else { Errno::PROTO }
 }
 
 /// A kernel without IPv6 says one of these to a request about it.
@@ -355,6 +355,14 @@ mod tests {
         }
         expected.extend_from_slice(b"abc\0");
         assert_eq!(out, expected);
+    }
+
+    #[test]
+    fn what_is_no_error_number_is_a_broken_protocol() {
+        assert_eq!(errno(2), Errno::NOENT);
+        for code in [0, -1, 4096, i32::MIN, i32::MAX] {
+            assert_eq!(errno(code), Errno::PROTO, "{code}");
+        }
     }
 
     #[test]

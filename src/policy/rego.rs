@@ -11,6 +11,7 @@ mod contract;
 mod data;
 mod judge;
 mod memory;
+mod nesting;
 mod outline;
 mod probe;
 mod runner;
@@ -67,10 +68,15 @@ pub(super) fn read<'t>(source: &Source<'t>) -> Result<Option<Foreign<'t>>, Probl
     if RECOGNISED.iter().any(|(known, _)| *known == digest) {
         return Ok(None);
     }
-    match std::str::from_utf8(source.bytes) {
-        Ok(text) => Ok(Some(Foreign { name: source.name, text })),
-        Err(_) => Err(refuse("the text is not UTF-8".into(), "save it as UTF-8")),
+    let Ok(text) = std::str::from_utf8(source.bytes) else {
+        return Err(refuse("the text is not UTF-8".into(), "save it as UTF-8"));
+    };
+    if let Some(line) = nesting::too_deep(text) {
+        let what = "too many brackets are nested in each other".to_owned();
+        let problem = refuse(what, "give the inner ones rules of their own");
+        return Err(Problem { line: Some(line), ..problem });
     }
+    Ok(Some(Foreign { name: source.name, text }))
 }
 
 /// What a text is put over: the policy that was compiled, and what it was compiled from.

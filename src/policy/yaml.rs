@@ -13,6 +13,7 @@ use serde_saphyr::{Location, Spanned};
 
 use super::MAX_BYTES;
 use super::problem::{Place, Problem, Source};
+use super::suggestion::printable;
 
 /// A value and where it stands.
 #[derive(Debug)]
@@ -118,7 +119,9 @@ fn message(error: &serde_saphyr::Error) -> String {
     let line = line.strip_prefix("error: ").unwrap_or(line);
     let cuts = [" at line ", ", set DuplicateKeyPolicy", " by configured policy"];
     let cut = cuts.iter().filter_map(|cut| line.find(cut)).min().unwrap_or(line.len());
-    line[..cut].chars().filter(|c| !c.is_control()).take(200).collect()
+    let line: String = line[..cut].chars().filter(|c| !c.is_control()).take(200).collect();
+    // It can hold keys of the file, and those can turn the direction of what follows.
+    printable(&line)
 }
 
 fn place(location: Location) -> Place {
@@ -259,6 +262,15 @@ mod tests {
             if line.is_some() {
                 assert_eq!(problem.line, line, "{text:?}: {problem}");
             }
+        }
+    }
+
+    #[test]
+    fn messages_are_escaped() {
+        for key in ["\u{202e}a", "\"\\u202ea\""] {
+            let text = format!("{key}: 1\n{key}: 2\n");
+            let problem = parse(&text).expect_err("twice").to_string();
+            assert!(problem.is_ascii() && problem.contains("202e"), "{problem:?}");
         }
     }
 

@@ -35,8 +35,12 @@ fn message(random: &mut Random, sequence: u32) -> Vec<u8> {
         1 => (DONE, (-i32::from(random.byte())).to_ne_bytes().to_vec()),
         _ => (BY_FAMILY, socket(if random.once_in(2) { 1 } else { 10 })),
     };
-    let payload = random
-        .bend(&payload, &["\0\0", "\u{4}\0\u{1}\0", "\0\0\u{1}\0", "\u{5}\0\u{b}\0\u{1}\0\0\0"]);
+    let words = ["\0\0", "\u{4}\0\u{1}\0", "\0\0\u{1}\0", "\u{5}\0\u{b}\0\u{1}\0\0\0"];
+    let payload = if random.once_in(2) { payload } else { random.bend(&payload, &words) };
+    framed(kind, sequence, &payload)
+}
+
+fn framed(kind: u16, sequence: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEADER + payload.len()).expect("short");
     let mut bytes = length.to_ne_bytes().to_vec();
     bytes.extend(kind.to_ne_bytes());
@@ -71,6 +75,10 @@ fn answers_of_the_kernel() {
             let sent: usize = messages(&datagram).map(|m| HEADER + m.payload.len()).sum();
             assert!(sent <= datagram.len());
             rustix::net::send(&kernel, &datagram, SendFlags::empty()).expect("sent");
+        }
+        if !random.once_in(4) {
+            let end = framed(ERROR, sequence, &[0; 4]);
+            rustix::net::send(&kernel, &end, SendFlags::empty()).expect("sent");
         }
         match random.below(3) {
             0 => {

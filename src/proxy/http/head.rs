@@ -327,6 +327,10 @@ fn parse_response(raw: Vec<u8>, method: &str) -> Result<ResponseHead, HeadError>
     let (Some(status), Some(minor)) = (response.code, response.version) else {
         return Err(HeadError::Syntax);
     };
+    // Three digits for httparse; `099` is no status to anybody, and would be written as `99`.
+    if status < 100 {
+        return Err(HeadError::Syntax);
+    }
     // httparse gives an empty text for a reason that is not ASCII; then none is sent on.
     let reason = response.reason.filter(|reason| !reason.is_empty());
     let reason = reason.map_or(0..0, |reason| range(&raw, reason.as_bytes()));

@@ -116,6 +116,7 @@ fn response_framing_follows_status_and_method() {
     }
     let both = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
     assert_eq!(framing(both, "GET"), Err(HeadError::LengthAndEncoding));
+    assert_eq!(framing("HTTP/1.1 099 No\r\n\r\n", "GET"), Err(HeadError::Syntax));
 }
 
 #[test]
