@@ -72,7 +72,7 @@ impl Rig {
         run("mount", &["-t", "tmpfs", "-o", "mode=0755", "none", "/run"]);
         // Programs that this machine has where only root may look.
         run("mount", &["-t", "tmpfs", "-o", "mode=0755", "none", "/mnt"]);
-        fs::create_dir("/mnt/work").unwrap();
+        fs::create_dir("/mnt/homes").unwrap();
         bind(clients, "clients");
         for (program, words, name) in
             [("rustc", ["--print", "sysroot"], "rust"), ("go", ["env", "GOROOT"], "go")]
@@ -124,7 +124,7 @@ impl Rig {
     /// The same where the image sets variables.
     pub fn run_in(&self, image: &[(&str, &str)], script: &str, words: &[&str]) -> Outcome {
         let number = self.works.fetch_add(1, Ordering::Relaxed);
-        let home = PathBuf::from(format!("/mnt/work/{number}"));
+        let home = PathBuf::from(format!("/mnt/homes/{number}"));
         fs::create_dir(&home).unwrap();
         chown(&home, Some(AGENT), Some(AGENT)).unwrap();
         // The agent's standard error is the fence's too; here they are told apart.
