@@ -16,62 +16,11 @@ use clap::Parser;
 use super::args::{Args, Inbound};
 use super::identity::Database;
 use super::{filesystem, openshell};
+use crate::fuzz::Random;
 use crate::policy::{self, Source};
 
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap_or(0) % limit.max(1)
-    }
-
-    fn pick<'a, T: ?Sized>(&mut self, from: &[&'a T]) -> &'a T {
-        from[self.below(from.len())]
-    }
-
-    /// Bends what is valid: bytes are flipped, lost, doubled, and replaced by what hurts.
-    fn bend(&mut self, valid: &[u8], words: &[&str]) -> Vec<u8> {
-        let mut bytes = valid.to_vec();
-        for _ in 0..self.below(6) {
-            let at = self.below(bytes.len() + 1);
-            let end = (at + self.below(24)).min(bytes.len());
-            match self.below(6) {
-                0 => drop(bytes.splice(at..end, [])),
-                1 => {
-                    let piece = bytes[at..end].to_vec();
-                    bytes.splice(at..at, piece);
-                }
-                2 => {
-                    let byte = u8::try_from(self.below(256)).unwrap_or(0);
-                    bytes.insert(at, byte);
-                }
-                3 => {
-                    if let Some(byte) = bytes.get_mut(at) {
-                        *byte ^= 1 << self.below(8);
-                    }
-                }
-                4 => bytes.truncate(at),
-                _ => drop(bytes.splice(at..end, self.pick(words).bytes())),
-            }
-        }
-        bytes
-    }
-}
-
-fn fuzz(name: &'static str, mut case: impl FnMut(&mut Random)) {
-    crate::fuzz::run(name, 500, |seed| {
-        let mut random = Random(seed | 1);
-        random.next();
-        case(&mut random);
-    });
+fn fuzz(name: &'static str, case: impl FnMut(&mut Random)) {
+    crate::fuzz::fuzz(name, 500, case);
 }
 
 /// Separated by bars.

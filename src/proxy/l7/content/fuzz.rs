@@ -7,59 +7,10 @@ use serde_json::Value;
 
 use super::tests::target;
 use super::*;
+use crate::fuzz::Random;
 
-/// xorshift64*: small, and the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap_or(0) % limit.max(1)
-    }
-
-    /// Bytes are lost, doubled, flipped, and replaced by what hurts.
-    fn bend(&mut self, valid: &str, words: &[&str]) -> Vec<u8> {
-        let mut bytes = valid.as_bytes().to_vec();
-        for _ in 0..self.below(6) {
-            let at = self.below(bytes.len() + 1);
-            let end = (at + self.below(24)).min(bytes.len());
-            match self.below(7) {
-                0 => drop(bytes.splice(at..end, [])),
-                1 => {
-                    let piece = bytes[at..end].to_vec();
-                    bytes.splice(at..at, piece);
-                }
-                2 => bytes.insert(at, u8::try_from(self.below(256)).unwrap_or(0)),
-                3 => {
-                    if let Some(byte) = bytes.get_mut(at) {
-                        *byte ^= 1 << self.below(8);
-                    }
-                }
-                4 => bytes.truncate(at),
-                5 => {
-                    let word = words[self.below(words.len())];
-                    let many = word.repeat(self.below(600));
-                    bytes.splice(at..end, many.bytes());
-                }
-                _ => drop(bytes.splice(at..end, words[self.below(words.len())].bytes())),
-            }
-        }
-        bytes
-    }
-}
-
-fn fuzz(name: &'static str, mut case: impl FnMut(&mut Random)) {
-    crate::fuzz::run(name, 2_000, |seed| {
-        let mut random = Random(seed | 1);
-        random.next();
-        case(&mut random);
-    });
+fn fuzz(name: &'static str, case: impl FnMut(&mut Random)) {
+    crate::fuzz::fuzz(name, 2_000, case);
 }
 
 const JSON: [(&[u8], &[u8]); 1] = [(b"Content-Type", b"application/json")];
@@ -107,7 +58,7 @@ fn documents() {
     let facts = Facts::new("POST", &target, fields.into_iter());
     fuzz("documents", |random| {
         let valid = DOCUMENTS[random.below(DOCUMENTS.len())];
-        let body = random.bend(valid, &WORDS);
+        let body = random.bend(valid.as_bytes(), &WORDS);
         let graphql = read(&inspection, &facts, &body).graphql.expect("asked for");
         assert_eq!(graphql.error.is_some(), graphql.operations.is_empty());
         let text = String::from_utf8_lossy(&body);
@@ -159,7 +110,7 @@ fn envelopes() {
     let inspection = Inspection { max_bytes: usize::MAX, graphql: true, rpc: None };
     fuzz("envelopes", |random| {
         let valid = ENVELOPES[random.below(ENVELOPES.len())];
-        let body = random.bend(valid, &MEMBERS);
+        let body = random.bend(valid.as_bytes(), &MEMBERS);
         let target = target();
         let facts = Facts::new("POST", &target, JSON.into_iter());
         let graphql = read(&inspection, &facts, &body).graphql.expect("asked for");
@@ -196,7 +147,7 @@ fn messages() {
     let inspection = Inspection { max_bytes: usize::MAX, graphql: false, rpc: Some(rpc) };
     fuzz("messages", |random| {
         let valid = MESSAGES[random.below(MESSAGES.len())];
-        let body = random.bend(valid, &MEMBERS);
+        let body = random.bend(valid.as_bytes(), &MEMBERS);
         let target = target();
         let facts = Facts::new("POST", &target, JSON.into_iter());
         let rpc = read(&inspection, &facts, &body).rpc.expect("asked for");
