@@ -51,6 +51,7 @@ mod upstream_proxy;
 mod wire;
 
 use std::fs::File;
+use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
@@ -170,14 +171,16 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     };
     // Nothing else runs yet that this could keep waiting.
     let ca_pem = authority.certificate_pem();
-    bundle::write(&start.bundle, config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
-        .context("cannot write the certificates for the agent")?;
-    let for_java = (start.java, start.bundle);
+    let certificates = bundle::make(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
+        .context("cannot read the image's certificates")?;
+    (&start.bundle).write_all(&certificates).context("cannot write the agent's certificates")?;
     if config.java {
-        java_store::write(&for_java.0, &for_java.1).context("cannot write Java's certificates")?;
+        java_store::write(&start.java, &certificates)
+            .context("cannot write Java's certificates")?;
     } else {
-        tokio::spawn(java_later(for_java));
+        tokio::spawn(java_later(start.java, start.bundle));
     }
+    drop(certificates);
     control.send(&ToSupervisor::Bundled).await.context("control socket")?;
     let listeners = start.listeners;
     metrics::start(config.policy.names());
@@ -245,9 +248,10 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
 
 /// Writes Java's certificates when the agent has long begun: it takes as long as a tenth of the
 /// start, which most would wait for in vain.
-async fn java_later((java, bundle): (File, File)) {
+async fn java_later(java: File, bundle: File) {
     tokio::time::sleep(JAVA_LATER).await;
-    if let Err(error) = java_store::write(&java, &bundle) {
+    let written = bundle::read(&bundle).and_then(|pem| java_store::write(&java, &pem));
+    if let Err(error) = written {
         report::no_java_store(&error);
     }
 }

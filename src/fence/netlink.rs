@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkDeserializable, NetlinkHeader, NetlinkSerializable,
 };
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -172,10 +173,12 @@ impl Batch {
     fn receive(&self, fd: &OwnedFd, last: usize) -> Result<Replies> {
         let mut replies = Replies { messages: Vec::new(), skipped: Vec::new() };
         let mut failed: Option<(usize, Errno)> = None;
-        let mut buffer = vec![0; DATAGRAM];
+        // Never filled with zeros: most answers are short, and the fence's start has some twenty.
+        let mut buffer = Vec::with_capacity(DATAGRAM);
         'datagrams: loop {
-            let length = match rustix::net::recv(fd, &mut buffer[..], RecvFlags::DONTWAIT) {
-                Ok((length, _)) => length,
+            buffer.clear();
+            match rustix::net::recv(fd, spare_capacity(&mut buffer), RecvFlags::DONTWAIT) {
+                Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 // Some errors end a batch without a word about its last message.
                 Err(Errno::AGAIN) if failed.is_some() => break,
@@ -184,7 +187,7 @@ impl Batch {
                     return Err(NetworkError::new(subject.step, &subject.object, e));
                 }
             };
-            for message in messages(&buffer[..length]) {
+            for message in messages(&buffer) {
                 let index = message.sequence.wrapping_sub(self.first) as usize;
                 let Some(subject) = self.subjects.get(index) else {
                     continue;

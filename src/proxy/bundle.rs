@@ -2,7 +2,7 @@
 //! operator added, and the sandbox CA.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 
 use memchr::memmem;
 
@@ -14,28 +14,42 @@ const DASHES: &[u8] = b"-----";
 /// The most that is read of the image's store, in bytes.
 const MAX_STORE: u64 = 16 << 20;
 
+/// What a bundle usually has beside the image's store, in bytes: the sandbox CA.
+const ADDED: usize = 4096;
+
 /// Reads the image's trust store from its beginning.
 pub(crate) fn read(mut image_roots: &File) -> io::Result<Vec<u8>> {
     io::Seek::rewind(&mut image_roots)?;
-    let mut pem = Vec::with_capacity(image_roots.metadata()?.len().min(MAX_STORE) as usize + 1);
+    let length = image_roots.metadata()?.len().min(MAX_STORE) as usize;
+    // Room for what is added, which would be a copy of all of it.
+    let mut pem = Vec::with_capacity(length + ADDED);
     image_roots.take(MAX_STORE).read_to_end(&mut pem)?;
     Ok(pem)
 }
 
-/// Writes the bundle into `file`: PEM, nothing but certificates.
-pub(crate) fn write(
-    mut file: &File,
+/// The bundle: PEM, nothing but certificates, the sandbox CA's last.
+pub(crate) fn make(
     image_roots: Option<&File>,
     extra_roots_pem: &[u8],
     ca_pem: &str,
-) -> io::Result<()> {
-    let mut image = image_roots.map(read).transpose()?.unwrap_or_default();
-    keep_certificates(&mut image);
-    file.write_all(&image)?;
-    let mut extra = extra_roots_pem.to_vec();
-    keep_certificates(&mut extra);
-    extra.extend_from_slice(ca_pem.as_bytes());
-    file.write_all(&extra)
+) -> io::Result<Vec<u8>> {
+    let mut bundle = image_roots.map(read).transpose()?.unwrap_or_default();
+    keep_certificates(&mut bundle);
+    if !extra_roots_pem.is_empty() {
+        let mut extra = extra_roots_pem.to_vec();
+        keep_certificates(&mut extra);
+        bundle.append(&mut extra);
+    }
+    bundle.extend_from_slice(ca_pem.as_bytes());
+    Ok(bundle)
+}
+
+/// What stands between the first and the last line of each certificate of a bundle.
+pub(super) fn bodies(bundle: &[u8]) -> impl Iterator<Item = &[u8]> {
+    memmem::find_iter(bundle, BEGIN).filter_map(|start| {
+        let body = &bundle[start + BEGIN.len()..];
+        Some(&body[..memmem::find(body, DASHES)?])
+    })
 }
 
 /// Leaves the certificates of a PEM text and nothing else of it: a trust store that is a link to
@@ -80,6 +94,8 @@ fn is_base64(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     const B: &str = "-----BEGIN CERTIFICATE-----";
@@ -123,11 +139,12 @@ mod tests {
         };
         let certificate = |body: &str| format!("{B}\n{body}\n{E}\n");
         let image = file(&format!("# the image's\n{}", certificate("QUJD")));
-        let bundle = file("");
         let extra = format!("{}SECRET\n", certificate("REVG"));
-        write(&bundle, Some(&image), extra.as_bytes(), &certificate("R0hJ")).expect("written");
+        let bundle = make(Some(&image), extra.as_bytes(), &certificate("R0hJ")).expect("made");
         let expected = ["QUJD", "REVG", "R0hJ"].map(certificate).concat();
-        assert_eq!(String::from_utf8(read(&bundle).expect("read")).expect("text"), expected);
+        assert_eq!(String::from_utf8(bundle.clone()).expect("text"), expected);
+        let found: Vec<_> = bodies(&bundle).map(<[u8]>::trim_ascii).collect();
+        assert_eq!(found, [b"QUJD", b"REVG", b"R0hJ"]);
         // The image's is there to be read again.
         assert!(read(&image).expect("read").starts_with(b"# the image's"));
     }

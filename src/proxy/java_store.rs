@@ -18,8 +18,8 @@ use std::fs::File;
 use std::io::{self, Write as _};
 
 use aws_lc_rs::digest;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 
 use super::bundle;
 
@@ -27,33 +27,48 @@ const MAGIC: u32 = 0xFEED_FEED;
 const VERSION: u32 = 2;
 const TRUSTED_CERTIFICATE: u32 = 2;
 const KIND: &str = "X.509";
+/// Where the number of entries stands.
+const COUNT: std::ops::Range<usize> = 8..12;
 /// Java's own default, by convention no secret.
 const PASSWORD: &str = "changeit";
 const SALT: &[u8] = b"Mighty Aphrodite";
 
-/// Writes the certificates of `bundle` (PEM) into `file`, which is empty.
-pub(crate) fn write(mut file: &File, bundle: &File) -> io::Result<()> {
-    file.write_all(&store(&bundle::read(bundle)?))
+/// Writes the certificates of `bundle`, as [`bundle::make`] made it, into `file`, which is empty.
+pub(crate) fn write(mut file: &File, bundle: &[u8]) -> io::Result<()> {
+    file.write_all(&store(bundle))
 }
 
 /// The store. What is not base64 is left out, as those do who read the PEM.
+///
+/// One buffer from the beginning to the end: where the image has a Java, every start waits for
+/// this, and a page of memory costs more than what is done to it.
 pub(super) fn store(pem: &[u8]) -> Vec<u8> {
-    let certificates: Vec<_> = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok).collect();
-    let size: usize = certificates.iter().map(|der| der.len() + 64).sum();
-    let mut store = Vec::with_capacity(size + 64);
-    let number = |length: usize| u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+    // The binary form and what stands around it are shorter than the text.
+    let mut store = Vec::with_capacity(pem.len() + 64);
     store.extend(MAGIC.to_be_bytes());
     store.extend(VERSION.to_be_bytes());
-    store.extend(number(certificates.len()));
-    for (at, der) in certificates.iter().enumerate() {
+    store.extend([0; COUNT.end - COUNT.start]);
+    let (mut count, mut line) = (0u32, Vec::new());
+    for body in bundle::bodies(pem) {
+        let start = store.len();
         store.extend(TRUSTED_CERTIFICATE.to_be_bytes());
-        text(&mut store, &format!("ringfence-{at}"));
+        text(&mut store, &format!("ringfence-{count}"));
         // When it was added: never is as good as any time.
         store.extend([0; 8]);
         text(&mut store, KIND);
-        store.extend(number(der.len()));
-        store.extend(der.as_ref());
+        let length = store.len();
+        store.extend([0; 4]);
+        line.clear();
+        body.split(u8::is_ascii_whitespace).for_each(|part| line.extend_from_slice(part));
+        if BASE64_STANDARD.decode_vec(&line, &mut store).is_err() {
+            store.truncate(start);
+            continue;
+        }
+        let size = u32::try_from(store.len() - length - 4).unwrap_or(u32::MAX);
+        store[length..length + 4].copy_from_slice(&size.to_be_bytes());
+        count += 1;
     }
+    store[COUNT].copy_from_slice(&count.to_be_bytes());
     let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     for unit in PASSWORD.encode_utf16() {
         sum.update(&unit.to_be_bytes());
@@ -74,6 +89,8 @@ fn text(store: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use crate::pki::Authority;
+    use rustls::pki_types::CertificateDer;
+    use rustls::pki_types::pem::PemObject as _;
     use std::process::Command;
     use std::time::Duration;
 

@@ -74,12 +74,23 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Slo
             turn_away(&tcp, detail);
             continue;
         };
-        let shared = Arc::clone(&shared);
-        tokio::spawn(async move {
-            let _open = metrics::connection(Kind::Agent);
-            connection(tcp, peer, shared, (slot, identifying)).await;
-        });
+        begin(tcp, peer, Arc::clone(&shared), (slot, identifying));
     }
+}
+
+/// Gives a connection a task. Not inlined: that task is large, and is put together on the stack of
+/// whoever starts it, which the listener's would keep for ever.
+#[inline(never)]
+fn begin(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    permits: (Slot, Option<OwnedSemaphorePermit>),
+) {
+    tokio::spawn(async move {
+        let _open = metrics::connection(Kind::Agent);
+        connection(tcp, peer, shared, permits).await;
+    });
 }
 
 /// Closes a connection for which there is no place. Nothing is waited for: a client that goes on

@@ -86,11 +86,19 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, slots: Slo
             reset(tcp);
             continue;
         };
-        let captured = Arc::clone(&captured);
-        tokio::spawn(async move {
-            connection(&captured, tcp, (peer, destination), (slot, identifying)).await;
-        });
+        begin(Arc::clone(&captured), tcp, (peer, destination), (slot, identifying));
     }
+}
+
+/// Gives a connection a task; not inlined, as the listener's is not.
+#[inline(never)]
+fn begin(
+    captured: Arc<Captured>,
+    tcp: TcpStream,
+    addresses: (SocketAddr, SocketAddr),
+    permits: (Slot, Option<OwnedSemaphorePermit>),
+) {
+    tokio::spawn(async move { connection(&captured, tcp, addresses, permits).await });
 }
 
 impl Captured {

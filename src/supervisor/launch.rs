@@ -80,6 +80,17 @@ pub struct Starting {
     identity: Identity,
 }
 
+/// How far a child came with one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// A step of its way.
+    Step,
+    /// It waits to be released, and was seen to have given up everything.
+    Verified,
+    /// It has executed.
+    Executed,
+}
+
 impl AsFd for Starting {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.control.as_fd()
@@ -176,7 +187,7 @@ impl Keeper {
     }
 
     /// Has a command's process forked. It strips itself meanwhile, and executes only after
-    /// [`Self::finish`] or [`Self::advance`] has verified and released it.
+    /// [`Self::verified`] and [`Self::finish`], or [`Self::advance`], have seen and released it.
     pub fn begin(
         &mut self,
         command: Command,
@@ -188,31 +199,63 @@ impl Keeper {
         Ok(Starting { launched, control, until, path: command.path, identity: command.identity })
     }
 
-    /// Waits until a child that was begun has executed.
+    /// Waits until a child that was begun has given up everything, and has seen so from outside. It
+    /// waits for its release then.
+    pub fn verified(&mut self, starting: &Starting) -> Result<(), LaunchError> {
+        match self.hear_until(starting, |heard| heard != Heard::Step, "is not confined yet")? {
+            Heard::Verified => Ok(()),
+            // Only its end closes the socket before its release.
+            _ => Err(LaunchError::Fence(anyhow!("the child ended before it was released"))),
+        }
+    }
+
+    /// Releases a child that was verified and waits until it has executed.
     pub fn finish(&mut self, starting: &Starting) -> Result<Launched, LaunchError> {
+        self.release(starting)?;
+        let executed = |heard| heard == Heard::Executed;
+        self.hear_until(starting, executed, "is not executed yet")?;
+        Ok(starting.launched)
+    }
+
+    /// Hears a child until there is what was waited for. After an error it is killed.
+    fn hear_until(
+        &mut self,
+        starting: &Starting,
+        done: impl Fn(Heard) -> bool,
+        not_yet: &str,
+    ) -> Result<Heard, LaunchError> {
         // What it waited for us does not count. Nothing else runs in the fence yet that could stop
         // it, and its program may have to be fetched first, as lazily pulled images are.
         let until = Instant::now() + START;
         loop {
             if let Err(error) = wait_for(&starting.control, until) {
                 self.give_up(starting);
-                let what = format!("{} is not executed yet", starting.path.to_string_lossy());
+                let what = format!("{} {not_yet}", starting.path.to_string_lossy());
                 return Err(LaunchError::Fence(anyhow!(error).context(what)));
             }
-            if self.advance(starting)? {
-                return Ok(starting.launched);
+            let heard = self.hear(starting).inspect_err(|_| self.give_up(starting))?;
+            if done(heard) {
+                return Ok(heard);
             }
         }
     }
 
     /// Hears one message of a child that starts, which is there ([`Starting::as_fd`] is readable),
-    /// and verifies the child on the way; `true`: it has executed. After an error it is killed.
+    /// verifies and releases the child on the way; `true`: it has executed. After an error it is
+    /// killed.
     pub fn advance(&mut self, starting: &Starting) -> Result<bool, LaunchError> {
-        let outcome = self.hear(starting);
-        if outcome.is_err() {
-            self.give_up(starting);
+        let heard = self.hear(starting).inspect_err(|_| self.give_up(starting))?;
+        if heard == Heard::Verified {
+            self.release(starting)?;
         }
-        outcome
+        Ok(heard == Heard::Executed)
+    }
+
+    fn release(&self, starting: &Starting) -> Result<(), LaunchError> {
+        spawn::release(&starting.control)
+            .context("cannot release the child")
+            .inspect_err(|_| self.give_up(starting))
+            .map_err(LaunchError::Fence)
     }
 
     /// Kills a child that starts: it may wait for a word that will not come, or stand stopped.
@@ -220,7 +263,7 @@ impl Keeper {
         let _ = self.signal(starting.launched.id, Signal::KILL.as_raw());
     }
 
-    fn hear(&self, starting: &Starting) -> Result<bool, LaunchError> {
+    fn hear(&self, starting: &Starting) -> Result<Heard, LaunchError> {
         let Starting { launched, control, .. } = starting;
         let message =
             spawn::receive(control).context("cannot hear the child").map_err(LaunchError::Fence)?;
@@ -240,14 +283,12 @@ impl Keeper {
             }
             ChildMessage::Ready => {
                 self.verify(launched.pid, &starting.identity).map_err(LaunchError::Fence)?;
-                spawn::release(control)
-                    .context("cannot release the child")
-                    .map_err(LaunchError::Fence)?;
+                return Ok(Heard::Verified);
             }
             // The socket is close-on-exec: its end is the exec's success.
-            ChildMessage::Closed => return Ok(true),
+            ChildMessage::Closed => return Ok(Heard::Executed),
         }
-        Ok(false)
+        Ok(Heard::Step)
     }
 
     fn fork(

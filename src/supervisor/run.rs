@@ -50,18 +50,18 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let files = PolicyFiles::read(&args)?;
     let upstream_proxy = upstream_proxy::Settings::read(&args)?;
 
-    // 2. In parallel with us: the keeper makes the fence's network namespace, a thread makes the
-    //    gateway's and builds the network between them, and the proxy gets ready. The keeper is
-    //    forked while this process has one thread. The policy is compiled here and in the proxy at
-    //    the same time; if it cannot be, all of them end.
+    // 2. In parallel with us: the keeper makes the fence's network namespace, the proxy gets ready
+    //    (it has the most to do and so goes first), a thread makes the gateway's namespace and builds
+    //    the network between them. The keeper is forked while this process has one thread. The
+    //    policy is compiled here and in the proxy at the same time; if it cannot be, all of them end.
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
-    let gateway = gateway::start(keeper.try_clone()?)?;
     let [java_home, path, apt_config] = ["JAVA_HOME", "PATH", "APT_CONFIG"].map(std::env::var_os);
     let java = agent_files::has_java(&args.command, java_home.as_deref(), path.as_deref());
     let addresses = (args::pod_ips(lookup), args::api_server(lookup));
     let config = ProxyConfig::new(files.clone(), addresses, java, &args, upstream_proxy, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
+    let gateway = gateway::start(keeper.try_clone()?)?;
 
     let policy = load(&files)?;
     progress::validated(&files, &policy);
@@ -131,13 +131,11 @@ pub fn run(args: RunArgs) -> Result<i32> {
     progress::tls_enabled(&agents.ca);
     // From here on this process neither mounts nor makes namespaces.
     seccomp::install_everywhere(&seccomp::supervisor()).context("cannot install our own filter")?;
-    signals.wait_for(&proxy, "the agent's certificates")?;
-    proxy_process::bundled(&proxy)?;
-    let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
-    let (diag, inbound) = (network.diag, args.inbound);
-    gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
 
-    // 7. Attested, verified from outside, released.
+    // 7. Seen from outside and attested while the proxy writes the agent's certificates; released.
+    if let Err(error) = keeper.verified(&forked) {
+        return not_run(error);
+    }
     let attestation = Attestation {
         version: env!("CARGO_PKG_VERSION"),
         policy_digest: files.digest(),
@@ -155,6 +153,11 @@ pub fn run(args: RunArgs) -> Result<i32> {
     };
     let record = dir.path().join(ATTESTATION);
     dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attestation)?)?;
+    signals.wait_for(&proxy, "the agent's certificates")?;
+    proxy_process::bundled(&proxy)?;
+    let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
+    let (diag, inbound) = (network.diag, args.inbound);
+    gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
     let agent = match keeper.finish(&forked) {
         Ok(agent) => agent,
         Err(error) => return not_run(error),
