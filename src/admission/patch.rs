@@ -24,6 +24,15 @@ pub(super) fn diff(from: &Value, to: &Value) -> Patch {
 fn walk(ops: &mut Vec<PatchOperation>, path: &mut PointerBuf, from: &Value, to: &Value) {
     match (from, to) {
         (Value::Object(from), Value::Object(to)) => {
+            // Most objects are as they were, and the same keys in the same order need no search.
+            if from.len() == to.len() && from.keys().eq(to.keys()) {
+                for ((key, value), wanted) in from.iter().zip(to.values()) {
+                    path.push_back(key.as_str());
+                    walk(ops, path, value, wanted);
+                    path.pop_back();
+                }
+                return;
+            }
             for (key, value) in from {
                 path.push_back(key.as_str());
                 match to.get(key) {
@@ -66,8 +75,13 @@ struct Element<'a> {
 
 impl<'a> Element<'a> {
     fn of(value: &'a Value) -> Self {
-        let key = ["mountPath", "devicePath", "name"];
-        Self { key: key.iter().find_map(|name| value.get(name)?.as_str()), value }
+        // One pass over a small object, not three searches: lists of variables are long.
+        let keys = ["mountPath", "devicePath", "name"];
+        let fields = value.as_object().into_iter().flatten();
+        let rank = |(name, field): (&String, &'a Value)| {
+            Some((keys.iter().position(|key| key == name)?, field.as_str()?))
+        };
+        Self { key: fields.filter_map(rank).min().map(|(_, key)| key), value }
     }
 }
 

@@ -58,8 +58,7 @@ pub(super) fn store(pem: &[u8]) -> Vec<u8> {
         text(&mut store, KIND);
         let length = store.len();
         store.extend([0; 4]);
-        line.clear();
-        body.split(u8::is_ascii_whitespace).for_each(|part| line.extend_from_slice(part));
+        join(body, &mut line);
         if BASE64_STANDARD.decode_vec(&line, &mut store).is_err() {
             store.truncate(start);
             continue;
@@ -77,6 +76,17 @@ pub(super) fn store(pem: &[u8]) -> Vec<u8> {
     sum.update(&store);
     store.extend(sum.finish().as_ref());
     store
+}
+
+/// The lines of a certificate's body as one.
+fn join(body: &[u8], line: &mut Vec<u8>) {
+    line.clear();
+    let mut rest = body;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
+        line.extend_from_slice(rest[..end].trim_ascii());
+        rest = &rest[end + 1..];
+    }
+    line.extend_from_slice(rest.trim_ascii());
 }
 
 /// Short and ASCII, for which Java's form of UTF-8 is UTF-8.
