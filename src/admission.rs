@@ -19,7 +19,9 @@
 //! | `patch` | the difference of two documents as operations, arrays never written as a whole |
 //! | `json` | reading and editing `Value`s where null means absent |
 //! | `command`, `user` | the supervisor's argv, and the original recovered from it |
+//! | `shape` | a runner that stays as it is and starts its agents through the supervisor |
 //! | `mounts`, `install` | volumes and mounts of ours, the init container |
+//! | `volumes`, `sidecar` | volumes of the container's own that join its files; ports that lead to sidecars |
 //! | `security`, `env`, `probes` | the remaining parts of a container |
 //! | `strict`, `baseline` | what the label value `strict` asks beside the fence |
 //! | `review` | the AdmissionReview envelope |
@@ -45,6 +47,8 @@ pub mod review;
 mod security;
 pub mod server;
 mod settings;
+mod shape;
+mod sidecar;
 mod source;
 mod strict;
 #[cfg(test)]
@@ -52,6 +56,7 @@ mod tests;
 mod user;
 mod verdict;
 mod verify;
+mod volumes;
 
 pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};

@@ -21,7 +21,9 @@ mod payload;
 mod presets;
 mod problem;
 mod rego;
+mod sidecar_ports;
 mod suggestion;
+mod volume_path;
 mod yaml;
 
 pub use decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
@@ -36,6 +38,8 @@ pub use payload::{
     Rpc, RpcInspection,
 };
 pub use problem::{LoadError, Problem, Source};
+pub use sidecar_ports::{MAX_SIDECAR_PORTS, SidecarPorts};
+pub use volume_path::closed_to_volumes;
 
 /// A policy that may be enforced, and what its author should know about it.
 #[derive(Debug)]

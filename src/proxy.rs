@@ -13,7 +13,8 @@
 //!    [`http2`]).
 //!
 //! A program that ignores the proxy goes the same way: [`dns`] gives it an address for a name, and
-//! [`transparent`] finds the name again when the gateway catches the connection.
+//! [`transparent`] finds the name again when the gateway catches the connection. So does one that
+//! connects to a port of the fence's own loopback which leads to a [`sidecar`].
 #![forbid(unsafe_code)]
 
 mod admin;
@@ -41,6 +42,7 @@ mod report;
 mod resolve;
 mod roots;
 mod session;
+mod sidecar;
 mod slots;
 mod stream;
 mod tls;
@@ -64,11 +66,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::pki::Authority;
-use crate::policy::Policy;
+use crate::policy::{Policy, SidecarPorts};
 use admin::Admin;
 use caller::Executables;
-use control::{ToProxy, ToSupervisor};
-use control_client::{Control, START_FDS};
+use control::{START_DESCRIPTORS, ToProxy, ToSupervisor};
+use control_client::Control;
 use dns::pool::Pool;
 use l7::held::Room;
 use resolve::Resolver;
@@ -132,6 +134,8 @@ pub(crate) struct Shared {
     upstream_tls: UpstreamTls,
     upstream_proxy: Option<UpstreamProxy>,
     inbound: inbound::Ports,
+    /// Ports of the fence's loopback, and of the pod's, on which sidecars are reached.
+    sidecars: SidecarPorts,
     admin: Arc<Admin>,
     transparent: bool,
     pool: Pool,
@@ -182,7 +186,8 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     }
     drop(certificates);
     control.send(&ToSupervisor::Bundled).await.context("control socket")?;
-    let listeners = start.listeners;
+    let (listeners, sidecars) = (start.listeners, start.sidecars);
+    let ports = sidecar::ports(&sidecars)?;
     metrics::start(config.policy.names());
     let admin = Admin::new(config.admin_port);
     let shared = Arc::new(Shared {
@@ -194,7 +199,13 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         agent_tls: AgentTls::new(authority)?,
         upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
         upstream_proxy: config.upstream_proxy,
-        inbound: inbound::Ports::new(config.inbound, Arc::clone(&admin), Arc::clone(&control)),
+        inbound: inbound::Ports::new(
+            config.inbound,
+            ports.clone(),
+            Arc::clone(&admin),
+            Arc::clone(&control),
+        ),
+        sidecars: ports,
         admin: Arc::clone(&admin),
         transparent: config.transparent,
         pool: Pool::new(),
@@ -207,6 +218,10 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     let dns = dns::PolicyDns::new(config.transparent.then(|| Arc::clone(&shared)));
     let mut listening = JoinSet::new();
     listening.spawn(listener::serve(listeners.proxy, Arc::clone(&shared), slots.clone()));
+    for sidecar in sidecars {
+        let slots = captured_slots.beside();
+        listening.spawn(transparent::serve(sidecar, Arc::clone(&shared), slots));
+    }
     let captured = transparent::serve(listeners.captured, Arc::clone(&shared), captured_slots);
     listening.spawn(captured);
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
@@ -266,6 +281,7 @@ struct Start {
     listeners: Listeners,
     bundle: File,
     java: File,
+    sidecars: Vec<tokio::net::TcpListener>,
 }
 
 /// The gateway's sockets.
@@ -278,33 +294,38 @@ struct Listeners {
 
 impl Start {
     /// In the order of [`ToProxy::Start`].
-    fn new(fds: Vec<OwnedFd>) -> Result<Self> {
+    fn new(mut fds: Vec<OwnedFd>) -> Result<Self> {
         let count = fds.len();
+        let sidecars = fds.split_off(count.min(START_DESCRIPTORS));
         let Ok([proxy, captured, dns_udp, dns_tcp, bundle, java]) =
-            <[OwnedFd; START_FDS]>::try_from(fds)
+            <[OwnedFd; START_DESCRIPTORS]>::try_from(fds)
         else {
-            bail!("{count} descriptors came, not {START_FDS}");
+            bail!("{count} descriptors came, not {START_DESCRIPTORS}");
         };
         let listeners = Listeners::new([proxy, captured, dns_udp, dns_tcp])?;
-        Ok(Self { listeners, bundle: bundle.into(), java: java.into() })
+        let sidecars = sidecars.into_iter().map(|fd| tcp_listener("sidecar", fd));
+        let sidecars = sidecars.collect::<Result<_>>()?;
+        Ok(Self { listeners, bundle: bundle.into(), java: java.into(), sidecars })
     }
+}
+
+/// A socket that listens, for the runtime.
+fn tcp_listener(name: &str, fd: OwnedFd) -> Result<tokio::net::TcpListener> {
+    let listener = TcpListener::from(fd);
+    ensure!(listener.local_addr().is_ok(), "{name}: not a TCP listener");
+    listener.set_nonblocking(true).with_context(|| name.to_owned())?;
+    tokio::net::TcpListener::from_std(listener).with_context(|| name.to_owned())
 }
 
 impl Listeners {
     fn new([proxy, captured, dns_udp, dns_tcp]: [OwnedFd; 4]) -> Result<Self> {
-        let tcp = |name: &str, fd: OwnedFd| -> Result<tokio::net::TcpListener> {
-            let listener = TcpListener::from(fd);
-            ensure!(listener.local_addr().is_ok(), "{name}: not a TCP listener");
-            listener.set_nonblocking(true).with_context(|| name.to_owned())?;
-            tokio::net::TcpListener::from_std(listener).with_context(|| name.to_owned())
-        };
         let udp = UdpSocket::from(dns_udp);
         udp.set_nonblocking(true).context("DNS over UDP")?;
         Ok(Self {
-            proxy: tcp("proxy", proxy)?,
-            captured: tcp("captured TCP", captured)?,
+            proxy: tcp_listener("proxy", proxy)?,
+            captured: tcp_listener("captured TCP", captured)?,
             dns_udp: tokio::net::UdpSocket::from_std(udp).context("DNS over UDP")?,
-            dns_tcp: tcp("DNS over TCP", dns_tcp)?,
+            dns_tcp: tcp_listener("DNS over TCP", dns_tcp)?,
         })
     }
 }

@@ -43,3 +43,4 @@ mod steering;
 pub mod taint;
 mod trust_store;
 pub mod upstream_proxy;
+mod volumes;

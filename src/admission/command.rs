@@ -15,7 +15,7 @@
 use serde_json::{Value, json};
 
 use super::json::{list, text, word, words};
-use super::{Class, ImageConfig, PolicyRef, Refusal};
+use super::{Class, ImageConfig, PolicyRef, Refusal, shape};
 
 /// Name of the supervisor's binary.
 pub const SUPERVISOR: &str = "ringfence-supervisor";
@@ -27,6 +27,23 @@ pub(super) const PAD: &str = "d";
 pub(super) const RUN_DIR: &str = "/run/ringfence";
 /// Where the policy is mounted.
 pub(super) const POLICY_DIR: &str = "/etc/openshell";
+
+/// Flags of the supervisor that both shapes of fencing have, in order; none where all is as it is by
+/// itself.
+#[derive(Debug, Default)]
+pub(super) struct Flags(Vec<(&'static str, String)>);
+
+impl Flags {
+    /// Adds one.
+    pub(super) fn push(&mut self, name: &'static str, value: impl Into<String>) {
+        self.0.push((name, value.into()));
+    }
+
+    /// Name and value of each, as the supervisor is to read them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.0.iter().map(|(name, value)| (*name, value.as_str()))
+    }
+}
 
 /// What a container was before it was fenced.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -40,6 +57,9 @@ pub(super) struct Original {
     pub workdir: Option<String>,
     /// Whether there was an earlier injection.
     pub injected: bool,
+    /// Whether that left the command as it was. No `user` means then that the container's own is
+    /// root, or was the policy's to say.
+    pub runner: bool,
 }
 
 impl Original {
@@ -53,7 +73,10 @@ impl Original {
         let has_args = !words(container, "args")?.is_empty();
         let Some(mut found) = recover(&command) else {
             let command = Some(command).filter(|command| !command.is_empty());
-            return Ok(Self { command, ..Self::default() });
+            let earlier = shape::earlier(container);
+            let injected = earlier.is_some();
+            let user = earlier.flatten();
+            return Ok(Self { command, user, injected, runner: injected, workdir: None });
         };
         if !has_args && found.command.as_ref().is_some_and(Vec::is_empty) {
             found.command = None;
@@ -76,7 +99,7 @@ pub(super) fn is_bin_dir(path: &str) -> bool {
 }
 
 /// Reads an argv of ours. `None` for anything else, also for one that is only nearly ours.
-fn recover(command: &[String]) -> Option<Original> {
+pub(super) fn recover(command: &[String]) -> Option<Original> {
     let (first, mut rest) = command.split_first()?;
     if !is_supervisor(first) {
         return None;
@@ -90,9 +113,21 @@ fn recover(command: &[String]) -> Option<Original> {
                 return Some(found);
             }
             "--no-env" => rest = after,
-            "--policy-data" | "--policy-rules" | "--upstream-ca" | "--policy-digest"
-            | "--workdir" | "--run-as" | "--groups" | "--log-level" | "--inbound"
-            | "--transparent" | "--admin-port" | "--run-dir" => {
+            "--policy-data"
+            | "--policy-rules"
+            | "--upstream-ca"
+            | "--policy-digest"
+            | "--workdir"
+            | "--run-as"
+            | "--groups"
+            | "--log-level"
+            | "--inbound"
+            | "--transparent"
+            | "--volume-read-only"
+            | "--volume-read-write"
+            | "--sidecar-ports"
+            | "--admin-port"
+            | "--run-dir" => {
                 let (value, after) = after.split_first()?;
                 match flag.as_str() {
                     "--workdir" => found.workdir = Some(single(value)),
@@ -112,7 +147,7 @@ pub(super) fn double(word: &str) -> String {
 }
 
 /// Undoes [`double`].
-fn single(word: &str) -> String {
+pub(super) fn single(word: &str) -> String {
     word.replace("$$", "$")
 }
 
@@ -174,8 +209,8 @@ pub(super) struct Argv<'a> {
     pub log_level: &'a str,
     /// `mirror`, `none` or ports.
     pub inbound: &'a str,
-    /// The supervisor's own default is written only where it is off.
-    pub transparent: bool,
+    /// What both shapes have.
+    pub flags: &'a Flags,
     /// Of the admin endpoint; 0 for none.
     pub admin_port: u16,
     /// From [`child`].
@@ -207,8 +242,8 @@ impl Argv<'_> {
         }
         flag("--log-level", self.log_level.to_owned());
         flag("--inbound", self.inbound.to_owned());
-        if !self.transparent {
-            flag("--transparent", "off".to_owned());
+        for (name, value) in self.flags.iter() {
+            flag(name, double(value));
         }
         flag("--admin-port", self.admin_port.to_string());
         flag("--run-dir", RUN_DIR.to_owned());
@@ -258,6 +293,11 @@ mod tests {
 
     fn argv(child: &[&str], workdir: Option<&str>) -> Value {
         let child: Vec<String> = child.iter().map(|&word| word.to_owned()).collect();
+        let mut flags = Flags::default();
+        if workdir.is_some() {
+            flags.push("--transparent", "off");
+            flags.push("--volume-read-write", "/d$");
+        }
         Argv {
             bin_dir: BIN,
             policy: &PolicyRef { digest: "sha256:00".into(), ..PolicyRef::default() },
@@ -266,7 +306,7 @@ mod tests {
             groups: &["5".into(), "6".into()],
             log_level: "warn",
             inbound: "mirror",
-            transparent: workdir.is_none(),
+            flags: &flags,
             admin_port: 15200,
             child: &child,
         }
@@ -295,6 +335,8 @@ mod tests {
                 "mirror",
                 "--transparent",
                 "off",
+                "--volume-read-write",
+                "/d$$",
                 "--admin-port",
                 "15200",
                 "--run-dir",
@@ -318,6 +360,7 @@ mod tests {
                 user: Some("1000:0".into()),
                 workdir: Some("/w$x".into()),
                 injected: true,
+                runner: false,
             }
         );
     }

@@ -5,16 +5,28 @@ use serde_json::{Value, json};
 
 use super::command::POLICY_DIR;
 use super::json::{at, field, text};
+use super::shape::OPTIONS;
 use super::{Class, IpFamily, PolicyRef, Refusal, Settings};
+use crate::policy::SidecarPorts;
 
 const POD_IP: &str = "POD_IP";
 const RULES: &str = "OPENSHELL_POLICY_RULES";
 const NAMES: &[&str] =
-    &["OPENSHELL_ENABLED", RULES, "OPENSHELL_POLICY_DATA", "OPENSHELL_LOG_LEVEL"];
+    &["OPENSHELL_ENABLED", RULES, "OPENSHELL_POLICY_DATA", "OPENSHELL_LOG_LEVEL", OPTIONS];
 
 /// Whether a variable is one that the injector sets.
 pub(super) fn is_ours(entry: &Value) -> bool {
     text(entry, "name").is_some_and(|name| name == POD_IP || NAMES.contains(&name))
+}
+
+/// What a container's variables depend on.
+pub(super) struct Variables<'a> {
+    pub policy: &'a PolicyRef,
+    pub settings: &'a Settings,
+    /// Ports of `localhost` that lead to sidecars: URLs with these stay as they are.
+    pub ports: &'a SidecarPorts,
+    /// The value of [`OPTIONS`], where the container has it.
+    pub options: Option<String>,
 }
 
 /// Changes the list of a container. Returns names of listed variables that have no literal value.
@@ -25,10 +37,10 @@ pub(super) fn apply(
     list: &mut Vec<Value>,
     container: &str,
     injected: bool,
-    policy: &PolicyRef,
-    settings: &Settings,
+    variables: Variables<'_>,
 ) -> Result<Vec<String>, Refusal> {
-    let unread = rewrite_urls(list, settings);
+    let Variables { policy, settings, ports, options } = variables;
+    let unread = rewrite_urls(list, settings, ports);
     pod_ip(list, container, injected)?;
     let mut wanted = vec![json!({"name": "OPENSHELL_ENABLED", "value": "true"})];
     if policy.has("policy.rego") {
@@ -38,6 +50,7 @@ pub(super) fn apply(
     wanted.push(json!({"name": "OPENSHELL_POLICY_DATA", "value": data}));
     let level = settings.log_level.as_str();
     wanted.push(json!({"name": "OPENSHELL_LOG_LEVEL", "value": level}));
+    wanted.extend(options.map(|options| json!({"name": OPTIONS, "value": options})));
     super::json::upsert(
         list,
         wanted,
@@ -86,7 +99,11 @@ fn pod_ip(list: &mut Vec<Value>, container: &str, injected: bool) -> Result<(), 
 }
 
 /// Rewrites the listed variables, every entry of the same name. A second time nothing changes.
-fn rewrite_urls(list: &mut [Value], settings: &Settings) -> Vec<String> {
+fn rewrite_urls(list: &mut [Value], settings: &Settings, ports: &SidecarPorts) -> Vec<String> {
+    // The fence listens for IPv4 there.
+    let stays = |_: &str, place: &str, port: &str| {
+        !place.starts_with('[') && port.parse().is_ok_and(|port| ports.contains(port))
+    };
     let mut unread = Vec::new();
     for entry in list {
         let Some(name) = text(entry, "name").map(str::to_owned) else {
@@ -98,7 +115,7 @@ fn rewrite_urls(list: &mut [Value], settings: &Settings) -> Vec<String> {
         if field(entry, "valueFrom").is_some() {
             unread.push(name);
         } else if let Some(value) = text(entry, "value") {
-            let rewritten = rewrite(value, settings.ip_family);
+            let rewritten = rewrite(value, settings.ip_family, stays);
             if rewritten != value {
                 entry["value"] = json!(rewritten);
             }
@@ -111,8 +128,13 @@ fn rewrite_urls(list: &mut [Value], settings: &Settings) -> Vec<String> {
 /// alone: which variables are rewritten, and how, may have been another setting then, and `env`
 /// cannot change any more.
 pub(super) fn restore_urls(list: &mut [Value], old: &[Value]) {
+    // Which URLs stayed depended on the ports of then: those that are in the old value as they were.
+    let stayed = |old: &str, before: &str, place: &str| {
+        old.get(before.len()..).is_some_and(|rest| rest.starts_with(place))
+    };
     let made_of = |value: &str, old: &str| {
-        [IpFamily::Ipv4, IpFamily::Ipv6].iter().any(|family| rewrite(value, *family) == old)
+        let stays = |before: &str, place: &str, _: &str| stayed(old, before, place);
+        [IpFamily::Ipv4, IpFamily::Ipv6].iter().any(|family| rewrite(value, *family, stays) == old)
     };
     for entry in list {
         let (Some(name), Some(value)) = (text(entry, "name"), text(entry, "value")) else {
@@ -133,7 +155,10 @@ pub(super) fn restore_urls(list: &mut [Value], old: &[Value]) {
 
 /// Replaces the host of every `http` and `https` URL that names this machine. Works on the text,
 /// so a JSON map of URLs keeps its form to the last space.
-fn rewrite(value: &str, family: IpFamily) -> String {
+///
+/// `stays` is asked about each, with what was made of the text before it, its host and port, and the
+/// port alone.
+fn rewrite(value: &str, family: IpFamily, stays: impl Fn(&str, &str, &str) -> bool) -> String {
     let host = match family {
         IpFamily::Ipv4 => "$(POD_IP)",
         IpFamily::Ipv6 => "[$(POD_IP)]",
@@ -149,11 +174,11 @@ fn rewrite(value: &str, family: IpFamily) -> String {
         let (user, place) = authority.split_at(authority.rfind('@').map_or(0, |at| at + 1));
         out.push_str(user);
         match local_host(place) {
-            Some(port) => {
+            Some(port) if !stays(&out, place, digits(port)) => {
                 out.push_str(host);
                 out.push_str(port);
             }
-            None => out.push_str(place),
+            _ => out.push_str(place),
         }
         rest = after;
     }
@@ -194,12 +219,22 @@ fn local_host(authority: &str) -> Option<&str> {
     (plain || port.is_some_and(|port| good(port) || port.starts_with("$("))).then_some(after)
 }
 
+/// The digits of what [`local_host`] returns.
+fn digits(port: &str) -> &str {
+    let port = port.strip_prefix(':').unwrap_or_default();
+    &port[..port.find(|c: char| !c.is_ascii_digit()).unwrap_or(port.len())]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn none(_: &str, _: &str, _: &str) -> bool {
+        false
+    }
+
     fn v4(value: &str) -> String {
-        rewrite(value, IpFamily::Ipv4)
+        rewrite(value, IpFamily::Ipv4, none)
     }
 
     #[test]
@@ -222,7 +257,7 @@ mod tests {
             assert_eq!(v4(value), expected);
             assert_eq!(v4(expected), expected);
         }
-        assert_eq!(rewrite("http://[::1]:1", IpFamily::Ipv6), "http://[$(POD_IP)]:1");
+        assert_eq!(rewrite("http://[::1]:1", IpFamily::Ipv6, none), "http://[$(POD_IP)]:1");
     }
 
     #[test]
@@ -249,10 +284,13 @@ mod tests {
     }
 
     fn run(mut list: Vec<Value>, injected: bool) -> Result<Vec<Value>, Class> {
-        let settings = Settings::default();
-        apply(&mut list, "c", injected, &PolicyRef::default(), &settings)
-            .map(|_| list)
-            .map_err(|refusal| refusal.class)
+        let variables = Variables {
+            policy: &PolicyRef::default(),
+            settings: &Settings::default(),
+            ports: &SidecarPorts::default(),
+            options: None,
+        };
+        apply(&mut list, "c", injected, variables).map(|_| list).map_err(|refusal| refusal.class)
     }
 
     fn ip() -> Value {
@@ -330,10 +368,33 @@ mod tests {
             json!({"name": "AMBIENT_MCP_URL", "value": "http://localhost:2"}),
             json!({"name": "CREDENTIAL_MCP_URLS", "valueFrom": {"configMapKeyRef": {}}}),
         ];
-        assert_eq!(rewrite_urls(&mut list, &Settings::default()), ["CREDENTIAL_MCP_URLS"]);
+        let none = SidecarPorts::default();
+        assert_eq!(rewrite_urls(&mut list, &Settings::default(), &none), ["CREDENTIAL_MCP_URLS"]);
         assert_eq!(list[0]["value"], "http://$(POD_IP):1");
         assert_eq!(list[1]["value"], "http://localhost:1");
         assert_eq!(list[2]["value"], "http://$(POD_IP):2");
+    }
+
+    /// The fence's own loopback leads to the sidecar then, under the policy's `localhost`.
+    #[test]
+    fn urls_of_sidecar_ports_stay() {
+        let ports: SidecarPorts = "8090-8091".parse().unwrap();
+        let mut list = vec![json!({"name": "CREDENTIAL_MCP_URLS", "value":
+            r#"{"a":"http://localhost:8090/mcp","b":"http://127.0.0.1:8092","c":"http://localhost:8091","d":"http://localhost:$(P)","e":"http://[::1]:8090"}"#})];
+        assert!(rewrite_urls(&mut list, &Settings::default(), &ports).is_empty());
+        let made = r#"{"a":"http://localhost:8090/mcp","b":"http://$(POD_IP):8092","c":"http://localhost:8091","d":"http://$(POD_IP):$(P)","e":"http://$(POD_IP):8090"}"#;
+        assert_eq!(list[0]["value"], made);
+        // A manifest that is applied again, when the namespace has other ports or none.
+        let old = [json!({"name": "A", "value": "http://localhost:8090,http://$(POD_IP):8092"})];
+        let mut new =
+            [json!({"name": "A", "value": "http://localhost:8090,http://localhost:8092"})];
+        restore_urls(&mut new, &old);
+        assert_eq!(new, old);
+        let mut other =
+            [json!({"name": "A", "value": "http://127.0.0.1:8090,http://localhost:8092"})];
+        let before = other.clone();
+        restore_urls(&mut other, &old);
+        assert_eq!(other, before, "the author's own change is shown to the API server");
     }
 
     #[test]

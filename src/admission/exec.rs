@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::command::entered;
 use super::json::{containers, field, list, text};
+use super::shape::is_runner;
 use super::{Class, Namespace, Refusal, enter_prefix};
 
 const EXEC: &str = "ringfence.dev/exec";
@@ -25,15 +26,8 @@ pub fn is_outside(ns: &Namespace) -> bool {
 /// # Errors
 /// Options whose command is not a list of words.
 pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
-    let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    let named = text(options, "container").filter(|name| !name.is_empty());
-    let container = match (named, list(spec, "containers")) {
-        (Some(name), _) => containers(pod).find(|c| text(c, "name") == Some(name)),
-        // The API server takes the only container, and refuses where there are several.
-        (None, [only]) => Some(only),
-        (None, _) => None,
-    };
-    let Some(prefix) = container.and_then(enter_prefix) else { return Ok(Patch(Vec::new())) };
+    let prefix = target(options, pod).and_then(enter_prefix);
+    let Some(prefix) = prefix else { return Ok(Patch(Vec::new())) };
     let malformed =
         || Refusal::new(Class::Malformed, "the command of the exec is not a list of words");
     let command: Vec<String> = list(options, "command")
@@ -46,6 +40,35 @@ pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
     let wrapped: Vec<String> = prefix.into_iter().chain(command).collect();
     let path = json_patch::jsonptr::PointerBuf::from_tokens(["command"]);
     Ok(Patch(vec![PatchOperation::Replace(ReplaceOperation { path, value: json!(wrapped) })]))
+}
+
+/// The container that an exec is for.
+fn target<'a>(options: &Value, pod: &'a Value) -> Option<&'a Value> {
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let named = text(options, "container").filter(|name| !name.is_empty());
+    match (named, list(spec, "containers")) {
+        (Some(name), _) => containers(pod).find(|c| text(c, "name") == Some(name)),
+        // The API server takes the only container, and refuses where there are several.
+        (None, [only]) => Some(only),
+        (None, _) => None,
+    }
+}
+
+/// Where the command of an exec will run, in one word for the audit log; and what to say to who sent
+/// it, where they may not expect that.
+#[must_use]
+pub fn place(options: &Value, pod: &Value) -> (&'static str, Option<String>) {
+    match target(options, pod) {
+        Some(container) if enter_prefix(container).is_some() => ("inside", None),
+        Some(container) if is_runner(container) => {
+            let name = text(container, "name").unwrap_or_default();
+            let warning = format!(
+                "ringfence: container {name} is a runner (ringfence.dev/mode: subprocess): the command runs outside the fence, as root with the fence's capabilities"
+            );
+            ("outside", Some(warning))
+        }
+        _ => ("outside", None),
+    }
 }
 
 /// Whether the options of an exec are as [`wrap`] leaves them.

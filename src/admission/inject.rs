@@ -3,15 +3,20 @@
 use std::collections::BTreeMap;
 
 use json_patch::Patch;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
-use super::command::{self, Argv, Original};
+use super::command::{self, Argv, Flags, Original};
+use super::env::Variables;
 use super::json::{containers, field, list, list_in, object, object_in, set, text};
 use super::namespace::{Inbound, STATUS};
 use super::notes::Notes;
 use super::plan::{Plan, plan};
+use super::shape::{self, Options, Shape};
+use super::volumes::Volumes;
 use super::{Class, ImageConfig, Mode, Namespace, Refusal, Settings};
-use super::{env, install, mounts, patch, probes, restore, security, supervisor_path, user};
+use super::{
+    env, install, mounts, patch, probes, restore, security, sidecar, supervisor_path, user,
+};
 
 /// The policy copy that this pod mounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -93,8 +98,10 @@ fn build(
     let Some(mut plan) = plan(pod, ns, settings)? else {
         return Ok(None);
     };
+    let delivery = plan.wishes.shape.delivery(settings.delivery);
+    let settings = &Settings { delivery, ..settings.clone() };
     let mut target = pod.clone();
-    plan.notes.audit.insert("mode".into(), plan.mode.as_str().into());
+    plan.notes.audit.insert("mode".into(), plan.mode_word().into());
     if plan.fenced.is_empty() {
         return Ok(Some((target, plan.notes)));
     }
@@ -110,8 +117,15 @@ fn build(
         fence.apply(container, &name, &mut plan)?;
         names.push(name);
     }
+    if plan.wishes.shape == Shape::Subprocess {
+        let what = format!("container {}", names.join(", "));
+        plan.notes.meet(Class::Subprocess, plan.mode, what)?;
+        if !policy.has("policy.rego") {
+            plan.notes.meet(Class::NoRules, plan.mode, "the policy has no policy.rego")?;
+        }
+    }
     security::pod(spec, settings.profile)?;
-    mounts::volumes(spec, &names, policy, settings)?;
+    mounts::volumes(spec, &names, policy, settings, plan.wishes.shape.run_size())?;
     install::apply(spec, ns, settings)?;
     annotate(&mut target, &names, &mut plan, policy)?;
     Ok(Some((target, plan.notes)))
@@ -138,46 +152,117 @@ impl Fence<'_> {
             );
             return Err(Refusal::new(Class::ImageUnread, what));
         };
-        let bin_dir = mounts::bin_dir(container, &known.volumes)?;
-        let child = command::child(container, &original, self.image)?;
+        sidecar::check(container, &plan.wishes.sidecar_ports)?;
+        let flags = self.flags(container, name, &known.volumes, plan)?;
         let run_as = user::run_as(self.pod, container, &original, self.image, self.policy)?;
-        if run_as.was_root {
-            let what = format!("container {name} would run as root");
-            plan.notes.meet(Class::RootUser, plan.mode, what)?;
-        }
-        let inbound = match plan.wishes.inbound {
-            Inbound::Mirror => "mirror".to_owned(),
-            Inbound::None => "none".to_owned(),
-            Inbound::Declared => {
-                let ports = probes::declared_ports(container);
-                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
-                if ports.is_empty() { "none".to_owned() } else { ports.join(",") }
+        let groups = user::groups(self.pod)?;
+        match plan.wishes.shape {
+            Shape::Entrypoint => {
+                if run_as.was_root {
+                    let what = format!("container {name} would run as root");
+                    plan.notes.meet(Class::RootUser, plan.mode, what)?;
+                }
+                let bin_dir = mounts::bin_dir(container, &known.volumes)?;
+                let argv = Argv {
+                    bin_dir: &bin_dir,
+                    policy: self.policy,
+                    workdir: command::workdir(container, &original, self.image).as_deref(),
+                    run_as: &run_as.flag,
+                    groups: &groups,
+                    log_level: self.settings.log_level.as_str(),
+                    inbound: &inbound(container, plan),
+                    flags: &flags,
+                    admin_port: self.admin_port,
+                    child: &command::child(container, &original, self.image)?,
+                }
+                .build();
+                let map = object(container, "containers")?;
+                set(map, "command", argv);
+                self.surround(map, name, &original, mounts::bin_mount(&bin_dir), None, plan)?;
+                probes::wrap(map, &format!("{bin_dir}/{}", command::SUPERVISOR))
             }
-        };
-        let argv = Argv {
-            bin_dir: &bin_dir,
-            policy: self.policy,
-            workdir: command::workdir(container, &original, self.image).as_deref(),
-            run_as: &run_as.flag,
-            groups: &user::groups(self.pod)?,
-            log_level: self.settings.log_level.as_str(),
-            inbound: &inbound,
-            transparent: plan.wishes.transparent,
-            admin_port: self.admin_port,
-            child: &child,
+            Shape::Subprocess => {
+                shape::check_mounts(container, &known.volumes)?;
+                let was_root = run_as.was_root || (original.runner && original.user.is_none());
+                let own = !was_root && !run_as.is_policys;
+                if own {
+                    let what = format!("container {name} would run as {}", run_as.flag);
+                    plan.notes.meet(Class::RaisedUser, plan.mode, what)?;
+                }
+                let run_as = own.then_some(run_as.flag.as_str());
+                let options =
+                    Options { policy: self.policy, run_as, groups: &groups, flags: &flags };
+                let map = object(container, "containers")?;
+                shape::bare(map)?;
+                self.surround(map, name, &original, shape::bin_mount(), Some(options.build()), plan)
+            }
         }
-        .build();
-        let map = object(container, "containers")?;
-        set(map, "command", argv);
+    }
+
+    /// What the namespace opens beyond the policy's own word.
+    fn flags(
+        &self,
+        container: &Value,
+        name: &str,
+        volumes: &[String],
+        plan: &mut Plan<'_>,
+    ) -> Result<Flags, Refusal> {
+        let mut flags = Flags::default();
+        // The supervisor's own default is written only where it is off.
+        if !plan.wishes.transparent {
+            flags.push("--transparent", "off");
+        }
+        if plan.wishes.volume_mounts {
+            let volumes = Volumes::of(self.pod, container, volumes);
+            volumes.flags(&mut flags);
+            for left_out in volumes.left_out {
+                let what = format!("container {name}: {left_out}");
+                plan.notes.meet(Class::VolumeLeftOut, plan.mode, what)?;
+            }
+        }
+        if !plan.wishes.sidecar_ports.is_empty() {
+            flags.push("--sidecar-ports", plan.wishes.sidecar_ports.to_string());
+        }
+        Ok(flags)
+    }
+
+    /// What a container has around its command in both shapes.
+    fn surround(
+        &self,
+        map: &mut Map<String, Value>,
+        name: &str,
+        original: &Original,
+        bin: Value,
+        options: Option<String>,
+        plan: &mut Plan<'_>,
+    ) -> Result<(), Refusal> {
         security::container(map, self.settings.profile)?;
         let entries = list_in(map, "env")?;
-        let unread = env::apply(entries, name, original.injected, self.policy, self.settings)?;
+        let variables = Variables {
+            policy: self.policy,
+            settings: self.settings,
+            ports: &plan.wishes.sidecar_ports,
+            options,
+        };
+        let unread = env::apply(entries, name, original.injected, variables)?;
         for variable in unread {
             let what = format!("container {name}, variable {variable}");
             plan.notes.meet(Class::LocalhostUrl, plan.mode, what)?;
         }
-        mounts::apply(map, name, &bin_dir)?;
-        probes::wrap(map, &format!("{bin_dir}/{}", command::SUPERVISOR))
+        mounts::apply(map, name, bin)
+    }
+}
+
+/// The value of `--inbound`.
+fn inbound(container: &Value, plan: &Plan<'_>) -> String {
+    match plan.wishes.inbound {
+        Inbound::Mirror => "mirror".to_owned(),
+        Inbound::None => "none".to_owned(),
+        Inbound::Declared => {
+            let ports = probes::declared_ports(container);
+            let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+            if ports.is_empty() { "none".to_owned() } else { ports.join(",") }
+        }
     }
 }
 
@@ -190,7 +275,7 @@ fn annotate(
 ) -> Result<(), Refusal> {
     let status = json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "mode": plan.mode.as_str(),
+        "mode": plan.mode_word(),
         "containers": names,
         "policy": policy.digest,
     });
@@ -228,11 +313,13 @@ fn check(pod: &Value, target: &Value, ops: &Patch) -> Result<(), String> {
     if same { Ok(()) } else { Err("the result differs".to_owned()) }
 }
 
-/// Names of the containers of a (live) pod whose command is ours: what `kubectl exec` has to enter.
+/// Names of the containers of a (live) pod that an injection has made its own, in either shape.
 /// Regular containers first, then init containers.
 #[must_use]
 pub fn fenced_containers(pod: &Value) -> Vec<String> {
-    let fenced = containers(pod).filter(|container| supervisor_path(container).is_some());
+    let is_fenced =
+        |container: &&Value| supervisor_path(container).is_some() || shape::is_runner(container);
+    let fenced = containers(pod).filter(is_fenced);
     fenced.filter_map(|container| text(container, "name").map(str::to_owned)).collect()
 }
 

@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::command::{PAD, POLICY_DIR, ROOT, RUN_DIR, is_bin_dir};
 use super::json::{at, list, list_in, text, upsert, word};
+use super::shape::SANDBOX;
 use super::{Class, Delivery, PolicyRef, Refusal, Settings};
 
 /// Names that start so are ours.
@@ -67,9 +68,9 @@ fn overlap(a: &str, b: &str) -> bool {
     within(a, b) || within(b, a)
 }
 
-/// Whether a path would cover something of ours.
-fn is_near(path: &str) -> bool {
-    [ROOT, RUN_DIR, POLICY_DIR].iter().any(|ours| overlap(path, ours))
+/// Whether a path would cover something of ours, or of `more`.
+fn is_near(path: &str, more: &[&str]) -> bool {
+    [ROOT, RUN_DIR, POLICY_DIR].iter().chain(more).any(|ours| overlap(path, ours))
 }
 
 /// Whether a path goes through a process of `/proc`. Its `root` is a link to the root directory, which
@@ -94,7 +95,7 @@ pub(super) fn at_file(container: &Value, file: &str) -> Option<String> {
 }
 
 /// Each path at which something is mounted into a container, with the name of its field.
-fn paths(container: &Value) -> impl Iterator<Item = (&'static str, &str)> {
+pub(super) fn paths(container: &Value) -> impl Iterator<Item = (&'static str, &str)> {
     let mounts = list(container, "volumeMounts").iter().map(|m| ("mountPath", mount_path(m)));
     let devices = list(container, "volumeDevices")
         .iter()
@@ -127,13 +128,13 @@ fn run_volume(container: &str) -> String {
 pub(super) fn is_ours(mount: &Value) -> bool {
     let (name, path) = (text(mount, "name").unwrap_or_default(), clean(mount_path(mount)));
     match name {
-        BIN => is_bin_dir(&path),
+        BIN => is_bin_dir(&path) || path == SANDBOX,
         POLICY => path == POLICY_DIR,
         name => name.starts_with(RUN) && path == RUN_DIR,
     }
 }
 
-fn mount_path(mount: &Value) -> &str {
+pub(super) fn mount_path(mount: &Value) -> &str {
     text(mount, "mountPath").unwrap_or_default()
 }
 
@@ -143,6 +144,21 @@ fn mount_path(mount: &Value) -> &str {
 /// # Errors
 /// A foreign mount, device, message path or VOLUME over ours, a foreign use of a volume of ours.
 pub(super) fn bin_dir(container: &Value, volumes: &[String]) -> Result<String, Refusal> {
+    let deepest = check(container, volumes, &[])?;
+    let pads = MIN_DEPTH.max(deepest + 1) - 2;
+    Ok(format!("{ROOT}/{}bin", format!("{PAD}/").repeat(pads)))
+}
+
+/// Refuses everything that a fenced container has near our paths and `more`, and says how deep the
+/// rest is.
+///
+/// # Errors
+/// As [`bin_dir`].
+pub(super) fn check(
+    container: &Value,
+    volumes: &[String],
+    more: &[&str],
+) -> Result<usize, Refusal> {
     let name = text(container, "name").unwrap_or_default();
     let mut deepest = 0;
     let mut look = |what: &str, path: &str| {
@@ -155,7 +171,7 @@ pub(super) fn bin_dir(container: &Value, volumes: &[String]) -> Result<String, R
                 "mount at the path that is meant",
             ));
         }
-        if is_near(&clean(path)) {
+        if is_near(&clean(path), more) {
             let fix = if what == VOLUME {
                 "use an image without that VOLUME"
             } else {
@@ -183,8 +199,7 @@ pub(super) fn bin_dir(container: &Value, volumes: &[String]) -> Result<String, R
         word(container, "terminationMessagePath").unwrap_or("/dev/termination-log"),
     )?;
     volumes.iter().try_for_each(|path| look(VOLUME, path))?;
-    let pads = MIN_DEPTH.max(deepest + 1) - 2;
-    Ok(format!("{ROOT}/{}bin", format!("{PAD}/").repeat(pads)))
+    Ok(deepest)
 }
 
 /// Refuses a container outside the fence that mounts what belongs to it.
@@ -206,17 +221,22 @@ fn foreign_use(container: &str, mount: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Sets the mounts of a fenced container.
+/// The mount of the binary's directory.
+pub(super) fn bin_mount(bin_dir: &str) -> Value {
+    json!({"name": BIN, "mountPath": bin_dir, "readOnly": true})
+}
+
+/// Sets the mounts of a fenced container, that of the binary among them.
 ///
 /// # Errors
 /// `volumeMounts` is not a list.
 pub(super) fn apply(
     container: &mut Map<String, Value>,
     name: &str,
-    bin_dir: &str,
+    bin: Value,
 ) -> Result<(), Refusal> {
     let wanted = vec![
-        json!({"name": BIN, "mountPath": bin_dir, "readOnly": true}),
+        bin,
         json!({"name": run_volume(name), "mountPath": RUN_DIR}),
         json!({"name": POLICY, "mountPath": POLICY_DIR, "readOnly": true}),
     ];
@@ -231,7 +251,8 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// Sets the pod's volumes for the containers that are fenced.
+/// Sets the pod's volumes for the containers that are fenced; each has a run directory of at most
+/// `run_size`.
 ///
 /// # Errors
 /// A volume of our name that is something else.
@@ -240,6 +261,7 @@ pub(super) fn volumes(
     fenced: &[String],
     policy: &PolicyRef,
     settings: &Settings,
+    run_size: &str,
 ) -> Result<(), Refusal> {
     // Written with every default of the API server, so that a second pass finds nothing to do.
     let mut wanted = vec![match settings.delivery {
@@ -248,7 +270,7 @@ pub(super) fn volumes(
         Delivery::Init => json!({"name": BIN, "emptyDir": {"sizeLimit": "64Mi"}}),
     }];
     wanted.extend(fenced.iter().map(|container| {
-        json!({"name": run_volume(container), "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}})
+        json!({"name": run_volume(container), "emptyDir": {"medium": "Memory", "sizeLimit": run_size}})
     }));
     wanted.push(json!({"name": POLICY, "configMap": {
         "name": policy.configmap, "defaultMode": 0o444}}));
@@ -422,7 +444,7 @@ mod tests {
             {"name": "ringfence-run-old", "mountPath": "/run/ringfence"},
             {"name": "ringfence-bin", "mountPath": "/ringfence/bin"}]});
         let dir = bin_dir(&made, &[]).unwrap();
-        apply(made.as_object_mut().unwrap(), "agent", &dir).unwrap();
+        apply(made.as_object_mut().unwrap(), "agent", bin_mount(&dir)).unwrap();
         assert_eq!(
             made,
             json!({"volumeMounts": [

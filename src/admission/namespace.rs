@@ -7,7 +7,9 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde_json::Value;
 
 use super::json::{at, text};
+use super::shape::Shape;
 use super::{Class, Refusal};
+use crate::policy::SidecarPorts;
 
 /// Prefix of every key of ours.
 pub(super) const PREFIX: &str = "ringfence.dev/";
@@ -21,14 +23,12 @@ const UNFENCED: &str = "ringfence.dev/unfenced-containers";
 const INBOUND: &str = "ringfence.dev/inbound";
 const EXEC: &str = "ringfence.dev/exec";
 const TRANSPARENT: &str = "ringfence.dev/transparent";
+const MODE: &str = "ringfence.dev/mode";
+pub(super) const VOLUME_MOUNTS: &str = "ringfence.dev/volume-mounts";
+pub(super) const SIDECAR_PORTS: &str = "ringfence.dev/sidecar-ports";
 
 /// Keys of the contract which this version refuses, so that nobody believes they work.
-const LATER: &[&str] = &[
-    "ringfence.dev/mode",
-    "ringfence.dev/sidecar-ports",
-    "ringfence.dev/volume-mounts",
-    "ringfence.dev/live-policy",
-];
+const LATER: &[&str] = &["ringfence.dev/live-policy"];
 
 /// The namespace a pod is created in, as the API server has it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -110,6 +110,10 @@ pub(super) struct Wishes {
     pub transparent: bool,
     /// Name of the policy `ConfigMap`, where anything names one.
     pub policy: Option<String>,
+    pub shape: Shape,
+    /// Whether a container's own volumes join the files of its fence.
+    pub volume_mounts: bool,
+    pub sidecar_ports: SidecarPorts,
 }
 
 impl Wishes {
@@ -123,6 +127,8 @@ impl Wishes {
         let mut transparent = true;
         let place = format!("namespace {}", ns.name);
         let mut exemptions = Vec::new();
+        let (mut shape, mut volume_mounts) = (Shape::Entrypoint, false);
+        let mut sidecar_ports = SidecarPorts::default();
         for (key, value) in ns.annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
             match key.as_str() {
                 POLICY => name_of(&place, key, value)?,
@@ -141,6 +147,17 @@ impl Wishes {
                 }
                 EXEC if value == "outside" => {}
                 EXEC => return Err(bad(&place, key, value, "the only value is outside")),
+                MODE if value == "subprocess" && mode == Mode::Strict => {
+                    let fix = "label the namespace enabled: the runner is outside the fence, as root, and under strict nothing of the author's may be";
+                    return Err(bad(&place, key, value, fix));
+                }
+                MODE if value == "subprocess" => shape = Shape::Subprocess,
+                MODE => return Err(bad(&place, key, value, "the only value is subprocess")),
+                VOLUME_MOUNTS if value == "allowed" => volume_mounts = true,
+                VOLUME_MOUNTS => return Err(bad(&place, key, value, "the only value is allowed")),
+                SIDECAR_PORTS => {
+                    sidecar_ports = value.parse().map_err(|why| bad(&place, key, value, why))?;
+                }
                 later if LATER.contains(&later) => return Err(not_yet(&place, later)),
                 _ => return Err(unknown(&place, key)),
             }
@@ -150,6 +167,9 @@ impl Wishes {
             inbound: Inbound::Mirror,
             transparent,
             policy: ns.annotations.get(POLICY).cloned(),
+            shape,
+            volume_mounts,
+            sidecar_ports,
         };
         wishes.read_pod(pod, ns)?;
         Ok(wishes)
@@ -193,7 +213,7 @@ impl Wishes {
                     }
                     self.policy = Some(value.to_owned());
                 }
-                POD_POLICY | UNFENCED | EXEC => {
+                POD_POLICY | UNFENCED | EXEC | MODE | VOLUME_MOUNTS | SIDECAR_PORTS => {
                     return Err(Refusal::with_fix(
                         Class::Annotation,
                         format!("pod: {key} belongs on the namespace"),
@@ -331,16 +351,26 @@ mod tests {
             ("inbound", "none"),
             ("transparent", "no"),
             ("transparent", ""),
+            ("mode", "entrypoint"),
+            ("mode", ""),
+            ("volume-mounts", "yes"),
+            ("sidecar-ports", "80"),
+            ("sidecar-ports", "8090-8080"),
+            ("sidecar-ports", ""),
             ("polcy", "x"),
         ] {
             assert_eq!(class(&bare, &ns(&[(key, value)])), Class::Annotation, "{key}={value}");
         }
-        for key in ["mode", "sidecar-ports", "volume-mounts", "live-policy"] {
-            assert_eq!(class(&bare, &ns(&[(key, "x")])), Class::NotAvailable, "{key}");
-        }
-        for (key, value) in
-            [("inbound", "all"), ("exec", "outside"), ("unfenced-containers", "a"), ("x", "")]
-        {
+        assert_eq!(class(&bare, &ns(&[("live-policy", "x")])), Class::NotAvailable);
+        for (key, value) in [
+            ("inbound", "all"),
+            ("exec", "outside"),
+            ("unfenced-containers", "a"),
+            ("mode", "subprocess"),
+            ("volume-mounts", "allowed"),
+            ("sidecar-ports", "8090"),
+            ("x", ""),
+        ] {
             assert_eq!(class(&pod(key, value), &ns(&[])), Class::Annotation, "{key}={value}");
         }
         assert!(Wishes::read(&pod("status", "whatever"), &ns(&[])).is_ok());
@@ -381,6 +411,31 @@ mod tests {
         let refusal = Wishes::read(&json!({}), &ns).unwrap_err();
         assert_eq!((refusal.class, refusal.code), (Class::Annotation, 422));
         assert!(refusal.message.contains("\"side\"") && refusal.message.contains("name=image"));
+    }
+
+    #[test]
+    fn the_namespace_says_how_containers_are_fenced() {
+        let read = |pairs: &[(&str, &str)]| Wishes::read(&json!({}), &ns(pairs)).unwrap();
+        let plain = read(&[]);
+        assert_eq!((plain.shape, plain.volume_mounts), (Shape::Entrypoint, false));
+        assert!(plain.sidecar_ports.is_empty());
+        let all = [
+            ("mode", "subprocess"),
+            ("volume-mounts", "allowed"),
+            ("sidecar-ports", "8090-8094, 9000"),
+        ];
+        let wishes = read(&all);
+        assert_eq!((wishes.shape, wishes.volume_mounts), (Shape::Subprocess, true));
+        assert_eq!(wishes.sidecar_ports.to_string(), "8090-8094,9000");
+        let mut strict = ns(&all[1..]);
+        strict.labels.insert(INJECT.into(), "strict".into());
+        assert!(Wishes::read(&json!({}), &strict).is_ok());
+        strict.annotations.insert(MODE.into(), "subprocess".into());
+        let refusal = Wishes::read(&json!({}), &strict).unwrap_err();
+        assert_eq!((refusal.class, refusal.code), (Class::Annotation, 422));
+        assert!(refusal.message.contains("the runner is outside the fence"), "{refusal}");
+        let refusal = Wishes::read(&json!({}), &ns(&[("sidecar-ports", "15200")])).unwrap_err();
+        assert!(refusal.message.contains("admin endpoints"), "{refusal}");
     }
 
     #[test]

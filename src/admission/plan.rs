@@ -6,6 +6,7 @@ use super::command::Original;
 use super::json::{at, field, list, text, word, yes};
 use super::namespace::Wishes;
 use super::notes::{self, Notes};
+use super::shape::Shape;
 use super::{Class, Mode, Namespace, PolicyRef, Refusal, Settings, install, mounts, strict, user};
 
 /// What has to be known of the images before [`super::inject()`] can run.
@@ -119,6 +120,14 @@ pub(super) fn plan<'a>(
 }
 
 impl<'a> Plan<'a> {
+    /// How the pod is fenced, in one word: a runner's namespace is always labelled `enabled`.
+    pub(super) fn mode_word(&self) -> &'static str {
+        match self.wishes.shape {
+            Shape::Entrypoint => self.mode.as_str(),
+            Shape::Subprocess => "subprocess",
+        }
+    }
+
     /// Tells the containers of a list that are to be fenced from the exempted ones.
     fn sort_out(&mut self, list: &'static str, containers: &'a [Value]) -> Result<(), Refusal> {
         let mut exempt = Vec::new();
@@ -201,7 +210,8 @@ pub fn needs(
     };
     for container in plan.containers() {
         let original = Original::of(container)?;
-        let command = original.command.is_none();
+        // A runner's command stays as it is, whoever names it.
+        let command = original.command.is_none() && plan.wishes.shape == Shape::Entrypoint;
         let user = !user::is_known(pod, container, &original, policy)?;
         needs.images.push(ImageNeed {
             container: text(container, "name").unwrap_or_default().to_owned(),

@@ -39,6 +39,23 @@ pub(super) fn wrap(container: &mut Map<String, Value>, supervisor: &str) -> Resu
     Ok(())
 }
 
+/// Takes `enter` away again from where an injection had put it.
+///
+/// # Errors
+/// A command that is not a list of strings.
+pub(super) fn unwrap(container: &mut Map<String, Value>) -> Result<(), Refusal> {
+    for path in EXECS {
+        let Some(exec) = exec_mut(container, path) else {
+            continue;
+        };
+        let command = words(exec, "command")?;
+        if let Some(own) = entered(&command) {
+            exec["command"] = json!(own);
+        }
+    }
+    Ok(())
+}
+
 /// The `exec` object of a probe or lifecycle handler.
 pub(super) fn exec_mut<'a>(
     container: &'a mut Map<String, Value>,

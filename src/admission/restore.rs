@@ -10,6 +10,7 @@ use super::json::{CONTAINERS, at, containers, field, list, list_in, object, obje
 use super::json::{text, unset, upsert, words};
 use super::namespace::{INJECT, STATUS};
 use super::notes::Notes;
+use super::supervisor_path;
 use super::{Class, Namespace, Refusal, env, fenced_containers, install, mounts, probes, security};
 
 /// Puts back what an earlier pass injected, exactly as it is in `old`.
@@ -90,7 +91,9 @@ fn rebuild(old: &Value, pod: &Value) -> Result<Value, Refusal> {
 fn restore_container(container: &mut Map<String, Value>, old: &Value) -> Result<(), Refusal> {
     let command = container.get("command").cloned().unwrap_or_default();
     let command = words(&json!({"command": command}), "command")?;
-    let is_original = command.is_empty() || Original::of(old)?.command.as_ref() == Some(&command);
+    // In the other shape the command is the container's own.
+    let is_original = supervisor_path(old).is_some()
+        && (command.is_empty() || Original::of(old)?.command.as_ref() == Some(&command));
     if let Some(ours) = field(old, "command").filter(|_| is_original) {
         set(container, "command", ours.clone());
     }

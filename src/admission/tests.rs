@@ -15,6 +15,7 @@ mod cases;
 mod every_field;
 mod final_pod;
 pub(in crate::admission) mod fuzz;
+mod openings;
 mod strict;
 
 /// Every pod of the corpus, with its file's name.
@@ -130,7 +131,9 @@ fn without_ours_of(pod: &Value, fenced: &[&str]) -> Value {
         }
     };
     let volume = |name: &str| name == "openshell-policy" || name.starts_with("ringfence-");
-    let variable = |name: &str| name == "POD_IP" || name.starts_with("OPENSHELL_");
+    let variable = |name: &str| {
+        name == "POD_IP" || name.starts_with("OPENSHELL_") || name == "RINGFENCE_OPTIONS"
+    };
     prune(pod.pointer_mut("/spec/volumes"), &volume);
     prune(pod.pointer_mut("/spec/initContainers"), &|name| name == "ringfence-install");
     if let Some(Value::Object(annotations)) = pod.pointer_mut("/metadata/annotations") {

@@ -21,6 +21,8 @@ pub(super) struct RunAs {
     pub flag: String,
     /// It would have been root.
     pub was_root: bool,
+    /// The policy names it.
+    pub is_policys: bool,
 }
 
 /// Whether the user is known without reading the image.
@@ -70,7 +72,8 @@ pub(super) fn run_as(
         check(name, word)?;
     }
     let flag = group.map_or_else(|| user.to_owned(), |group| format!("{user}:{group}"));
-    Ok(RunAs { flag, was_root })
+    let is_policys = policy.run_as_user.as_deref().is_some_and(|user| !user.is_empty());
+    Ok(RunAs { flag, was_root, is_policys })
 }
 
 /// `USER[:GROUP]` from the policy, the container, an earlier injection or the pod.
@@ -205,7 +208,11 @@ mod tests {
     fn root_becomes_nobody() {
         for image in ["", "0", "root", "0:0", "root:root", "00", ":"] {
             let found = decide(&json!({}), &json!({}), image, "").unwrap();
-            assert_eq!(found, RunAs { flag: "65534:65534".into(), was_root: true }, "{image:?}");
+            assert_eq!(
+                found,
+                RunAs { flag: "65534:65534".into(), was_root: true, is_policys: false },
+                "{image:?}"
+            );
         }
         assert_eq!(flag(&json!({}), &user(0), "5", ""), "65534:65534");
         assert_eq!(flag(&json!({}), &json!({}), "5", "root"), "65534:65534");

@@ -118,6 +118,26 @@ classes! {
     NativeSidecar "native-sidecar" 403 Warn Fence
         "native sidecars run as they are, outside the fence, unless the namespace is labelled strict"
         "make the sidecar a regular container if it is not trusted";
+    /// `ringfence.dev/mode: subprocess`.
+    Subprocess "subprocess" 403 Warn Refuse
+        "its command, exec probes and kubectl exec run outside the fence, as root with the fence's capabilities; only what it starts through /openshell-sandbox is fenced"
+        "remove ringfence.dev/mode from the namespace if the container is the agent itself";
+    /// A runner that would have been somebody else.
+    RaisedUser "raised-user" 403 Warn Refuse
+        "it runs as root, because only root builds fences; what it starts through /openshell-sandbox runs as that user"
+        "exempt the container by ringfence.dev/unfenced-containers of the namespace if it starts no agents";
+    /// A runner's policy has no `policy.rego`.
+    NoRules "no-policy-rules" 403 Warn Refuse
+        "a wrapper that names /etc/openshell/policy.rego by --policy-rules starts no agent"
+        "add the key policy.rego to the policy's ConfigMap (examples/policy.rego), or leave the flag out";
+    /// A volume that does not join, with `ringfence.dev/volume-mounts: allowed`.
+    VolumeLeftOut "volume-left-out" 403 Warn Warn
+        "it does not join the files of the fence: the agent reaches it only where the policy's own lists do"
+        "mount it elsewhere, or name its path in filesystem_policy";
+    /// A container wants a port that the namespace gives to a sidecar.
+    SidecarPort "sidecar-port" 422 Refuse Refuse
+        "the fence listens on the port, so that nothing of the container could"
+        "give the container another port, or take this one out of ringfence.dev/sidecar-ports";
     /// Named by the namespace's `ringfence.dev/unfenced-containers`.
     Unfenced "unfenced-container" 403 Warn Warn
         "the namespace exempts the container"

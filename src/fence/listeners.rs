@@ -1,5 +1,5 @@
-//! The gateway's sockets. They are made in the gateway's namespace, stay in it wherever they are
-//! passed, and need no capability to be used.
+//! The proxy's sockets. They are made in the gateway's namespace, those for sidecars in the fence's,
+//! stay in it wherever they are passed, and need no capability to be used.
 
 use std::ffi::c_int;
 use std::io;
@@ -10,6 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::error::{NetworkError, Result};
 use super::gateway::{CAPTURE_PORT, DNS_PORT, GATEWAY, PROXY_PORT};
+use super::netns::{self, Namespace};
 
 /// Connections that wait to be accepted; the kernel's own default limit for a namespace.
 const BACKLOG: i32 = 4096;
@@ -34,11 +35,31 @@ pub struct Listeners {
 pub fn listeners() -> Result<Listeners> {
     let any = Ipv4Addr::UNSPECIFIED;
     Ok(Listeners {
-        proxy: listener(SocketType::STREAM, GATEWAY, PROXY_PORT)?,
-        captured: listener(SocketType::STREAM, any, CAPTURE_PORT)?,
-        dns_udp: listener(SocketType::DGRAM, GATEWAY, DNS_PORT)?,
-        dns_tcp: listener(SocketType::STREAM, any, DNS_PORT)?,
+        proxy: listener(SocketType::STREAM, GATEWAY, PROXY_PORT, "the gateway")?,
+        captured: listener(SocketType::STREAM, any, CAPTURE_PORT, "the gateway")?,
+        dns_udp: listener(SocketType::DGRAM, GATEWAY, DNS_PORT, "the gateway")?,
+        dns_tcp: listener(SocketType::STREAM, any, DNS_PORT, "the gateway")?,
     })
+}
+
+/// Makes a listener on each of these ports of the fence's own loopback, for the proxy to relay.
+///
+/// The calling thread must be in `gateway`, and is again afterwards; `fence` must be built. Needs
+/// `CAP_SYS_ADMIN` in both. After an error the thread may be in either.
+pub fn sidecars(
+    fence: &Namespace,
+    gateway: &Namespace,
+    ports: impl IntoIterator<Item = u16>,
+) -> Result<Vec<OwnedFd>> {
+    let mut ports = ports.into_iter().peekable();
+    if ports.peek().is_none() {
+        return Ok(Vec::new());
+    }
+    netns::enter(fence)?;
+    let listen = |port| listener(SocketType::STREAM, Ipv4Addr::LOCALHOST, port, "the fence");
+    let made = ports.map(listen).collect();
+    netns::enter(gateway)?;
+    made
 }
 
 /// An unconnected, non-blocking, close-on-exec TCP socket of the calling thread's namespace, with
@@ -53,10 +74,10 @@ pub fn socket() -> Result<OwnedFd> {
     Ok(fd)
 }
 
-fn listener(kind: SocketType, address: Ipv4Addr, port: u16) -> Result<OwnedFd> {
+fn listener(kind: SocketType, address: Ipv4Addr, port: u16, place: &str) -> Result<OwnedFd> {
     let name = if kind == SocketType::STREAM { "tcp" } else { "udp" };
     let address = SocketAddrV4::new(address, port);
-    let object = format!("{name} {address} in the gateway");
+    let object = format!("{name} {address} in {place}");
     let fd = open(kind, &object)?;
     if address.ip().is_unspecified() {
         // tproxy gives a packet to a listener only if that may answer from any address.

@@ -10,18 +10,27 @@ use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
 
+use crate::policy::MAX_SIDECAR_PORTS;
+
 /// The longest message in bytes; a longer one is an error on either side.
 pub const MAX_MESSAGE: usize = 64 * 1024;
+
+/// The descriptors that always come with [`ToProxy::Start`].
+pub const START_DESCRIPTORS: usize = 6;
+
+/// The most descriptors beside one message.
+pub const MAX_DESCRIPTORS: usize = START_DESCRIPTORS + MAX_SIDECAR_PORTS;
 
 /// From the supervisor to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToProxy {
-    /// Six descriptors in this order: the gateway's sockets, made in the gateway's namespace,
+    /// Six descriptors in this order, and what follows: the gateway's sockets, made in the gateway's namespace,
     /// proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`, listening on
     /// :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on :15053);
     /// and the files for the agent's certificates, PEM and for Java, empty, open for reading and
-    /// writing.
+    /// writing. Then any number of TCP sockets that listen on the fence's loopback, made in the
+    /// fence's namespace, on the ports that lead to sidecars.
     /// Sent once, first.
     Start,
     /// The answer to [`ToSupervisor::Identify`]. With `caller` comes one descriptor: the

@@ -18,13 +18,10 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::sync::oneshot;
 
-use super::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
+use super::control::{CallerRecord, MAX_DESCRIPTORS, MAX_MESSAGE, ToProxy, ToSupervisor};
 
 /// How long the supervisor may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The descriptors beside [`ToProxy::Start`].
-pub(crate) const START_FDS: usize = 6;
 
 /// Why the supervisor gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -212,7 +209,7 @@ fn receive_whole(
 /// One packet and its descriptors; `None` at the end. Descriptors that were cut short (we have too
 /// many open) are none: the message tells what they were for, and only that fails.
 fn receive(socket: impl AsFd, buffer: &mut [u8]) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(START_FDS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let received =
         recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -291,7 +288,7 @@ mod tests {
                 let question = serde_json::from_slice(&buffer[..length]).expect("message");
                 let ToSupervisor::GatewaySocket { id } = question else { panic!("{question:?}") };
                 let mut space =
-                    [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4 * START_FDS))];
+                    [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2 * MAX_DESCRIPTORS))];
                 let mut beside = SendAncillaryBuffer::new(&mut space);
                 if !fds.is_empty() {
                     assert!(beside.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
@@ -306,7 +303,7 @@ mod tests {
             answer(&|id| format!("{{\"type\":\"news\",\"id\":{id}}}"), &[]);
             answer(&good, &[]);
             // More than there is room for: cut short by the kernel, as when descriptors run out.
-            answer(&good, &[fd.as_fd(); 4 * START_FDS]);
+            answer(&good, &[fd.as_fd(); 2 * MAX_DESCRIPTORS]);
             answer(&good, &[fd.as_fd()]);
             send_packet(&theirs, b"{\"type\":\"news\"}").expect("send");
         });

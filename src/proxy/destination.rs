@@ -8,8 +8,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::Shared;
 use super::stream::tune;
+use super::{Shared, sidecar};
 use crate::policy::{Grant, Host, IpNet, NameMatch};
 
 /// The name by which the agent reaches what else runs in its pod, where the policy allows it.
@@ -58,6 +58,9 @@ pub(crate) enum DialError {
 /// Resolves the judged name, checks all its addresses, and connects to the first that answers; or
 /// asks the operator's proxy for the name.
 pub(crate) async fn dial(shared: &Shared, origin: &Origin) -> Result<TcpStream, DialError> {
+    if let Some(ip) = sidecar_of(shared, origin)? {
+        return first_to_answer(vec![ip], origin.port).await;
+    }
     if let Some(proxy) = shared.upstream_proxy.as_ref().filter(|proxy| proxy.is_for(origin)) {
         proxy.allows(origin)?;
         if let Some(ip) = origin.host.ip() {
@@ -168,6 +171,20 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
     Ok(addresses.into_iter().map(|ip| ip.to_canonical()).collect())
 }
 
+/// The address of a sidecar in the pod's network, where that is what is meant.
+fn sidecar_of(shared: &Shared, origin: &Origin) -> Result<Option<IpAddr>, DialError> {
+    let forbidden = |reason| DialError::Forbidden {
+        check: check_name(&origin.grant),
+        ip: std::net::Ipv4Addr::LOCALHOST.into(),
+        reason,
+    };
+    let found = sidecar::address(&shared.sidecars, origin).map_err(forbidden)?;
+    if let Some(ip) = found {
+        not_ours(shared, ip, origin.port)?;
+    }
+    Ok(found)
+}
+
 const ONLY_INSIDE: &str = "no endpoint of the policy names this host, so that only the hosts file \
                            and the pod's search domains were asked";
 
@@ -177,7 +194,11 @@ fn check(shared: &Shared, origin: &Origin, ip: IpAddr) -> Result<(), DialError> 
     shared.policy.destination(grant, host, *port, ip).map_err(|denied| DialError::Forbidden {
         check: check_name(grant),
         ip,
-        reason: denied.refusal.to_string(),
+        reason: if sidecar::is_loopback(host) {
+            format!("{}, but for ports of sidecars (--sidecar-ports)", denied.refusal)
+        } else {
+            denied.refusal.to_string()
+        },
     })?;
     if shared.pod_ips.contains(&ip) {
         if !grant.allowed_ips.iter().any(|net| net.contains(&ip)) {

@@ -19,6 +19,7 @@ use super::listener::accept;
 use super::metrics::{self, Kind};
 use super::report;
 use super::stream::{Conn, Stream, duplex, tune};
+use crate::policy::SidecarPorts;
 
 /// The fence's address, as the gateway reaches it.
 const FENCE: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
@@ -52,6 +53,8 @@ pub enum Inbound {
 /// The open ports.
 pub(crate) struct Ports {
     allowed: Inbound,
+    /// Where sidecars listen, or will: an agent that listens there must not be taken for one.
+    sidecars: SidecarPorts,
     admin: Arc<Admin>,
     control: Arc<Control>,
     slots: Arc<Semaphore>,
@@ -59,9 +62,14 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    pub(crate) fn new(allowed: Inbound, admin: Arc<Admin>, control: Arc<Control>) -> Self {
+    pub(crate) fn new(
+        allowed: Inbound,
+        sidecars: SidecarPorts,
+        admin: Arc<Admin>,
+        control: Arc<Control>,
+    ) -> Self {
         let slots = Arc::new(Semaphore::new(CONNECTIONS));
-        Self { allowed, admin, control, slots, open: Mutex::default() }
+        Self { allowed, sidecars, admin, control, slots, open: Mutex::default() }
     }
 
     /// Whether a port of the pod leads into the fence.
@@ -76,6 +84,7 @@ impl Ports {
             .iter()
             .copied()
             .filter(|port| *port != 0 && !RESERVED.contains(port) && !self.admin.is_at(*port))
+            .filter(|port| !self.sidecars.contains(*port))
             .filter(|port| match &self.allowed {
                 // Another container's admin endpoint may be to come there, and people would read
                 // what this agent answers in its place.

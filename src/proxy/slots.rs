@@ -48,6 +48,12 @@ impl Slots {
         (one(Arc::clone(&all)), one(all))
     }
 
+    /// The same connections for one more listener, one of many: its own may wait for their callers'
+    /// names, a few at a time, without keeping those of others.
+    pub(crate) fn beside(&self) -> Self {
+        Self { identifying: Arc::new(Semaphore::new(IDENTIFYING / 8)), ..self.clone() }
+    }
+
     /// Waits until the next connection may be accepted. Kept until its caller is known.
     pub(crate) async fn identifying(&self) -> Option<OwnedSemaphorePermit> {
         // It is never closed.

@@ -22,7 +22,7 @@ use super::quiet::{Quiet, period};
 use super::session::{NotAdmitted, Session};
 use super::slots::{Slot, Slots};
 use super::stream::{Conn, Stream, tune};
-use super::{Shared, caller, report, tunnel};
+use super::{Shared, caller, report, sidecar, tunnel};
 use crate::policy::{Connect, Host, Inspect};
 
 /// How long the caller's name may take where it is only for the log.
@@ -33,11 +33,11 @@ const NAMED: usize = 64;
 
 /// How long a client of an address that is itself allowed may be silent before it is taken for
 /// one that waits for the server to speak.
-const SERVER_FIRST: Duration = Duration::from_millis(300);
+pub(super) const SERVER_FIRST: Duration = Duration::from_millis(300);
 
 /// How long any other client of an address may be silent: its first bytes are all that could let
 /// it pass.
-const SILENCE: Duration = Duration::from_secs(2);
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
 
 const USE_THE_PROXY: &str = "direct connection: use the proxy at http://10.200.0.1:3128";
 const NO_PORT: &str = "direct connection to a port that no endpoint of the policy has";
@@ -112,7 +112,10 @@ impl Captured {
 /// Why nothing that the client could say would let it pass.
 fn hopeless(shared: &Shared, destination: SocketAddr) -> Option<&'static str> {
     let port = destination.port();
-    if !shared.transparent || is_ours(destination) {
+    if destination.ip().is_loopback() {
+        // The fence's own socket: nothing was caught.
+        None
+    } else if !shared.transparent || is_ours(destination) {
         Some(USE_THE_PROXY)
     } else if !shared.policy.names_port(port) {
         Some(NO_PORT)
@@ -235,6 +238,10 @@ async fn judged_name(
     to: SocketAddr,
 ) -> Option<Host> {
     let shared = &session.shared;
+    if to.ip().is_loopback() {
+        let unclear = |reason: &str| unclear(captured, session, to, reason);
+        return sidecar::judged_name(session, client, to.port(), unclear).await;
+    }
     if let IpAddr::V4(ip) = to.ip()
         && let Some(name) = shared.pool.name(ip)
     {

@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use super::openshell::Inert;
 use crate::event::Level;
+use crate::policy::SidecarPorts;
 
 /// Runs a command inside the fence that a policy describes.
 ///
@@ -141,6 +142,22 @@ pub struct RunArgs {
     /// not resolve in the fence, and direct connections are refused).
     #[arg(long, default_value = "on", value_name = "on|off")]
     pub transparent: Transparent,
+    /// A volume of the container's own that the agent reads beyond what the policy lists.
+    #[arg(long, value_name = "PATH")]
+    pub volume_read_only: Vec<PathBuf>,
+    /// A volume of the container's own that the agent also writes.
+    #[arg(long, value_name = "PATH")]
+    pub volume_read_write: Vec<PathBuf>,
+    /// Ports of the fence's own loopback that lead to the same ports of the pod's, on which sidecars
+    /// listen, as far as the policy's endpoints for localhost and 127.0.0.1 allow.
+    #[arg(
+        long,
+        value_name = "PORTS",
+        default_value = "",
+        hide_default_value = true,
+        value_parser = sidecar_ports
+    )]
+    pub sidecar_ports: SidecarPorts,
     /// The port of the admin endpoint on the pod's loopback; 0: off.
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub admin_port: u16,
@@ -159,6 +176,11 @@ pub struct RunArgs {
     /// The command and its arguments.
     #[arg(last = true, value_name = "CMD")]
     pub command: Vec<String>,
+}
+
+/// None where nothing is said.
+fn sidecar_ports(text: &str) -> Result<SidecarPorts, String> {
+    if text.is_empty() { Ok(SidecarPorts::default()) } else { text.parse() }
 }
 
 /// Whether connections that do not go by the proxy are judged or refused.
@@ -204,6 +226,30 @@ impl std::str::FromStr for Inbound {
 }
 
 impl RunArgs {
+    /// What the flags together cannot mean.
+    ///
+    /// # Errors
+    /// A sidecar's port that is also the agent's, or the admin endpoint's.
+    pub fn check_ports(&self) -> Result<(), String> {
+        let taken = |port: &u16| self.sidecar_ports.contains(*port);
+        if let Inbound::Ports(ports) = &self.inbound
+            && let Some(port) = ports.iter().copied().find(|port| taken(port))
+        {
+            return Err(format!(
+                "--sidecar-ports and --inbound both have port {port}: the fence's own listener would \
+                 keep the agent from it; take it out of one of them"
+            ));
+        }
+        if taken(&self.admin_port) {
+            return Err(format!(
+                "--sidecar-ports has the port of the admin endpoint, {}: give that another by \
+                 --admin-port",
+                self.admin_port
+            ));
+        }
+        Ok(())
+    }
+
     /// Fills what the command line left open from OPENSHELL_* variables, unless `--no-env`.
     ///
     /// `lookup` reads one variable; an unknown log level is an error that names the variable.
@@ -285,6 +331,26 @@ mod tests {
         assert_eq!(transparent(&["--transparent", "on", "--", "true"]), Some(Transparent::On));
         assert_eq!(transparent(&["--transparent", "off", "--", "true"]), Some(Transparent::Off));
         assert_eq!(transparent(&["--transparent", "no", "--", "true"]), None);
+    }
+
+    #[test]
+    fn sidecar_ports_are_nobody_elses() {
+        let run = |words: &[&str]| parse(&[words, &["--", "true"]].concat()).map(|args| args.run);
+        assert!(run(&[]).unwrap().sidecar_ports.is_empty());
+        let ports = run(&["--sidecar-ports", "8090-8094,9000"]).unwrap();
+        assert_eq!(ports.sidecar_ports.to_string(), "8090-8094,9000");
+        assert_eq!(ports.check_ports(), Ok(()));
+        for bad in ["80", "x", "15200", "3128"] {
+            assert!(run(&["--sidecar-ports", bad]).is_err(), "{bad}");
+        }
+        let with = |more: &[&str]| {
+            run(&[&["--sidecar-ports", "8090"], more].concat()).unwrap().check_ports()
+        };
+        assert_eq!(with(&["--inbound", "80,8091", "--admin-port", "15200"]), Ok(()));
+        let error = with(&["--inbound", "80,8090"]).unwrap_err();
+        assert!(error.contains("8090") && error.contains("--inbound"), "{error}");
+        let error = with(&["--admin-port", "8090"]).unwrap_err();
+        assert!(error.contains("--admin-port"), "{error}");
     }
 
     #[test]

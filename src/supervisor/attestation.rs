@@ -23,6 +23,10 @@ pub struct Attestation<'a> {
     pub network: NetworkRecord,
     /// What the policy opens, and the base that every fence has.
     pub paths: PathRecord,
+    /// Of these, the container's own volumes that joined beyond the policy's lists.
+    pub volumes: VolumeRecord,
+    /// Ports of the fence's loopback that are relayed to the pod's, as the policy allows.
+    pub sidecar_ports: Vec<u16>,
     /// Files, and what else holds for everything in the fence.
     pub landlock: &'a Confinement,
     /// Unix sockets in volumes that the agent reaches; `None`: the kernel guards them.
@@ -66,6 +70,17 @@ pub struct NetworkRecord {
 pub struct PathRecord {
     read_only: Vec<PathBuf>,
     read_write: Vec<PathBuf>,
+}
+
+/// Volumes.
+#[derive(Debug, Serialize)]
+pub struct VolumeRecord {
+    /// Those that the agent only reads.
+    pub read_only: Vec<PathBuf>,
+    /// Those that it also writes.
+    pub read_write: Vec<PathBuf>,
+    /// Those that were named and did not join, and why.
+    pub left_out: Vec<(PathBuf, String)>,
 }
 
 impl From<&[PathRule]> for PathRecord {

@@ -12,7 +12,7 @@ use crate::event::{self, Class, Event, Severity};
 
 /// Names that never reach the agent: the supervisor's own settings, and what OpenShell's images and
 /// drivers keep for their supervisor (its `SUPERVISOR_ONLY_ENV_VARS` among them), secrets foremost.
-const NOT_THE_AGENTS: [&str; 22] = [
+const NOT_THE_AGENTS: [&str; 23] = [
     "OPENSHELL_ENDPOINT",
     "OPENSHELL_INFERENCE_ROUTES",
     "OPENSHELL_K8S_SA_TOKEN_FILE",
@@ -35,6 +35,7 @@ const NOT_THE_AGENTS: [&str; 22] = [
     "OPENSHELL_TLS_CERT",
     "OPENSHELL_TLS_KEY",
     "OPENSHELL_USER_ENVIRONMENT",
+    super::openshell::OPTIONS,
 ];
 /// Names that make programs load or run code that is not theirs, and that no image needs to work.
 /// An agent can set them for what it starts; none is to come from outside unseen. The like that

@@ -46,11 +46,7 @@ pub fn guard<'a>(
     run_dir: &Path,
 ) -> Result<Option<&'a Path>> {
     let shown = run_dir.display();
-    let run_dir = real(run_dir);
-    let meets = |path: &Path| {
-        let path = real(path);
-        path.starts_with(&run_dir) || run_dir.starts_with(&path)
-    };
+    let meets = |path: &Path| meets(path, run_dir);
     for base in READ.iter().chain(&WRITE) {
         ensure!(
             !meets(Path::new(base)),
@@ -83,6 +79,13 @@ pub fn guard<'a>(
     Ok(included)
 }
 
+/// Whether one path is the other, lies in it or holds it, links followed.
+#[must_use]
+pub fn meets(path: &Path, run_dir: &Path) -> bool {
+    let (path, run_dir) = (real(path), real(run_dir));
+    path.starts_with(&run_dir) || run_dir.starts_with(&path)
+}
+
 /// A path with its links followed as far as it exists.
 fn real(path: &Path) -> PathBuf {
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -99,15 +102,26 @@ fn real(path: &Path) -> PathBuf {
 /// `named` rules must exist under `hard_requirement`; the base is left out where the image has
 /// nothing at the path.
 ///
-/// `workdir` is what [`guard`] returned.
+/// `workdir` is what [`guard`] returned, `volumes` what joins beyond the policy's lists.
 #[must_use]
-pub fn rules(policy: &Filesystem, workdir: Option<&Path>, tls: &Path) -> Vec<PathRule> {
+pub fn rules(
+    policy: &Filesystem,
+    workdir: Option<&Path>,
+    tls: &Path,
+    volumes: &[PathRule],
+) -> Vec<PathRule> {
     let base = |path: &&str| Path::new(*path).exists();
     let read = READ.iter().copied().filter(base).map(PathBuf::from);
     let write = WRITE.iter().copied().filter(base).map(PathBuf::from);
     let workdir = workdir.map(Path::to_owned);
     let read = read.chain(policy.read_only.iter().map(PathBuf::from)).chain([tls.to_owned()]);
     let write = write.chain(policy.read_write.iter().map(PathBuf::from)).chain(workdir);
+    let volumes = |wanted| {
+        let volumes = volumes.iter().filter(move |rule| rule.access == wanted);
+        volumes.map(|rule| rule.path.clone())
+    };
+    let read = read.chain(volumes(Access::ReadOnly));
+    let write = write.chain(volumes(Access::ReadWrite));
     let mut rules = BTreeMap::new();
     for (path, access) in
         read.map(|path| (path, Access::ReadOnly)).chain(write.map(|path| (path, Access::ReadWrite)))
@@ -238,12 +252,21 @@ mod tests {
 
     #[test]
     fn the_wider_access_wins() {
-        let rules = rules(&policy(&["/tmp", "/srv"], &["/srv"]), None, Path::new("/r/tls"));
+        let volume = |path: &str, access| PathRule { path: path.into(), access };
+        let volumes = [
+            volume("/data", Access::ReadWrite),
+            volume("/config", Access::ReadOnly),
+            volume("/opt", Access::ReadWrite),
+            volume("/var/lib", Access::ReadOnly),
+        ];
+        let policy = policy(&["/tmp", "/srv", "/opt"], &["/srv", "/var/lib"]);
+        let rules = rules(&policy, None, Path::new("/r/tls"), &volumes);
         let access = |path: &str| {
             let rule = rules.iter().find(|rule| rule.path == Path::new(path)).unwrap();
             matches!(rule.access, Access::ReadWrite)
         };
-        assert!(access("/srv") && access("/tmp"));
+        assert!(access("/srv") && access("/tmp") && access("/data"));
+        assert!(access("/opt") && access("/var/lib") && !access("/config"));
         assert!(!access("/usr") && !access("/r/tls"));
     }
 
@@ -253,7 +276,7 @@ mod tests {
             let policy = Filesystem { include_workdir, ..policy(&[], &[]) };
             let workdir = Path::new(workdir);
             let joins = guard(&policy, Some(workdir), Path::new("/run/rf")).unwrap();
-            rules(&policy, joins, Path::new("/r")).iter().any(|rule| rule.path == workdir)
+            rules(&policy, joins, Path::new("/r"), &[]).iter().any(|rule| rule.path == workdir)
         };
         assert!(has(true, "/work") && !has(false, "/work"));
         // An image without a WORKDIR: the agent must not write everywhere.

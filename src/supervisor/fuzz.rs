@@ -95,7 +95,7 @@ fn policy_files() {
             Ok(mut loaded) => {
                 loaded.policy.resolve_binaries(|path| Some(path.to_owned()));
                 let files = loaded.policy.filesystem();
-                drop(filesystem::rules(files, Some(Path::new("/w")), Path::new("/tls")));
+                drop(filesystem::rules(files, Some(Path::new("/w")), Path::new("/tls"), &[]));
                 if let Some(name) = &loaded.policy.process().run_as_user {
                     drop(user.resolve(name, &[1]));
                 }

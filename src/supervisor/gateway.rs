@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail};
 use super::keeper::FromKeeper;
 use super::launch;
 use super::proxy_service::ProxyService;
-use crate::fence::listeners::{Listeners, listeners};
+use crate::fence::listeners::{self, Listeners, listeners};
 use crate::fence::netlink::Route;
 use crate::fence::netns::{self, Namespace};
 use crate::fence::nftables::Nftables;
 use crate::fence::sockdiag::SockDiag;
 use crate::fence::{agent_net, gateway};
+use crate::policy::SidecarPorts;
 
 /// The thread.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Network {
     pub namespace: Namespace,
     /// The gateway's sockets for the proxy.
     pub listeners: Listeners,
+    /// The fence's own, one for each port that leads to a sidecar.
+    pub sidecars: Vec<OwnedFd>,
     /// A `sock_diag` socket of the fence's namespace.
     pub diag: SockDiag,
     /// The packet rules are loaded; else why not.
@@ -40,13 +43,13 @@ pub struct Network {
 
 /// Starts the thread. It hears the keeper's first message on `keeper`, which nobody else may read
 /// before [`Gateway::built`].
-pub fn start(keeper: OwnedFd) -> Result<Gateway> {
+pub fn start(keeper: OwnedFd, sidecars: SidecarPorts) -> Result<Gateway> {
     let (tell, built) = sync_channel(1);
     let (serve, told) = sync_channel::<ProxyService>(1);
     thread::Builder::new()
         .name("gateway".into())
         .spawn(move || {
-            let built = Network::build(&keeper);
+            let built = Network::build(&keeper, &sidecars);
             // From here on it is the main thread's alone.
             drop(keeper);
             drop(tell.send(built));
@@ -72,8 +75,8 @@ impl Gateway {
 
 impl Network {
     /// The keeper makes the fence's namespace meanwhile.
-    fn build(keeper: &OwnedFd) -> Result<Self> {
-        netns::unshare()?;
+    fn build(keeper: &OwnedFd, sidecars: &SidecarPorts) -> Result<Self> {
+        let own = netns::unshare()?;
         let route = Route::open()?;
         let (message, descriptors) = launch::receive(keeper.as_fd()).context("the keeper")?;
         let (FromKeeper::Namespace, Ok([namespace, fence_route, diag])) =
@@ -84,8 +87,11 @@ impl Network {
         let namespace = Namespace::from_fd(namespace);
         let report = gateway::build(&route, &namespace).context("the gateway")?;
         agent_net::build(&Route::from_fd(fence_route), &route).context("the fence's network")?;
+        let sidecars =
+            listeners::sidecars(&namespace, &own, sidecars.iter()).context("--sidecar-ports")?;
         Ok(Self {
             namespace,
+            sidecars,
             listeners: listeners().context("the gateway's listeners")?,
             diag: SockDiag::from_fd(diag),
             rules: match report.nftables {

@@ -16,6 +16,10 @@ use crate::event::Level;
 
 /// The name by which this program is that one.
 pub const NAME: &str = "openshell-sandbox";
+/// Flags of our own for a supervisor that is called by that name, a JSON list of words: its command
+/// line has none of them, and is not ours to write. The injector sets the variable; whoever starts
+/// the program could as well start it by its own name.
+pub const OPTIONS: &str = "RINGFENCE_OPTIONS";
 /// What that program ends with when it could not build its sandbox. Ours is 125, which says more,
 /// but what calls it by its own name knows 1.
 const FAILED: u8 = 1;
@@ -185,8 +189,7 @@ impl Args {
             .iter()
             .flatten()
             .find_map(|filter| level_of(filter));
-        // The defaults of our own flags are written once, where the flags are.
-        let own = RunArgs::try_parse_from([NAME]).map_err(|error| error.to_string())?;
+        let own = options(set(OPTIONS))?;
         Ok(RunArgs {
             policy_rules: rules,
             policy_data: data,
@@ -197,6 +200,24 @@ impl Args {
             ..own
         })
     }
+}
+
+/// Our own flags as the variable has them; the defaults are written once, where the flags are.
+///
+/// What is that program's, or would start another command, is not for here.
+fn options(value: Option<String>) -> Result<RunArgs, String> {
+    let wrong = |why: &dyn std::fmt::Display| format!("{OPTIONS}: {why}");
+    let words: Vec<String> = match value {
+        Some(value) => serde_json::from_str(&value)
+            .map_err(|error| wrong(&format_args!("it is not a JSON list of words: {error}")))?,
+        None => Vec::new(),
+    };
+    let own = RunArgs::try_parse_from([NAME.to_owned()].into_iter().chain(words))
+        .map_err(|error| wrong(&error.to_string().trim_end()))?;
+    if !own.command.is_empty() || own.policy_data.is_some() || own.policy_rules.is_some() {
+        return Err(wrong(&"the command and the policy come by the command line"));
+    }
+    Ok(own)
 }
 
 /// The modules of that program whose events we have: its own, and the target of its OCSF lines.
@@ -317,6 +338,36 @@ mod tests {
         assert!(run_with(&words, &env).is_ok());
         assert!(run_with(&["--health-port", "x"], &[]).is_err());
         assert!(run_with(&["--no-such-flag"], &[]).is_err());
+    }
+
+    #[test]
+    fn our_own_flags_come_by_a_variable() {
+        let with = |value: &str| run_with(&[&FILES[..], &["id"]].concat(), &[(OPTIONS, value)]);
+        let run = with(
+            r#"["--upstream-ca","/c","--run-as","7","--groups","5,6","--inbound","none","--volume-read-write","/d x","--sidecar-ports","8090"]"#,
+        );
+        let run = run.unwrap();
+        assert_eq!((run.upstream_ca, run.run_as), (Some("/c".into()), Some("7".into())));
+        assert_eq!((run.groups, run.inbound), (vec![5, 6], crate::supervisor::args::Inbound::None));
+        assert_eq!(run.volume_read_write, [PathBuf::from("/d x")]);
+        assert_eq!(
+            (run.sidecar_ports.to_string(), run.command),
+            ("8090".into(), vec!["id".into()])
+        );
+        assert_eq!(run.policy_data, Some("/d".into()));
+        assert!(with("").is_ok() && with("[]").is_ok());
+        for bad in [
+            "--inbound none",
+            "{}",
+            r#"["--no-such-flag"]"#,
+            r#"["--sidecar-ports","80"]"#,
+            r#"["--policy-data","/other"]"#,
+            r#"["--","sh"]"#,
+            r#"["--help"]"#,
+        ] {
+            let error = with(bad).unwrap_err();
+            assert!(error.starts_with(OPTIONS), "{bad}: {error}");
+        }
     }
 
     #[test]

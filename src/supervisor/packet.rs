@@ -17,8 +17,11 @@ use serde::de::DeserializeOwned;
 
 /// The longest message in bytes: an argv with its environment fits, a kernel's socket buffer too.
 pub const MAX_MESSAGE: usize = 192 * 1024;
-/// The most descriptors that come with one message.
+/// The most descriptors that are taken with one message.
 pub const MAX_DESCRIPTORS: usize = 8;
+/// The most that are sent: to the proxy, with a listener for each sidecar's port. The kernel's own
+/// limit is 253.
+const MAX_SENT: usize = crate::proxy::control::MAX_DESCRIPTORS;
 
 /// What came in one packet.
 #[derive(Debug)]
@@ -56,12 +59,12 @@ pub fn send_bytes(
     bytes: &[u8],
     descriptors: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,
-            format!("more than {MAX_DESCRIPTORS} descriptors for one message"),
+            format!("more than {MAX_SENT} descriptors for one message"),
         ));
     }
     retry(|| sendmsg(&socket, &[IoSlice::new(bytes)], &mut beside, SendFlags::NOSIGNAL))?;

@@ -11,7 +11,7 @@ use super::keeper::Confinement;
 use super::policy_files::PolicyFiles;
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::gateway;
-use crate::policy::Policy;
+use crate::policy::{Policy, SidecarPorts};
 
 fn config(activity: &'static str) -> Event {
     Event::new(Class::Config, activity, Severity::Info)
@@ -58,11 +58,12 @@ pub fn created((device, inode): (u64, u64)) {
 }
 
 /// The proxy has its listeners.
-pub fn listening() {
+pub fn listening(sidecars: &SidecarPorts) {
     event::inform(|| {
-        Event::new(Class::Net, "LISTEN", Severity::Info)
+        let event = Event::new(Class::Net, "LISTEN", Severity::Info)
             .subject(format!("{}:{}", gateway::GATEWAY, gateway::PROXY_PORT))
-            .field("by", "proxy")
+            .field("by", "proxy");
+        if sidecars.is_empty() { event } else { event.field("sidecars", sidecars) }
     });
 }
 
@@ -73,8 +74,8 @@ pub fn tls_enabled(ca: &Path) {
     });
 }
 
-/// Landlock is what it is, and the domain is on.
-pub fn confined(confinement: &Confinement, hard: bool) {
+/// Landlock is what it is, and the domain is on; so many of its rules are for volumes.
+pub fn confined(confinement: &Confinement, hard: bool, volumes: usize) {
     event::inform(|| {
         let seen = if confinement.abi > 0 { "available" } else { "not available" };
         config("PROBED")
@@ -88,6 +89,7 @@ pub fn confined(confinement: &Confinement, hard: bool) {
             .field("abi", confinement.abi)
             .field("rules", confinement.applied)
             .field("skipped", confinement.skipped.len())
+            .field("volumes", volumes)
     });
 }
 

@@ -204,14 +204,20 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the gateway's listeners to the proxy, and the files for the agent's certificates, PEM and
-/// for Java; this process keeps none.
-pub fn hand_over(control: impl AsFd, listeners: Listeners, files: &[File; 2]) -> Result<()> {
+/// Hands the gateway's listeners to the proxy, the files for the agent's certificates, PEM and for
+/// Java, and the fence's listeners for sidecars; this process keeps none.
+pub fn hand_over(
+    control: impl AsFd,
+    listeners: Listeners,
+    files: &[File; 2],
+    sidecars: Vec<OwnedFd>,
+) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
     let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
     let [proxy, captured, dns_udp, dns_tcp] = listeners;
     let [bundle, java] = files.each_ref().map(AsFd::as_fd);
-    let descriptors = [proxy, captured, dns_udp, dns_tcp, bundle, java];
+    let mut descriptors = vec![proxy, captured, dns_udp, dns_tcp, bundle, java];
+    descriptors.extend(sidecars.iter().map(AsFd::as_fd));
     packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")
 }

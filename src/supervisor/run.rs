@@ -28,7 +28,7 @@ use super::signals::Signals;
 use super::taint::Watched;
 use super::{
     filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering,
-    upstream_proxy,
+    upstream_proxy, volumes,
 };
 use crate::event::{self, Class, Event, Severity};
 use crate::fence::{credentials, seccomp, sysctl};
@@ -61,7 +61,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let addresses = (args::pod_ips(lookup), args::api_server(lookup));
     let config = ProxyConfig::new(files.clone(), addresses, java, &args, upstream_proxy, level);
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
-    let gateway = gateway::start(keeper.try_clone()?)?;
+    let gateway = gateway::start(keeper.try_clone()?, args.sidecar_ports.clone())?;
 
     let policy = load(&files)?;
     progress::validated(&files, &policy);
@@ -75,13 +75,14 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let dir = RunDir::create(&args.run_dir)?;
     let included = filesystem::guard(policy.filesystem(), args.workdir.as_deref(), &args.run_dir)?;
     let made = filesystem::make_missing(policy.filesystem(), &user)?;
+    let hard = policy.landlock() == Compatibility::HardRequirement;
+    let volumes = volumes::join(&args, hard)?;
 
     // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back. The
     //    keeper, once it has made the fence's namespace, takes on the Landlock domain that all it
     //    forks inherit.
-    let rules = filesystem::rules(policy.filesystem(), included, &dir.tls());
+    let rules = filesystem::rules(policy.filesystem(), included, &dir.tls(), &volumes.rules);
     let paths = rules.as_slice().into();
-    let hard = policy.landlock() == Compatibility::HardRequirement;
     upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
     let listener = policy.names_binaries();
     keeper::prepare(
@@ -93,9 +94,10 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let namespace = network.namespace.id()?;
     progress::created(namespace);
     let agents = AgentFiles::new(&dir.tls());
-    proxy_process::hand_over(&proxy, network.listeners, &agents.make(&dir)?)?;
+    let certificates = agents.make(&dir)?;
+    proxy_process::hand_over(&proxy, network.listeners, &certificates, network.sidecars)?;
     agents.write_settings(&dir, apt_config.as_deref())?;
-    progress::listening();
+    progress::listening(&args.sidecar_ports);
     let ways = Ways { proxy: PROXY_URL, files: &agents };
     let env = environment::agent(std::env::vars_os(), &user, &ways);
     let given = env.iter().map(|(name, value)| (name.clone(), value.clone()));
@@ -104,7 +106,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     signals.wait_for(&keeper, "the keeper")?;
     let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
-    progress::confined(&confinement, hard);
+    progress::confined(&confinement, hard, volumes.rules.len());
 
     // 5. The agent is forked; it gives up everything and waits for our word before it executes.
     let setting = Setting { identity: user.identity.clone(), env, workdir };
@@ -142,6 +144,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
         paths,
+        volumes: (&volumes).into(),
+        sidecar_ports: args.sidecar_ports.iter().collect(),
         landlock: &confinement,
         unix_sockets: sockets,
         environment: steering::names(&setting.env, std::env::vars_os()),
@@ -185,6 +189,7 @@ fn check(args: &RunArgs) -> Result<()> {
     if args.command.is_empty() {
         bail!("no command: write it after `--`");
     }
+    args.check_ports().map_err(anyhow::Error::msg)?;
     if !rustix::process::geteuid().is_root() {
         bail!("the supervisor builds the fence as uid 0; it was started as another user");
     }

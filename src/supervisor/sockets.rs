@@ -100,7 +100,7 @@ pub fn check(rules: &[PathRule], wanted: UnixSockets) -> Result<Option<Sockets>>
 
 /// Looks through the volumes (mounts beside the root) that the rules reach.
 fn look(rules: &[PathRule], bounds: Bounds) -> io::Result<Sockets> {
-    let mounts = mounts(&fs::read("/proc/self/mountinfo")?);
+    let mounts = points(&fs::read("/proc/self/mountinfo")?, true);
     // Mount points are real paths; a rule may go through links of the image (/var/run).
     let real = |rule: &PathRule| fs::canonicalize(&rule.path).ok();
     let paths: Vec<_> = rules.iter().filter_map(real).collect();
@@ -109,14 +109,14 @@ fn look(rules: &[PathRule], bounds: Bounds) -> io::Result<Sockets> {
     Ok(sockets)
 }
 
-/// Mount points of other file systems than the kernel's, without the root.
-fn mounts(mountinfo: &[u8]) -> Vec<PathBuf> {
+/// Mount points, without the root; where `volumes`, without the kernel's own file systems.
+pub(super) fn points(mountinfo: &[u8], volumes: bool) -> Vec<PathBuf> {
     let mount = |line: &[u8]| {
         let mut fields = line.split(|byte| *byte == b' ');
         let point = unescape(fields.nth(4)?);
         // Optional fields end with a dash, then comes the type.
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
-        let kernels = KERNELS.iter().any(|name| name.as_bytes() == kind);
+        let kernels = volumes && KERNELS.iter().any(|name| name.as_bytes() == kind);
         (!kernels && point != Path::new("/")).then_some(point)
     };
     mountinfo.split(|byte| *byte == b'\n').filter_map(mount).collect()
@@ -261,7 +261,9 @@ mod tests {
             25 22 8:1 /var/run/docker.sock /run/docker.sock ro - ext4 /dev/sda1 rw\n\
             26 22 0:7 / /sys/fs/cgroup ro - cgroup2 cgroup rw\n\
             broken line\n";
-        assert_eq!(mounts(text), [Path::new("/work space"), Path::new("/run/docker.sock")]);
+        let volumes = [Path::new("/work space"), Path::new("/run/docker.sock")];
+        assert_eq!(points(text, true), volumes);
+        assert_eq!(points(text, false).len(), 4);
         assert_eq!(unescape(b"/a\\134b\\"), Path::new("/a\\b\\"));
     }
 

@@ -50,11 +50,12 @@ async fn capture_is_switched_off_by_the_namespace_and_by_the_pod() {
 #[tokio::test]
 async fn what_this_version_does_not_have_is_refused() {
     for (key, value, word) in [
-        ("mode", "subprocess", "not available in this version"),
-        ("sidecar-ports", "8090-8094", "not available in this version"),
-        ("volume-mounts", "allowed", "not available in this version"),
         ("live-policy", "allowed", "not available in this version"),
         ("transparent", "yes", "the values are on and off"),
+        ("mode", "entrypoint", "the only value is subprocess"),
+        ("volume-mounts", "yes", "the only value is allowed"),
+        ("sidecar-ports", "8094-8090", "write 8090-8094"),
+        ("sidecar-ports", "80", "below 1024"),
     ] {
         fenced("unknown", &[(key, value)], async move |place| {
             let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;

@@ -17,6 +17,7 @@ mod doctor;
 mod kernel;
 mod lifecycle;
 mod network;
+mod openings;
 mod rotation;
 mod shapes;
 mod strict;

@@ -51,6 +51,20 @@ impl Rig {
 
     /// The same for a policy that may be refused.
     pub async fn try_policy(&self, name: &str, yaml: &str) -> Result<(), kube::Error> {
+        self.try_policy_files(name, yaml, &[]).await
+    }
+
+    /// Puts a policy with more keys than its data.
+    pub async fn put_policy_files(&self, name: &str, yaml: &str, more: &[(&str, &str)]) {
+        self.try_policy_files(name, yaml, more).await.expect("the policy can be made");
+    }
+
+    async fn try_policy_files(
+        &self,
+        name: &str,
+        yaml: &str,
+        more: &[(&str, &str)],
+    ) -> Result<(), kube::Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), RELEASE_NAMESPACE);
         let mut data = api
             .get(DEFAULT_POLICY)
@@ -59,6 +73,7 @@ impl Rig {
             .data
             .unwrap_or_default();
         data.insert("policy.yaml".into(), yaml.into());
+        data.extend(more.iter().map(|(key, text)| ((*key).to_owned(), (*text).to_owned())));
         self.remove_policy(name).await;
         let made = json!({"metadata": {"name": name}, "data": data});
         let made = serde_json::from_value(made).expect("a ConfigMap");

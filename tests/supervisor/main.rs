@@ -22,6 +22,8 @@ mod many;
 mod openshell;
 mod rego;
 mod rig;
+mod sidecars;
+mod volumes;
 
 use rig::Rig;
 
@@ -119,6 +121,9 @@ const TESTS: &[Test] = &[
     ("the_admin_endpoint_is_ready_and_attests", admin::ready_and_attested),
     ("the_admin_endpoint_is_out_of_the_agents_reach", admin::out_of_the_agents_reach),
     ("the_admin_endpoint_may_be_off_or_taken", admin::off_or_taken),
+    ("sidecars_are_reached_under_the_policy_and_by_nobody_else", sidecars::all),
+    ("volumes_join_where_they_may", volumes::all),
+    ("a_runners_agents_have_what_its_namespace_says", openshell::options),
     ("twenty_at_once_and_nothing_left", many::at_once),
     ("many_in_a_row_and_many_killed_leave_nothing", many::soak),
 ];

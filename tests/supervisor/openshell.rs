@@ -282,3 +282,28 @@ pub fn process_limit(rig: &Rig) {
     }
     run("umount", &["/sys/fs/cgroup"]);
 }
+
+/// What the injector says beside the command line, which is the runner's.
+pub fn options(rig: &Rig) {
+    let with = |value: &str, script: &str| {
+        let mut command = with_files(rig);
+        command.env("RINGFENCE_OPTIONS", value);
+        command.args(["--", "sh", "-c", script]).output().unwrap()
+    };
+    let ca = rig.path("ca.pem");
+    let value = format!(
+        r#"["--upstream-ca","{}","--run-as","1234:1235","--groups","7","--inbound","none"]"#,
+        ca.display()
+    );
+    let script = "id -u; id -g; id -G; env | grep -c RINGFENCE; curl -sS https://upstream.test/";
+    let output = with(&value, script);
+    let seen = text(&output.stdout);
+    let lines: Vec<&str> = seen.lines().collect();
+    assert_eq!(lines[..4], ["1234", "1235", "1235 7", "0"], "{seen}{}", text(&output.stderr));
+    assert!(seen.contains("saw GET /"), "{seen}{}", text(&output.stderr));
+    for bad in ["nonsense", r#"["--no-such-flag"]"#, r#"["--","sh","-c","echo other"]"#] {
+        let output = with(bad, "echo ran");
+        assert_eq!((code(&output), text(&output.stdout).as_str()), (1, ""), "{bad}");
+        assert!(text(&output.stderr).contains("RINGFENCE_OPTIONS"), "{}", text(&output.stderr));
+    }
+}

@@ -171,8 +171,10 @@ impl Handler {
         }
         let pod = self.0.lookups.pod(&ns.name, &review.name, deadline).await?;
         let ops = exec::wrap(&review.object, &pod)?;
-        let audit = BTreeMap::from([("exec".to_owned(), "inside".to_owned())]);
-        Ok(Outcome::Inject(Injection { ops, audit, ..Injection::default() }))
+        let (place, warning) = exec::place(&review.object, &pod);
+        let audit = BTreeMap::from([("exec".to_owned(), place.to_owned())]);
+        let warnings = warning.into_iter().collect();
+        Ok(Outcome::Inject(Injection { ops, audit, warnings, ..Injection::default() }))
     }
 
     /// The namespace, where it has the label.
