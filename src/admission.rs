@@ -24,13 +24,15 @@
 //! | `volumes`, `sidecar` | volumes of the container's own that join its files; ports that lead to sidecars |
 //! | `security`, `env`, `probes` | the remaining parts of a container |
 //! | `strict`, `baseline` | what the label value `strict` asks beside the fence |
+//! | `pod_security` | whether PodSecurity admission will refuse the injected pod |
 //! | `review` | the AdmissionReview envelope |
-//! | `server`, `lookup`, `exec` | the serving half |
+//! | `server`, `lookup`, `exec`, `events` | the serving half |
 #![forbid(unsafe_code)]
 
 mod baseline;
 mod command;
 mod env;
+pub mod events;
 pub mod exec;
 mod inject;
 mod install;
@@ -41,6 +43,7 @@ mod namespace;
 mod notes;
 mod patch;
 mod plan;
+mod pod_security;
 mod probes;
 mod restore;
 pub mod review;
@@ -60,11 +63,11 @@ mod volumes;
 
 pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
-pub use inject::{Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject};
+pub use inject::{Cause, Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject};
 pub use namespace::{Mode, Namespace};
 pub use plan::{ImageNeed, Needs, is_fenced, needs, policy_name};
 pub use restore::restore;
-pub use settings::{Delivery, IpFamily, LogLevel, Profile, Settings};
+pub use settings::{Delivery, IpFamily, LogLevel, PodSecurity, Profile, Settings};
 pub use source::{COPY_PREFIX, POLICY_KEYS, PolicySource, cannot_start};
 pub use verdict::{Class, Refusal, Verdict, table};
 pub use verify::{changes_image, verify, verify_update};

@@ -9,6 +9,8 @@ pub mod authority;
 #[cfg(feature = "webhook")]
 pub mod ca_bundle;
 #[cfg(feature = "webhook")]
+pub mod given;
+#[cfg(feature = "webhook")]
 pub mod plan;
 #[cfg(feature = "webhook")]
 pub mod rotation;

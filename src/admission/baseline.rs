@@ -12,7 +12,7 @@ use super::json::{at, list, text};
 use super::probes::EXECS;
 
 /// Capabilities that a container may add.
-const CAPABILITIES: [&str; 13] = [
+pub(super) const CAPABILITIES: [&str; 13] = [
     "AUDIT_WRITE",
     "CHOWN",
     "DAC_OVERRIDE",
@@ -87,7 +87,8 @@ pub(super) fn container(container: &Value, capabilities_are_ours: bool) -> Optio
     of_container(container, capabilities_are_ours).map(|what| format!("container {name}: {what}"))
 }
 
-fn of_container(container: &Value, capabilities_are_ours: bool) -> Option<String> {
+/// The same without its name.
+pub(super) fn of_container(container: &Value, capabilities_are_ours: bool) -> Option<String> {
     let context = at(container, &["securityContext"]).unwrap_or(&Value::Null);
     if !capabilities_are_ours {
         let capabilities = at(context, &["capabilities"]).unwrap_or(&Value::Null);

@@ -75,7 +75,7 @@ impl Original {
             let command = Some(command).filter(|command| !command.is_empty());
             let earlier = shape::earlier(container);
             let injected = earlier.is_some();
-            let user = earlier.flatten();
+            let user = earlier.and_then(|earlier| earlier.user);
             return Ok(Self { command, user, injected, runner: injected, workdir: None });
         };
         if !has_args && found.command.as_ref().is_some_and(Vec::is_empty) {

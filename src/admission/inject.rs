@@ -9,7 +9,7 @@ use super::command::{self, Argv, Flags, Original};
 use super::env::Variables;
 use super::json::{containers, field, list, list_in, object, object_in, set, text};
 use super::namespace::{Inbound, STATUS};
-use super::notes::Notes;
+use super::notes::{self, Notes};
 use super::plan::{Plan, plan};
 use super::shape::{self, Options, Shape};
 use super::volumes::Volumes;
@@ -49,8 +49,17 @@ pub struct Injection {
     pub warnings: Vec<String>,
     /// Audit annotations: key without prefix, value.
     pub audit: BTreeMap<String, String>,
-    /// The classes that warned, for metrics and Events.
-    pub classes: Vec<Class>,
+    /// What is behind the warnings, one a class: for metrics and Events.
+    pub causes: Vec<Cause>,
+}
+
+/// A class that warned, and of what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cause {
+    /// The class.
+    pub class: Class,
+    /// The first thing of that class, without why and what to do.
+    pub what: String,
 }
 
 /// The answer.
@@ -128,6 +137,7 @@ fn build(
     mounts::volumes(spec, &names, policy, settings, plan.wishes.shape.run_size())?;
     install::apply(spec, ns, settings)?;
     annotate(&mut target, &names, &mut plan, policy)?;
+    notes::pod_security(&mut plan.notes, &target, ns, plan.mode, settings.pod_security)?;
     Ok(Some((target, plan.notes)))
 }
 
@@ -293,11 +303,11 @@ pub(super) fn finish(pod: &Value, target: &Value, notes: Notes) -> Outcome {
         return Outcome::Refuse(Refusal::new(Class::SelfCheck, what));
     }
     let mut audit = notes.audit;
-    if !notes.classes.is_empty() {
-        let slugs: Vec<&str> = notes.classes.iter().map(|class| class.slug()).collect();
+    if !notes.causes.is_empty() {
+        let slugs: Vec<&str> = notes.causes.iter().map(|cause| cause.class.slug()).collect();
         audit.insert("classes".into(), slugs.join(","));
     }
-    Outcome::Inject(Injection { ops, warnings: notes.warnings, audit, classes: notes.classes })
+    Outcome::Inject(Injection { ops, warnings: notes.warnings, audit, causes: notes.causes })
 }
 
 /// Whether the operations make the target, and nothing else, of the pod.

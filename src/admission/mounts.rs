@@ -465,6 +465,7 @@ mod tests {
                 &["a".into()],
                 &policy,
                 &Settings::default(),
+                "16Mi",
             )
             .map(|()| spec["volumes"].clone())
             .map_err(|refusal| refusal.class)

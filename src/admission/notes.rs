@@ -6,7 +6,8 @@ use std::fmt::Display;
 use serde_json::Value;
 
 use super::json::{at, list, text, yes};
-use super::{Class, Mode, Namespace, Refusal, Verdict};
+use super::pod_security::Enforced;
+use super::{Cause, Class, Mode, Namespace, PodSecurity, Refusal, Verdict};
 
 /// Past this many characters the API server may cut a warning.
 const MAX_WARNING: usize = 256;
@@ -15,7 +16,7 @@ const MAX_WARNING: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub warnings: Vec<String>,
-    pub classes: Vec<Class>,
+    pub causes: Vec<Cause>,
     pub audit: BTreeMap<String, String>,
 }
 
@@ -37,8 +38,8 @@ impl Notes {
         }
         let text = format!("ringfence: {what}: {}", class.why());
         self.warnings.push(text.chars().take(MAX_WARNING).collect());
-        if !self.classes.contains(&class) {
-            self.classes.push(class);
+        if self.causes.iter().all(|cause| cause.class != class) {
+            self.causes.push(Cause { class, what: what.to_string() });
         }
         Ok(())
     }
@@ -48,12 +49,7 @@ impl Notes {
 ///
 /// # Errors
 /// A pod that cannot be fenced.
-pub(super) fn whole_pod(
-    notes: &mut Notes,
-    pod: &Value,
-    ns: &Namespace,
-    mode: Mode,
-) -> Result<bool, Refusal> {
+pub(super) fn whole_pod(notes: &mut Notes, pod: &Value, mode: Mode) -> Result<bool, Refusal> {
     if at(pod, &["metadata", "annotations", "kubernetes.io/config.mirror"]).is_some() {
         notes.meet(Class::MirrorPod, mode, "mirror of a static pod")?;
         return Ok(true);
@@ -71,11 +67,34 @@ pub(super) fn whole_pod(
     if let Some(sign) = windows(pod) {
         notes.meet(Class::Windows, mode, sign)?;
     }
-    let enforced = ns.labels.get("pod-security.kubernetes.io/enforce").map(String::as_str);
-    if let Some(level @ ("baseline" | "restricted")) = enforced {
-        notes.meet(Class::PodSecurity, mode, format!("namespace {} enforces {level}", ns.name))?;
-    }
     Ok(false)
+}
+
+/// Meets the Pod Security level of the namespace, with the pod as it is injected.
+///
+/// # Errors
+/// The level refuses the pod, and `setting` wants that known at once.
+pub(super) fn pod_security(
+    notes: &mut Notes,
+    injected: &Value,
+    ns: &Namespace,
+    mode: Mode,
+    setting: PodSecurity,
+) -> Result<(), Refusal> {
+    let Some(enforced) = Enforced::of(ns) else { return Ok(()) };
+    let fields = enforced.refuses(injected);
+    if fields.is_empty() {
+        return Ok(());
+    }
+    let (name, level) = (&ns.name, enforced.level());
+    let what = format!(
+        "namespace {name} enforces Pod Security level {level}, which refuses the injected pod for {}",
+        fields.join("; ")
+    );
+    match setting {
+        PodSecurity::Warn => notes.meet(Class::PodSecurity, mode, what),
+        PodSecurity::Refuse => Err(Refusal::new(Class::PodSecurity, what)),
+    }
 }
 
 /// What says that the pod is for Windows nodes.

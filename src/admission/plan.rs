@@ -93,7 +93,7 @@ pub(super) fn plan<'a>(
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
     let containers = list(spec, "containers");
     let mut notes = Notes::default();
-    let done = notes::whole_pod(&mut notes, pod, ns, mode)?;
+    let done = notes::whole_pod(&mut notes, pod, mode)?;
     let mut plan = Plan { wishes, fenced: Vec::new(), pod, notes, mode };
     // A pod without containers gets a better answer from the API server than from here.
     if done || containers.is_empty() {

@@ -242,7 +242,7 @@ impl Answer {
 
 /// A text of at most so many characters and without control characters: warnings travel in HTTP
 /// headers.
-fn cut(text: &str, limit: usize) -> String {
+pub(super) fn cut(text: &str, limit: usize) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     let mut cut: String = text.chars().map(clean).take(limit).collect();
     if text.chars().nth(limit).is_some() {

@@ -66,6 +66,17 @@ impl LogLevel {
     }
 }
 
+/// What is done about a pod that `PodSecurity` admission will refuse for what the fence needs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PodSecurity {
+    /// It is said, in a warning and an Event: the API server may exempt the pod.
+    #[default]
+    Warn,
+    /// It is refused at once.
+    Refuse,
+}
+
 /// The chart's values as far as they change what a pod looks like. Read from YAML or JSON in
 /// camel case; a key that is not known is an error.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -91,6 +102,8 @@ pub struct Settings {
     pub install_cpu: String,
     /// Memory of the init container as a Kubernetes quantity, request and limit.
     pub install_memory: String,
+    /// What is done where the namespace's Pod Security level refuses the injected pod.
+    pub pod_security: PodSecurity,
     /// Where the policies are kept.
     pub release_namespace: String,
     /// Name of the policy `ConfigMap` for namespaces that name none.
@@ -109,6 +122,7 @@ impl Default for Settings {
             log_level: LogLevel::default(),
             install_cpu: "100m".into(),
             install_memory: "64Mi".into(),
+            pod_security: PodSecurity::default(),
             release_namespace: "ringfence".into(),
             default_policy: "openshell-policy".into(),
         }

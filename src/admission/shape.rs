@@ -60,12 +60,18 @@ pub(super) fn is_runner(container: &Value) -> bool {
     list(container, "volumeMounts").iter().any(is_bin)
 }
 
-/// What [`OPTIONS`] says of an earlier injection: whether there was one, and the agents' user.
-pub(super) fn earlier(container: &Value) -> Option<Option<String>> {
+/// What [`OPTIONS`] says of an earlier injection.
+pub(super) struct Earlier {
+    /// The agents' user, where it was given.
+    pub user: Option<String>,
+}
+
+/// The earlier injection of a container in this shape, if there was one.
+pub(super) fn earlier(container: &Value) -> Option<Earlier> {
     let value = list(container, "env").iter().find(|entry| text(entry, "name") == Some(OPTIONS))?;
     let options: Vec<String> = serde_json::from_str(&single(text(value, "value")?)).ok()?;
     let at = options.iter().position(|word| word == "--run-as");
-    Some(at.and_then(|at| options.get(at + 1).cloned()))
+    Some(Earlier { user: at.and_then(|at| options.get(at + 1).cloned()) })
 }
 
 /// Gives a container back what an injection in the other shape had made of it: its own command, its

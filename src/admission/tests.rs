@@ -100,6 +100,10 @@ fn fenced(pod: &Value, ns: &Namespace, settings: &Settings) -> Value {
     }
 }
 
+fn classes(injection: &Injection) -> Vec<Class> {
+    injection.causes.iter().map(|cause| cause.class).collect()
+}
+
 fn refusal(pod: &Value) -> Class {
     match run(pod, &namespace(&[]), &Settings::default()) {
         Outcome::Refuse(refusal) => refusal.class,

@@ -222,10 +222,10 @@ classes! {
     ForeignUse "foreign-use" 422 Refuse Refuse
         "volumes named ringfence-*, openshell-policy and the container ringfence-install are the fence's"
         "choose another name, or recreate the pod from its own manifest";
-    /// The namespace enforces a Pod Security level.
+    /// The namespace enforces a Pod Security level. Refused by setting, see [`super::PodSecurity`].
     PodSecurity "pod-security" 403 Warn Warn
-        "the Pod Security level that the namespace enforces refuses the fence's capabilities"
-        "label the namespace pod-security.kubernetes.io/enforce=privileged";
+        "PodSecurity admission comes next, and the fence needs what the level refuses"
+        "label the namespace pod-security.kubernetes.io/enforce=privileged (ringfence.dev/inject=strict holds authors to baseline all the same), or have the API server's configuration exempt it";
     /// `POD_IP` with another meaning.
     PodIp "pod-ip" 422 Refuse Refuse
         "the variable POD_IP has to be the pod's address"

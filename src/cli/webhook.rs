@@ -1,41 +1,41 @@
 //! `ringfence webhook`: puts the parts of the admission server together and keeps them running.
 
 mod ca;
+mod certificates;
 mod cluster;
+mod given;
+mod trust;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use futures_util::future::Either;
 use kube::Client;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use self::certificates::Certificates;
+use crate::admission::events::Events;
 use crate::admission::lookup::Lookups;
 use crate::admission::server::{
     self, Handler, HandlerConfig, Limits, Metrics, Shutdown, ready_unless_ending,
 };
-use crate::admission::{Delivery, IpFamily, LogLevel, Profile, Settings};
+use crate::admission::{Delivery, IpFamily, LogLevel, PodSecurity, Profile, Settings};
 use crate::image::{Images, ImagesConfig};
 use crate::pki::ca_bundle::{Configuration, ConfigurationKind};
 use crate::pki::plan::Terms;
-use crate::pki::rotation::{self, Serving};
-use crate::pki::stored::Store;
+use crate::pki::rotation;
 use crate::propagate;
 
-/// How often the leaf's age is looked at, where that is not due sooner.
-const RENEW_INTERVAL: Duration = Duration::from_secs(60);
-/// The same at most, for certificates that live seconds.
-const RENEW_PAUSE: Duration = Duration::from_millis(200);
-
 /// Serves admission reviews over TLS with a certificate of its own, and keeps the CA bundle of its
-/// webhook configurations right.
+/// webhook configurations right; or with a certificate of somebody else's, see --certificate-secret.
 ///
 /// The API server is found as kubectl finds it: `KUBECONFIG`, or the pod's service account.
 /// `HTTPS_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` apply to registries. `RINGFENCE_LOG` filters the
@@ -62,6 +62,11 @@ pub(super) struct Args {
     /// The same for a validating webhook configuration.
     #[arg(long = "validating-configuration", value_name = "NAME")]
     validating_configurations: Vec<String>,
+    /// A Secret of the release namespace with the serving certificate (tls.crt, tls.key), made and
+    /// renewed by somebody else, who keeps caBundle right as well: nothing of both is written then,
+    /// the configurations are only looked at. None: a CA of its own.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["ca_secret", "certificate_days", "ca_life", "ca_settle"])]
+    certificate_secret: Option<String>,
     /// The Secret that holds the CA; made when it does not exist.
     #[arg(long, value_name = "NAME", default_value = "ringfence-webhook-ca")]
     ca_secret: String,
@@ -125,6 +130,14 @@ pub(super) struct Args {
     #[arg(long, value_name = "ARCH", default_value = "amd64")]
     default_arch: String,
 
+    /// warn or refuse: what is done about a pod that its namespace's Pod Security level will refuse
+    /// for what the fence needs. The API server may exempt it, which cannot be seen from here.
+    #[arg(long, value_name = "WHAT", default_value = "warn", value_parser = word::<PodSecurity>)]
+    pod_security: PodSecurity,
+    /// Whether refusals and warnings are told by Events, on the pod's owner or its namespace.
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    events: bool,
+
     /// Reviews answered at once; more are told to come back.
     #[arg(long, value_name = "N", default_value_t = 128)]
     max_in_flight: u16,
@@ -186,7 +199,13 @@ impl Args {
             install_memory: self.install_memory.clone(),
             release_namespace: self.namespace.clone(),
             default_policy: self.default_policy.clone(),
+            pod_security: self.pod_security,
         }
+    }
+
+    /// The name that API servers verify.
+    fn server_name(&self) -> String {
+        format!("{}.{}.svc", self.service, self.namespace)
     }
 
     /// How long CAs and leaves last.
@@ -198,7 +217,7 @@ impl Args {
         }
     }
 
-    /// The configurations whose caBundle is ours.
+    /// The configurations whose caBundle has to verify what is served.
     fn configurations(&self) -> Vec<Configuration> {
         let of = |kind, names: &[String]| {
             let of = |name: &String| Configuration { kind, name: name.clone() };
@@ -273,15 +292,10 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot find the API server")?;
     let settings = args.settings();
     let images = args.images()?;
-    let store = Store::new(&client, &args.namespace, &args.ca_secret);
-    let held = tokio::select! {
-        held = patiently(&trust, || store.load_or_create(terms.ca_life)) => held,
+    let certificates = tokio::select! {
+        certificates = Certificates::obtain(&client, &args, &trust) => certificates?,
         () = told_to_end() => return Ok(()),
     };
-    let current = held.current.clone();
-    let serving = Serving::by(current, &args.service, &args.namespace, terms.leaf_life)?;
-    let serving = Arc::new(serving);
-    metrics.set_certificate_not_after(serving.not_after());
 
     let (cluster, follow_cluster) = cluster::follow(
         client.clone(),
@@ -290,21 +304,32 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         args.default_arch.clone(),
     );
     let (lookups, watch_namespaces) = Lookups::new(client.clone(), args.namespace.clone(), images);
-    let handler =
-        Handler::new(HandlerConfig { lookups, settings, cluster, metrics: Arc::clone(&metrics) });
+    let (events, write_events) = if args.events {
+        let instance = std::env::var("HOSTNAME").unwrap_or_else(|_| "ringfence".into());
+        let (events, write) = Events::new(client.clone(), instance, Arc::clone(&metrics));
+        (Some(events), Either::Left(write))
+    } else {
+        (None, Either::Right(std::future::pending()))
+    };
+    let handler = Handler::new(HandlerConfig {
+        lookups,
+        settings,
+        cluster,
+        metrics: Arc::clone(&metrics),
+        events,
+    });
     let app = server::router(handler, limits.clone(), Arc::clone(&metrics), ready);
-    let tls = Arc::new(server::tls_config(Arc::clone(&serving) as _)?);
+    let tls = Arc::new(server::tls_config(certificates.resolver())?);
     let reviews =
         tokio::spawn(server::serve(listener, Some(tls), app, limits.clone(), shutdown.clone()));
     tracing::info!(address = %args.listen, "serving reviews");
 
-    let keeper = ca::Keeper::new((&client, &args, &store), held, &serving, &metrics, &trust);
     let background = async {
         tokio::select! {
             () = watch_namespaces => bail!("the watch of namespaces ended"),
+            () = write_events => bail!("events are not written"),
             () = follow_cluster => bail!("the look at the cluster's version ended"),
-            another = keeper.keep() => Err(another.into()),
-            () = keep_certificate(&serving, &metrics) => bail!("the certificate is not renewed"),
+            error = certificates.keep(&client, &args, &metrics, &trust) => Err(error),
             () = keep_collecting(&client, args.collect) => bail!("copies are not collected"),
         }
     };
@@ -336,45 +361,6 @@ async fn told_to_end() {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-    }
-}
-
-/// Tries until it works: at start the API server may be away for a moment, and a restart would
-/// only be slower. `trust` has the last error meanwhile: some are for a person to repair.
-async fn patiently<T, E: std::fmt::Display, F>(
-    trust: &watch::Sender<Result<(), String>>,
-    mut attempt: impl FnMut() -> F,
-) -> T
-where
-    F: Future<Output = Result<T, E>>,
-{
-    let mut pause = Duration::from_millis(500);
-    loop {
-        match attempt().await {
-            Ok(done) => return done,
-            Err(error) => {
-                tracing::error!(%error, "trying again");
-                let why = format!("the certificate is not made yet: {error}");
-                trust.send_modify(|known| *known = Err(why));
-            }
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(Duration::from_secs(15));
-    }
-}
-
-async fn keep_certificate(serving: &Serving, metrics: &Metrics) {
-    loop {
-        let due = serving.renew_at().duration_since(SystemTime::now()).unwrap_or_default();
-        tokio::time::sleep(due.clamp(RENEW_PAUSE, RENEW_INTERVAL)).await;
-        match serving.renew_if_due(SystemTime::now()) {
-            Ok(true) => {
-                metrics.set_certificate_not_after(serving.not_after());
-                tracing::info!("serving certificate renewed");
-            }
-            Ok(false) => {}
-            Err(error) => tracing::error!(%error, "serving certificate not renewed"),
-        }
     }
 }
 
@@ -434,19 +420,6 @@ mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn what_keeps_the_certificate_from_being_made_is_shown() {
-        let (trust, trusted) = watch::channel(Err(String::new()));
-        let mut shown = Vec::new();
-        patiently(&trust, || {
-            shown.push(trusted.borrow().clone());
-            std::future::ready(if shown.len() < 2 { Err("the secret is broken") } else { Ok(()) })
-        })
-        .await;
-        let last = shown.pop().and_then(Result::err).unwrap_or_default();
-        assert!(last.contains("the secret is broken"), "{last}");
-    }
-
     #[test]
     fn words_are_read_as_the_settings_file_reads_them() {
         let read = settings(&[
@@ -455,7 +428,9 @@ mod tests {
             "--localhost-url-env=A,B",
             "--supervisor-log-level=debug",
             "--ip-family=ipv6",
+            "--pod-security=refuse",
         ]);
+        assert_eq!(read.pod_security, PodSecurity::Refuse);
         assert_eq!(read.profile, Profile::Reference);
         assert_eq!(read.delivery, Delivery::Image);
         assert_eq!(read.localhost_url_env, ["A", "B"]);

@@ -186,7 +186,7 @@ impl Batch {
                     let subject = &self.subjects[last];
                     return Err(NetworkError::new(subject.step, &subject.object, e));
                 }
-            };
+            }
             for message in messages(&buffer) {
                 let index = message.sequence.wrapping_sub(self.first) as usize;
                 let Some(subject) = self.subjects.get(index) else {

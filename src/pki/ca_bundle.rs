@@ -13,11 +13,11 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
-use rustls::RootCertStore;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier as _;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, RootCertStore};
 use serde_json::{Value, json};
 
 /// The name under which we own `caBundle`.
@@ -219,8 +219,21 @@ pub async fn verify_live(
     chain: &[CertificateDer<'static>],
     server_name: &str,
 ) -> Result<(), CaBundleError> {
-    for entry in configuration.live(client).await?.entries {
-        let (configuration, webhook) = (configuration.clone(), entry.name);
+    verify_all(configuration, &configuration.live(client).await?, chain, server_name)
+}
+
+/// The same against a configuration as it was read.
+///
+/// # Errors
+/// When a bundle does not verify it.
+pub fn verify_all(
+    configuration: &Configuration,
+    live: &Live,
+    chain: &[CertificateDer<'static>],
+    server_name: &str,
+) -> Result<(), CaBundleError> {
+    for entry in &live.entries {
+        let (configuration, webhook) = (configuration.clone(), entry.name.clone());
         if entry.bundle.is_empty() {
             return Err(CaBundleError::Missing { configuration, webhook });
         }
@@ -255,7 +268,24 @@ pub fn verify(
     verifier
         .verify_server_cert(leaf, intermediates, &name, &[], UnixTime::now())
         .map(drop)
-        .map_err(|e| e.to_string())
+        .map_err(|error| reason(&error))
+}
+
+/// The verifier's word, for a person who has to mend it.
+fn reason(error: &rustls::Error) -> String {
+    let rustls::Error::InvalidCertificate(error) = error else { return error.to_string() };
+    match error {
+        CertificateError::UnknownIssuer => {
+            "none of its CAs issued the certificate (intermediate CAs belong into tls.crt, after the server's certificate)".into()
+        }
+        CertificateError::BadSignature => {
+            "a CA in it has the name of the certificate's issuer, and another key".into()
+        }
+        CertificateError::Other(other) if other.to_string() == "CaUsedAsEndEntity" => {
+            "the certificate is a CA itself: issue one by it that is none, for the server".into()
+        }
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! From when until when a certificate is valid, read from its DER.
 //!
-//! rustls' parser keeps what it verifies to itself. Here only certificates of our own authorities
-//! are read, so the walk knows their one shape and gives up at anything else.
+//! rustls' parser keeps what it verifies to itself. The walk knows the one shape of X.509 v3 (RFC
+//! 5280, 4.1), which every certificate that verifies has, and gives up at anything else.
 
 use std::time::{Duration, SystemTime};
 

@@ -210,7 +210,7 @@ pub fn hand_over(
     control: impl AsFd,
     listeners: Listeners,
     files: &[File; 2],
-    sidecars: Vec<OwnedFd>,
+    sidecars: &[OwnedFd],
 ) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
     let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
+use tokio::task::LocalSet;
 use tokio::time::{sleep, timeout};
 
 use crate::rig::Rig;
@@ -34,7 +35,7 @@ pub struct Place {
 pub async fn fenced<F, T>(name: &str, annotations: &[(&str, &str)], test: F)
 where
     F: FnOnce(Place) -> T,
-    T: Future<Output = ()> + Send + 'static,
+    T: Future<Output = ()> + 'static,
 {
     labelled("enabled", name, annotations, test).await;
 }
@@ -43,7 +44,7 @@ where
 pub async fn strict<F, T>(name: &str, annotations: &[(&str, &str)], test: F)
 where
     F: FnOnce(Place) -> T,
-    T: Future<Output = ()> + Send + 'static,
+    T: Future<Output = ()> + 'static,
 {
     labelled("strict", name, annotations, test).await;
 }
@@ -51,7 +52,7 @@ where
 async fn labelled<F, T>(label: &str, name: &str, annotations: &[(&str, &str)], test: F)
 where
     F: FnOnce(Place) -> T,
-    T: Future<Output = ()> + Send + 'static,
+    T: Future<Output = ()> + 'static,
 {
     let annotations: Value =
         annotations.iter().map(|(key, value)| (format!("ringfence.dev/{key}"), *value)).collect();
@@ -69,7 +70,7 @@ where
 pub async fn unlabelled<F, T>(name: &str, test: F)
 where
     F: FnOnce(Place) -> T,
-    T: Future<Output = ()> + Send + 'static,
+    T: Future<Output = ()> + 'static,
 {
     run(&json!({"metadata": {"generateName": format!("e2e-{name}-")}}), test).await;
 }
@@ -77,7 +78,7 @@ where
 async fn run<F, T>(namespace: &Value, test: F)
 where
     F: FnOnce(Place) -> T,
-    T: Future<Output = ()> + Send + 'static,
+    T: Future<Output = ()> + 'static,
 {
     let rig = Rig::new().await;
     let namespaces: Api<Namespace> = Api::all(rig.client.clone());
@@ -92,7 +93,10 @@ where
             found.is_some()
         })
         .await;
-    let outcome = tokio::spawn(test(place.clone())).await;
+    // A task of its own, so that its panic ends here; on this thread, so that a test may hold what
+    // it likes.
+    let task = LocalSet::new();
+    let outcome = task.run_until(task.spawn_local(test(place.clone()))).await;
     if outcome.is_err() {
         place.show_trouble().await;
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use super::{Admit, Answer, Deadline, Hook, Metrics};
+use crate::admission::events::Events;
 use crate::admission::lookup::Lookups;
 use crate::admission::restore::image_change;
 use crate::admission::review::{Answer as Decision, Review};
@@ -38,6 +39,8 @@ pub struct HandlerConfig {
     pub cluster: watch::Receiver<Arc<ClusterFacts>>,
     /// Where to count.
     pub metrics: Arc<Metrics>,
+    /// Who tells owners of verdicts, where anyone does.
+    pub events: Option<Events>,
 }
 
 /// Answers reviews of pods.
@@ -174,7 +177,7 @@ impl Handler {
         let (place, warning) = exec::place(&review.object, &pod);
         let audit = BTreeMap::from([("exec".to_owned(), place.to_owned())]);
         let warnings = warning.into_iter().collect();
-        Ok(Outcome::Inject(Injection { ops, audit, warnings, ..Injection::default() }))
+        Ok(Outcome::Inject(Injection { ops, warnings, audit, ..Injection::default() }))
     }
 
     /// The namespace, where it has the label.
@@ -197,8 +200,8 @@ impl Handler {
         };
         self.0.metrics.admission(verdict, class, began.elapsed());
         if let Outcome::Inject(injection) = outcome {
-            for class in &injection.classes {
-                self.0.metrics.warned(class.slug());
+            for cause in &injection.causes {
+                self.0.metrics.warned(cause.class.slug());
             }
         }
         if matches!(outcome, Outcome::Refuse(refusal) if refusal.class == Class::SelfCheck) {
@@ -243,6 +246,9 @@ impl Admit for Handler {
             Hook::Validate => self.validate(&review, deadline).await,
         };
         self.count(hook, &outcome, began);
+        if let Some(events) = &self.0.events {
+            events.tell(&review, &outcome);
+        }
         if let Outcome::Refuse(refusal) = &outcome {
             tracing::info!(
                 namespace = review.namespace,

@@ -24,7 +24,13 @@ fn handler(found: Option<Value>) -> Handler {
     let facts = ClusterFacts { delivery: Delivery::Init, architectures: vec!["amd64".into()] };
     let (_, cluster) = watch::channel(Arc::new(facts));
     let metrics = Arc::new(Metrics::default());
-    Handler::new(HandlerConfig { lookups, settings: Settings::default(), cluster, metrics })
+    Handler::new(HandlerConfig {
+        lookups,
+        settings: Settings::default(),
+        cluster,
+        metrics,
+        events: None,
+    })
 }
 
 async fn answer(body: &Value) -> (StatusCode, Value) {

@@ -22,6 +22,8 @@ pub struct Metrics {
     rejected: Mutex<BTreeMap<&'static str, u64>>,
     /// Pods admitted with a warning, by class slug.
     warned: Mutex<BTreeMap<&'static str, u64>>,
+    /// Events about verdicts, by what became of them.
+    events: Mutex<BTreeMap<&'static str, u64>>,
     self_check_failures: AtomicU64,
     buckets: [AtomicU64; BUCKETS.len()],
     duration_count: AtomicU64,
@@ -49,6 +51,12 @@ impl Metrics {
     /// Counts a pod of a class that is admitted with a warning.
     pub fn warned(&self, class: &'static str) {
         *lock(&self.warned).entry(class).or_default() += 1;
+    }
+
+    /// Counts a verdict that was to be told by an Event: `written`, `folded` into one that was written,
+    /// `limited`, `dropped` because the queue was full, `failed`.
+    pub fn event(&self, became: &'static str) {
+        *lock(&self.events).entry(became).or_default() += 1;
     }
 
     /// Counts a patch of ours that did not do what it should.
@@ -100,6 +108,10 @@ impl Metrics {
         );
         for (class, count) in &*lock(&self.warned) {
             line(&mut out, &format!("ringfence_warnings_total{{class=\"{class}\"}} {count}"));
+        }
+        head(&mut out, "ringfence_events_total", "counter", "Events about verdicts, by result.");
+        for (became, count) in &*lock(&self.events) {
+            line(&mut out, &format!("ringfence_events_total{{result=\"{became}\"}} {count}"));
         }
         head(
             &mut out,
@@ -169,6 +181,7 @@ mod tests {
         metrics.admission("injected", "-", Duration::from_secs(60));
         metrics.rejected("body");
         metrics.self_check_failure();
+        metrics.event("folded");
         metrics.set_certificate_not_after(SystemTime::UNIX_EPOCH + Duration::from_secs(7));
         let text = metrics.render(true);
         for expected in [
@@ -176,6 +189,7 @@ mod tests {
             "ringfence_admissions_total{verdict=\"refused\",class=\"policy\"} 1\n",
             "ringfence_requests_rejected_total{reason=\"body\"} 1\n",
             "ringfence_patch_self_check_failures_total 1\n",
+            "ringfence_events_total{result=\"folded\"} 1\n",
             "ringfence_admission_duration_seconds_bucket{le=\"0.0001\"} 1\n",
             "ringfence_admission_duration_seconds_bucket{le=\"0.0005\"} 2\n",
             "ringfence_admission_duration_seconds_bucket{le=\"30\"} 2\n",

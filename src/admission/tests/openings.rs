@@ -32,7 +32,7 @@ fn options(container: &Value) -> Vec<String> {
 
 fn classes(pod: &Value, ns: &Namespace) -> Vec<Class> {
     match run(pod, ns, &Settings::default()) {
-        Outcome::Inject(injection) => injection.classes,
+        Outcome::Inject(injection) => super::classes(&injection),
         other => panic!("not injected: {other:?}"),
     }
 }
@@ -132,7 +132,7 @@ fn a_runner_stays_as_it_is_and_finds_the_supervisor() {
     };
     assert!(volume("ringfence-bin")["emptyDir"].is_object());
     // Said plainly: to who made the pod, in the audit log, on the pod.
-    assert_eq!(injection.classes, [Class::Unfenced, Class::RaisedUser, Class::Subprocess]);
+    assert_eq!(super::classes(&injection), [Class::Unfenced, Class::RaisedUser, Class::Subprocess]);
     let warning = injection.warnings.last().unwrap();
     for word in ["container ambient-code-runner", "outside the fence", "kubectl exec"] {
         assert!(warning.contains(word), "{warning}");
@@ -205,7 +205,7 @@ fn agents_of_a_runner_are_who_it_would_have_been() {
         assert!(matches!(again, Outcome::Inject(i) if i.ops.is_empty()), "{pod}");
         let container = after["spec"]["containers"][0].clone();
         assert_eq!(container["securityContext"]["runAsUser"], 0);
-        (options(&container), injection.classes.contains(&Class::RaisedUser))
+        (options(&container), super::classes(&injection).contains(&Class::RaisedUser))
     };
     let user = |words: &[String]| {
         let at = words.iter().position(|word| word == "--run-as")?;
@@ -305,7 +305,7 @@ fn volumes_become_flags_and_tokens_never() {
         assert_eq!(flags, [["--volume-read-write", "/workspace"]], "{label}");
         let injection = run(&bare, &ns, &Settings::default());
         let Outcome::Inject(injection) = injection else { panic!("{injection:?}") };
-        assert!(injection.classes.contains(&Class::VolumeLeftOut));
+        assert!(super::classes(&injection).contains(&Class::VolumeLeftOut));
         let said = |warning: &String| {
             warning.contains("/var/run/secrets/ambient") && warning.contains("does not join")
         };

@@ -3,7 +3,9 @@
 use serde_json::{Value, json};
 
 use super::super::*;
-use super::{apply, corpus, drop_empty, images, labelled, policy, shapes, without_ours_of};
+use super::{
+    apply, classes, corpus, drop_empty, images, labelled, policy, shapes, without_ours_of,
+};
 
 const EXEMPT: &[(&str, &str)] = &[("unfenced-containers", "mcp-*=registry.example/mcp:*")];
 
@@ -79,7 +81,7 @@ fn init_containers_and_sidecars_are_fenced() {
             inject(None, &pod, &labelled("enabled", EXEMPT), &settings, &images(&pod), &policy());
         let Outcome::Inject(injection) = outcome else { panic!("refused") };
         assert_eq!(fenced_containers(&apply(&pod, &injection)), ["agent"]);
-        assert!(injection.classes.contains(&Class::InitContainer));
+        assert!(classes(&injection).contains(&Class::InitContainer));
     }
 }
 

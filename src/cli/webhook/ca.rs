@@ -4,9 +4,8 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use kube::Client;
-use tokio::sync::watch;
 
-use super::Args;
+use super::{Args, trust};
 use crate::admission::server::Metrics;
 use crate::pki::ca_bundle::{self, CaBundleError, Configuration, Live};
 use crate::pki::plan::{Certified, Held, Seen, Step, Terms, in_every};
@@ -27,7 +26,7 @@ pub(super) struct Keeper<'a> {
     server_name: String,
     serving: &'a Serving,
     metrics: &'a Metrics,
-    trust: &'a watch::Sender<Result<(), String>>,
+    trust: &'a trust::Sender,
     terms: Terms,
     /// What the Secret held when it was last understood.
     held: Held<Ca>,
@@ -55,13 +54,13 @@ impl<'a> Keeper<'a> {
         held: Held<Ca>,
         serving: &'a Serving,
         metrics: &'a Metrics,
-        trust: &'a watch::Sender<Result<(), String>>,
+        trust: &'a trust::Sender,
     ) -> Self {
         Self {
             client,
             configurations: args.configurations(),
             store,
-            server_name: format!("{}.{}.svc", args.service, args.namespace),
+            server_name: args.server_name(),
             serving,
             metrics,
             trust,
@@ -233,33 +232,14 @@ impl<'a> Keeper<'a> {
 
     /// States whether the API server can trust what is served; true when it can.
     async fn state_trust(&self) -> bool {
-        let (mut right, mut state) = (true, Ok(()));
+        let mut looks = Vec::new();
         for configuration in &self.configurations {
             let chain = self.serving.chain();
-            let live =
-                ca_bundle::verify_live(self.client, configuration, &chain, &self.server_name).await;
-            if let Err(error) = live {
-                right = false;
-                // That it could not be read says nothing about what it holds: once ready, a replica
-                // stays so while the API server is away.
-                let unknown = matches!(error, CaBundleError::Read { .. });
-                if !(unknown && self.trust.borrow().is_ok()) {
-                    state = Err(error.to_string());
-                }
-            }
+            looks.push(
+                ca_bundle::verify_live(self.client, configuration, &chain, &self.server_name).await,
+            );
         }
-        self.trust.send_if_modified(|known| {
-            let changed = *known != state;
-            if changed {
-                match &state {
-                    Ok(()) => tracing::info!("ready"),
-                    Err(why) => tracing::warn!(%why, "not ready"),
-                }
-                known.clone_from(&state);
-            }
-            changed
-        });
-        right
+        trust::state(self.trust, looks, "")
     }
 }
 

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::Parser as _;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use super::*;
 use crate::pki::ca_bundle::verify;
