@@ -83,7 +83,8 @@ fn main() {
         assert!(matches!(answer, Connect::Allow(_)), "{answer:?}");
     };
     let request = |policy: &Policy, path: &str| {
-        let request = Request { method: "POST", path, query: &query, payload: None };
+        let request =
+            Request { method: "POST", path, query: &query, payload: None, overrides: &[] };
         let answer = black_box(policy.request(&one, &host, 443, &request));
         assert!(matches!(answer, Verdict::Allow { .. }), "{answer:?}");
     };

@@ -22,6 +22,7 @@
 //! | [`status`] | reads all of it back from outside |
 //! | [`attempts`] | tries to get out; runs only for the tests and for `doctor` |
 
+pub mod addresses;
 pub mod agent_net;
 pub mod attempts;
 pub mod credentials;

@@ -16,6 +16,7 @@ mod fields;
 mod glob;
 mod host;
 mod host_pattern;
+mod overrides;
 mod path;
 mod payload;
 mod presets;
@@ -32,6 +33,7 @@ pub use document::{Compatibility, Filesystem, Memfd, Process, ProcessLimits, Uni
 pub use engine::{NameMatch, Policy, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 pub use host::{Host, HostError};
 pub use ipnet::IpNet;
+pub use overrides::Instead;
 pub use path::{CanonicalTarget, PathError, canonical_path};
 pub use payload::{
     Call, Exchange, Graphql, Inspection, Message, Operation, OperationKind, Payload, Persisted,

@@ -80,6 +80,7 @@ use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
 pub use l7::content::{Facts, read as read_content};
+pub use l7::graphql_ws::read as read_message;
 pub use upstream_proxy::{UpstreamProxy, UpstreamProxyError};
 
 /// The sandbox CA's common name.

@@ -33,6 +33,7 @@ mod process_limit;
 mod progress;
 pub mod proxy_process;
 mod proxy_service;
+mod resolv_conf;
 pub mod run;
 pub mod run_dir;
 mod signals;

@@ -33,6 +33,9 @@ struct Group {
     /// The policy must load without any warning.
     #[serde(default)]
     quiet: bool,
+    /// A text of one's own does not know what is tried here.
+    #[serde(default)]
+    native: bool,
 }
 
 #[derive(Deserialize)]
@@ -127,14 +130,25 @@ fn judge(policy: &policy::Policy, case: &Case) -> Result<Outcome, String> {
         }
         Err(error) => return refused(error.to_string()),
     };
-    let inspection = policy.inspection(&caller, &host, case.port, &target.path);
-    let payload = match inspection.map(|inspection| content(&inspection, case, method, &target)) {
+    let payload = match case.websocket {
+        Some(_) => policy
+            .messages(&caller, &host, case.port, &target.path)
+            .filter(|_| method != "GET")
+            .map(|longest| said(case, method, longest)),
+        None => policy
+            .inspection(&caller, &host, case.port, &target.path)
+            .map(|inspection| content(&inspection, case, method, &target)),
+    };
+    let payload = match payload {
         Some(Err(reason)) => return refused(reason),
         Some(Ok(payload)) => Some(payload),
         None => None,
     };
     let payload = payload.as_ref();
-    let request = Request { method, path: &target.path, query: &target.pairs, payload };
+    let (path, query) = (target.path.as_str(), target.pairs.as_slice());
+    let fields = case.headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes()));
+    let overrides = &policy::Instead::read(fields).methods;
+    let request = Request { method, path, query, payload, overrides };
     let verdict = if case.websocket.is_some() {
         policy.websocket(&caller, &host, case.port, &request)
     } else {
@@ -168,6 +182,19 @@ fn content(
     let fields = fields.map(|(name, value)| (name.as_bytes(), value.as_bytes()));
     let facts = ringfence::proxy::Facts::new(method, target, fields);
     Ok(ringfence::proxy::read_content(inspection, &facts, case.body.as_bytes()))
+}
+
+/// What the proxy would read of a message on a WebSocket.
+#[cfg(feature = "proxy")]
+#[allow(clippy::unnecessary_wraps, reason = "as the other one")]
+fn said(case: &Case, method: &str, longest: usize) -> Result<policy::Payload, String> {
+    Ok(ringfence::proxy::read_message(method, case.body.as_bytes(), longest))
+}
+
+#[cfg(not(feature = "proxy"))]
+#[allow(clippy::unnecessary_wraps, reason = "as the other one")]
+fn said(_: &Case, _: &str, _: usize) -> Result<policy::Payload, String> {
+    Ok(policy::Payload::default())
 }
 
 /// Without the proxy nobody reads it, and what was not read is refused.
@@ -236,6 +263,9 @@ fn check_group(group: &Group) -> Vec<(String, String)> {
 /// The same group by regorus; `None` where the text is not asked about one of its protocols.
 fn check_by_rego(group: &Group, rules: &str) -> Option<Vec<(String, String)>> {
     let source = Source { name: "policy.yaml", bytes: group.policy.as_bytes() };
+    if group.native {
+        return None;
+    }
     let rules = Source { name: "policy.rego", bytes: rules.as_bytes() };
     let loaded = match policy::load(&source, Some(&rules)) {
         Ok(loaded) => loaded,

@@ -33,6 +33,8 @@ mod h2_streams;
 mod half_closed;
 #[path = "proxy/hostile.rs"]
 mod hostile;
+#[path = "proxy/ipv6.rs"]
+mod ipv6;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
 #[path = "proxy/sessions.rs"]

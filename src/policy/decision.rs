@@ -32,6 +32,7 @@ pub enum Connect {
 
 /// A connection that may be made, and under which conditions.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a condition of its own")]
 pub struct Grant {
     /// The lexicographically smallest key among the policies that match: the name for logs.
     pub policy: String,
@@ -49,6 +50,8 @@ pub struct Grant {
     pub exact_host: bool,
     /// An inspected endpoint allows `%2F` in paths: pass this to [`super::canonical_path`].
     pub allow_encoded_slash: bool,
+    /// Only endpoints with `protocol: sql` let it pass: in audit, since nobody reads what is said.
+    pub unread: bool,
 }
 
 /// How deep a connection is looked into.
@@ -70,7 +73,7 @@ pub enum TlsMode {
 }
 
 /// One HTTP request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Request<'a> {
     /// As sent; compared without regard to case.
     pub method: &'a str,
@@ -80,6 +83,9 @@ pub struct Request<'a> {
     pub query: &'a [(String, String)],
     /// What its content says, where [`super::Policy::inspection`] asked for it.
     pub payload: Option<&'a Payload>,
+    /// The methods that its header fields ask a server to take instead ([`super::Instead`]):
+    /// each must be allowed as well.
+    pub overrides: &'a [String],
 }
 
 /// The answer to "may this request pass?".

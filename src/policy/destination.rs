@@ -175,6 +175,7 @@ mod tests {
             restricted,
             exact_host,
             allow_encoded_slash: false,
+            unread: false,
         }
     }
 

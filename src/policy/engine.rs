@@ -8,6 +8,7 @@
 mod binaries;
 mod compile;
 mod content;
+mod loose;
 mod names;
 mod request;
 
@@ -20,6 +21,7 @@ use binaries::Named;
 pub(super) use compile::compile;
 use content::ContentRules;
 use ipnet::IpNet;
+use loose::Paths;
 pub use names::NameMatch;
 
 use super::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode};
@@ -65,11 +67,14 @@ struct Port {
 }
 
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a condition of its own")]
 struct Endpoint {
     policy: usize,
     named: bool,
     exact: bool,
     tls_skip: bool,
+    /// `protocol: sql`.
+    unread: bool,
     allowed_ips: Vec<IpNet>,
     inspected: Option<Inspected>,
 }
@@ -81,9 +86,13 @@ struct Inspected {
     enforce: bool,
     encoded_slash: bool,
     allow: Vec<Rule>,
-    deny: Vec<Rule>,
+    deny: Vec<DenyRule>,
+    /// The endpoint's path in lower case, for its denials.
+    folded: Scope,
     /// Instead of `allow` and `deny`, which are empty then.
     content: Option<ContentRules>,
+    /// Beside them, on a WebSocket: rules for what text messages say in `GraphQL`.
+    messages: Option<ContentRules>,
 }
 
 impl Inspected {
@@ -98,12 +107,23 @@ impl Inspected {
         self.scope.allows(path) || (content.has_denials() && self.scope.denies(path))
     }
 
+    /// The rules for what a message on a WebSocket with this path says.
+    fn reads_messages(&self, path: &str) -> Option<&ContentRules> {
+        self.messages.as_ref().filter(|messages| self.reads(messages, path))
+    }
+
     fn denies(&self, request: &Request<'_>) -> bool {
-        let denied = match &self.content {
-            None => !self.deny.is_empty() && self.deny.iter().any(|rule| rule.denies(request)),
-            Some(content) => content.denies(request.payload),
-        };
-        denied && self.scope.denies(request.path)
+        if let Some(content) = &self.content {
+            return content.denies(request.payload) && self.scope.denies(request.path);
+        }
+        let mut rules = self.deny.iter().filter(|rule| rule.concerns(request)).peekable();
+        if rules.peek().is_none() {
+            return false;
+        }
+        // Put together only where a denial could come of it.
+        let paths = Paths::of(request.path);
+        let in_scope = self.scope.denies(request.path) || paths.within(&self.folded);
+        in_scope && rules.any(|rule| rule.denies(request, &paths))
     }
 }
 
@@ -112,6 +132,13 @@ struct Rule {
     method: Method,
     path: PathGlob,
     query: Vec<(String, Vec<ValueGlob>)>,
+}
+
+/// A rule that refuses, and its path in lower case: see [`loose`].
+#[derive(Debug, Clone)]
+struct DenyRule {
+    rule: Rule,
+    folded: PathGlob,
 }
 
 #[derive(Debug, Clone)]
@@ -127,33 +154,40 @@ pub const WEBSOCKET_TEXT: &str = "WEBSOCKET_TEXT";
 /// The method of a client's binary message. Ours: upstream's rules do not name these.
 pub const WEBSOCKET_BINARY: &str = "WEBSOCKET_BINARY";
 
-impl Rule {
-    fn matches(&self, request: &Request<'_>) -> bool {
-        let method = match &self.method {
-            Method::Any => true,
-            Method::Get => ["GET", "HEAD"].iter().any(|m| m.eq_ignore_ascii_case(request.method)),
-            Method::Other(method) => method.eq_ignore_ascii_case(request.method),
-        };
-        method && self.path.matches(request.path)
+impl Method {
+    fn matches(&self, method: &str) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Get => ["GET", "HEAD"].iter().any(|get| get.eq_ignore_ascii_case(method)),
+            Self::Other(other) => other.eq_ignore_ascii_case(method),
+        }
     }
+}
 
+impl Rule {
     /// Each key is there, and each of its values matches.
     fn allows(&self, request: &Request<'_>) -> bool {
-        self.matches(request)
+        self.method.matches(request.method)
+            && self.path.matches(request.path)
             && self.query.iter().all(|(key, globs)| {
                 let mut values = request.query.iter().filter(|(k, _)| k == key).peekable();
                 values.peek().is_some()
                     && values.all(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
             })
     }
+}
 
-    /// Of each key one value matches: an absent key denies nothing.
-    fn denies(&self, request: &Request<'_>) -> bool {
-        self.matches(request)
-            && self.query.iter().all(|(key, globs)| {
-                let mut values = request.query.iter().filter(|(k, _)| k == key);
-                values.any(|(_, value)| globs.iter().any(|glob| glob.matches(value)))
-            })
+impl DenyRule {
+    fn concerns(&self, request: &Request<'_>) -> bool {
+        self.rule.method.matches(request.method)
+    }
+
+    /// The path matches in some reading, and of each key one value does: an absent key denies
+    /// nothing.
+    fn denies(&self, request: &Request<'_>, paths: &Paths) -> bool {
+        let Rule { path, query, .. } = &self.rule;
+        (path.matches(request.path) || paths.matched_by(&self.folded))
+            && query.iter().all(|(key, globs)| loose::query_has(request, key, globs))
     }
 }
 
@@ -264,6 +298,7 @@ impl Policy {
         let mut named = false;
         let mut exact_host = false;
         let mut allow_encoded_slash = false;
+        let mut unread = true;
         let mut allowed_ips = Vec::new();
         for endpoint in self.matching(caller, host, port) {
             smallest.see(endpoint.policy);
@@ -272,6 +307,7 @@ impl Policy {
                 allow_encoded_slash |= inspected.encoded_slash;
             }
             skip |= endpoint.tls_skip;
+            unread &= endpoint.unread;
             named |= endpoint.named;
             exact_host |= endpoint.exact;
             listed |= endpoint.named && !endpoint.allowed_ips.is_empty();
@@ -288,6 +324,7 @@ impl Policy {
             restricted: listed || !named,
             exact_host,
             allow_encoded_slash,
+            unread,
         })
     }
 

@@ -100,7 +100,7 @@ fn ask(policy: &Policy, random: &mut Random) {
     let _ = policy.inspection(&caller, &host, port, &target.path);
     let method = random.pick(&["GET", "POST", "M-SEARCH"]);
     let (path, query) = (target.path.as_str(), target.pairs.as_slice());
-    let request = Request { method, path, query, payload: None };
+    let request = Request { method, path, query, payload: None, overrides: &[] };
     if let Verdict::Deny(denial) = policy.request(&caller, &host, port, &request) {
         assert!(!denial.reason.is_empty());
     }

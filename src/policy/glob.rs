@@ -57,6 +57,12 @@ impl PathGlob {
         Self::new(&canonical_pattern(pattern))
     }
 
+    /// The same for paths in lower case, in which a slash or a backslash that is encoded is a slash,
+    /// and one at the end says nothing.
+    pub fn folded(pattern: &str) -> Result<Self, Bad> {
+        Self::new(&fold(pattern))
+    }
+
     /// A binary: a pattern only if it holds a `*`, as upstream.
     pub fn of_binary(pattern: &str) -> Result<Self, Bad> {
         if pattern.contains('*') {
@@ -110,7 +116,15 @@ pub(super) enum Scope {
 
 impl Scope {
     pub fn new(pattern: &str) -> Result<Self, Bad> {
-        let pattern = canonical_pattern(pattern);
+        Self::of(canonical_pattern(pattern))
+    }
+
+    /// See [`PathGlob::folded`].
+    pub fn folded(pattern: &str) -> Result<Self, Bad> {
+        Self::of(fold(pattern))
+    }
+
+    fn of(pattern: String) -> Result<Self, Bad> {
         if pattern == "**" || pattern == "/**" {
             return Ok(Self::Any);
         }
@@ -194,6 +208,18 @@ fn swap(text: &str) -> String {
         other => other,
     });
     swapped.collect()
+}
+
+/// A pattern for paths in lower case.
+fn fold(pattern: &str) -> String {
+    let mut folded = canonical_pattern(pattern).to_lowercase();
+    for slash in ["%2f", "%5c"] {
+        folded = folded.replace(slash, "/");
+    }
+    if folded.len() > 1 && !folded.ends_with("\\/") {
+        folded.truncate(folded.trim_end_matches('/').len());
+    }
+    folded
 }
 
 /// A pattern in the spelling of canonical paths: what [`path::canonical_path`] would encode is

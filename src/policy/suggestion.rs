@@ -33,9 +33,21 @@ pub(super) fn request(exe: &str, host: &Host, port: u16, request: &Request<'_>) 
 
 /// The same for a handshake, or a message on a WebSocket.
 pub(super) fn websocket(exe: &str, host: &Host, port: u16, request: &Request<'_>) -> String {
-    let Request { method, path, .. } = request;
+    let Request { method, path, payload, .. } = request;
     if method.len() > MAX_PART {
         return "# too long to suggest".into();
+    }
+    // What was read of a message was judged.
+    if let Some(Payload { graphql: Some(graphql), .. }) = payload
+        && !graphql.operations.is_empty()
+    {
+        return match distinct(graphql.operations.iter().map(operation)) {
+            Err(comment) => comment.into(),
+            Ok(rules) if rules.iter().any(|rule| rule.len() > MAX_PART) => {
+                "# too long to suggest".into()
+            }
+            Ok(rules) => whole(exe, host, port, Some(("websocket", path, &rules))),
+        };
     }
     let rule = format!("method: {}, path: {}", quote(method), quote(&escape_glob(path)));
     whole(exe, host, port, Some(("websocket", path, &[rule])))
@@ -232,10 +244,11 @@ mod tests {
         let other = Caller { exe: "/usr/bin/other".into(), ..Caller::default() };
         assert!(matches!(loaded.policy.connect(&other, &host, 8443), Connect::Deny(_)), "{yaml}");
         if let Some((method, path)) = request {
-            let request = Request { method, path, query: &[], payload: None };
+            let request = Request { method, path, query: &[], payload: None, overrides: &[] };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
             assert!(matches!(verdict, Verdict::Allow { .. }), "{yaml}\n{verdict:?}");
-            let request = Request { method, path: "/other", query: &[], payload: None };
+            let request =
+                Request { method, path: "/other", query: &[], payload: None, overrides: &[] };
             let verdict = loaded.policy.request(&caller, &host, 8443, &request);
             assert!(matches!(verdict, Verdict::Deny(_)), "{yaml}\n{verdict:?}");
         }
@@ -255,7 +268,13 @@ mod tests {
     /// The same for what is read of a content.
     fn content_round_trip(payload: &Payload) {
         let host = Host::parse("example.com").expect("host");
-        let asked = Request { method: "POST", path: "/a*b", query: &[], payload: Some(payload) };
+        let asked = Request {
+            method: "POST",
+            path: "/a*b",
+            query: &[],
+            payload: Some(payload),
+            overrides: &[],
+        };
         let yaml = request("/usr/bin/curl", &host, 8443, &asked);
         assert!(yaml.bytes().all(|b| b == b'\n' || (b' '..=b'~').contains(&b)), "{yaml}");
         let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
@@ -302,7 +321,12 @@ mod tests {
         let host = Host::parse("example.com").expect("host");
         let suggest = |payload: &Payload| {
             let payload = Some(payload);
-            request("/x", &host, 1, &Request { method: "POST", path: "/", query: &[], payload })
+            request(
+                "/x",
+                &host,
+                1,
+                &Request { method: "POST", path: "/", query: &[], payload, overrides: &[] },
+            )
         };
         let many = vec![("a", None); 2];
         assert!(!suggest(&rpc(true, &many)).starts_with('#'), "the same rule once");
@@ -321,7 +345,8 @@ mod tests {
     fn what_is_suggested_for_a_message_allows_it() {
         let host = Host::parse("example.com").expect("host");
         for method in ["GET", "WEBSOCKET_TEXT", "WEBSOCKET_BINARY"] {
-            let request = Request { method, path: "/a*b", query: &[], payload: None };
+            let request =
+                Request { method, path: "/a*b", query: &[], payload: None, overrides: &[] };
             let yaml = websocket("/x", &host, 443, &request);
             let source = Source { name: "suggested.yaml", bytes: yaml.as_bytes() };
             let policy = load(&source, None).unwrap_or_else(|e| panic!("{e}\n{yaml}")).policy;

@@ -32,6 +32,9 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: Request
             Ok(origin) => origin,
             Err(refusal) => return refuse(client, &refusal).await,
         };
+        if origin.grant.unread {
+            report::connect_allowed(session, &origin);
+        }
         let mut here = match link.take() {
             Some(link) if link.leads_to(&origin) => link,
             _ => Link::none(&origin, Scheme::Http),

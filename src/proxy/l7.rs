@@ -2,6 +2,7 @@
 
 pub(crate) mod content;
 mod graphql;
+pub(crate) mod graphql_ws;
 pub(crate) mod held;
 mod json;
 mod jsonrpc;

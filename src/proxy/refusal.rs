@@ -77,7 +77,7 @@ impl Refusal {
     /// The whole response.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let body = self.body.to_string();
-        let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, phrase(self.status));
+        let mut out = format!("HTTP/1.1 {} {}\r\n", self.status, self.phrase());
         for (name, value) in self.fields(&body) {
             // Writing to a String cannot fail.
             let _ = write!(out, "{name}: {value}\r\n");
@@ -104,6 +104,28 @@ impl Refusal {
         (response, body.into())
     }
 
+    /// The end of the status line: many programs show nothing else of an answer to CONNECT. It says
+    /// why, so far as one line may.
+    fn phrase(&self) -> String {
+        let said = |key: &str| self.body[key].as_str().filter(|text| !text.is_empty());
+        let policy = matches!(said("error"), Some("policy_denied" | "ssrf_denied"));
+        let mut phrase = standard(self.status).to_owned();
+        if policy {
+            phrase.push_str(" by policy");
+        }
+        let Some(why) = said("reason").or(said("detail")) else {
+            return phrase;
+        };
+        phrase.push_str(": ");
+        // One line of plain characters, whatever was read on the way here.
+        let plain = |c: char| if matches!(c, ' '..='~') { c } else { '?' };
+        phrase.extend(why.chars().take(PHRASE_MAX).map(plain));
+        if why.chars().nth(PHRASE_MAX).is_some() {
+            phrase.push_str("...");
+        }
+        phrase
+    }
+
     fn fields(&self, body: &str) -> Vec<(&'static str, String)> {
         let mut fields = vec![("Content-Type", "application/json".to_owned())];
         if let Some(policy) = &self.policy {
@@ -127,7 +149,11 @@ pub(crate) struct DeniedRequest<'a> {
     pub(crate) payload: Option<&'a Payload>,
 }
 
-fn phrase(status: u16) -> &'static str {
+/// How much of a reason the status line holds.
+const PHRASE_MAX: usize = 120;
+
+/// The status's own phrase.
+fn standard(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
         403 => "Forbidden",
@@ -165,7 +191,9 @@ mod tests {
         let refusal = Refusal::connection("CONNECT", &host(), 443, &denial());
         let text = String::from_utf8(refusal.to_bytes()).expect("utf-8");
         let (head, body) = text.split_once("\r\n\r\n").expect("two parts");
-        assert!(head.starts_with("HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n"));
+        let start = "HTTP/1.1 403 Forbidden by policy: no rule allows it\r\n\
+                     Content-Type: application/json\r\n";
+        assert!(head.starts_with(start), "{head}");
         assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())));
         assert!(head.ends_with("Connection: close"));
         assert_eq!(
@@ -201,6 +229,27 @@ mod tests {
              \"host\":\"api.example.com\",\"port\":443,\"binary\":\"/usr/bin/curl\"},\
              \"next_steps\":[]}"
         );
+    }
+
+    #[test]
+    fn the_status_line_says_why_and_stays_one_line() {
+        let line = |refusal: Refusal| {
+            let text = String::from_utf8(refusal.to_bytes()).expect("ASCII");
+            text.split("\r\n").next().unwrap_or_default().to_owned()
+        };
+        let refusal = |reason: &str| Refusal::new(403, "ssrf_denied", "detail").because(reason);
+        assert_eq!(line(refusal("private")), "HTTP/1.1 403 Forbidden by policy: private");
+        // What another party wrote cannot end the line, nor colour a terminal.
+        assert_eq!(
+            line(refusal("a\r\nSet-Cookie: b\u{1b}[31m\u{e9}\0")),
+            "HTTP/1.1 403 Forbidden by policy: a??Set-Cookie: b?[31m??"
+        );
+        let long = line(refusal(&"\u{e9}".repeat(500)));
+        assert_eq!(long.len(), "HTTP/1.1 403 Forbidden by policy: ".len() + PHRASE_MAX + 3);
+        let other = Refusal::new(408, "head_timeout", "the head took too long");
+        assert_eq!(line(other), "HTTP/1.1 408 Request Timeout: the head took too long");
+        let bare = Refusal { status: 418, policy: None, body: json!({}) };
+        assert_eq!(line(bare), "HTTP/1.1 418 Error");
     }
 
     #[test]

@@ -26,19 +26,27 @@ enum Flooding {
     Caller,
     Executable,
     Address,
+    Unreached,
     Tunnel,
+    Handshake,
     Limit,
+    Audited,
+    Tainted,
 }
 
-const FLOODING: [&str; 8] = [
+const FLOODING: [&str; 12] = [
     "connections that no policy allows",
     "requests that no rule allows",
     "malformed requests",
     "connections without a known caller",
     "connections of changed executables",
     "connections to addresses that are not dialled",
+    "upstreams that were not reached",
     "tunnels with what they must not carry",
+    "TLS handshakes of the agent that failed",
     "connections: too many at a time",
+    "requests and connections that audit lets pass",
+    "connections of binaries that run other code",
 ];
 
 static FLOODS: LazyLock<Mutex<[Flood; FLOODING.len()]>> =
@@ -69,17 +77,19 @@ pub(crate) async fn tell_of_floods() {
             let mut floods = FLOODS.lock().unwrap_or_else(PoisonError::into_inner);
             floods.iter_mut().map(Flood::take_muted).collect()
         };
-        for (what, count) in FLOODING.into_iter().zip(muted).filter(|(_, count)| *count > 0) {
-            emit(&more(count, what));
+        let muted = FLOODING.into_iter().zip(muted).enumerate();
+        for (kind, (what, count)) in muted.filter(|(_, (_, count))| *count > 0) {
+            let passed = [Flooding::Audited, Flooding::Tainted].map(|kind| kind as usize);
+            emit(&more(count, what, !passed.contains(&kind)));
         }
     }
 }
 
-fn more(count: u64, what: &str) -> Event {
-    Event::new(Class::Net, "REFUSE", Severity::Medium)
-        .denied()
-        .subject(format!("{count} more {what}"))
-        .field("seconds", QUIET.as_secs())
+/// What was let pass is no refusal.
+fn more(count: u64, what: &str, denied: bool) -> Event {
+    let event = Event::new(Class::Net, if denied { "REFUSE" } else { "OPEN" }, Severity::Medium);
+    let event = if denied { event.denied() } else { event.allowed() };
+    event.subject(format!("{count} more {what}")).field("seconds", QUIET.as_secs())
 }
 
 /// `/usr/bin/curl(123) -> host:port`.
@@ -100,7 +110,15 @@ fn with_advice(event: Event, denial: &Denial) -> Event {
 }
 
 pub(crate) fn connect_allowed(session: &Session, origin: &Origin) {
-    inform(|| open(Severity::Info, session, origin).allowed());
+    if !origin.grant.unread {
+        return inform(|| open(Severity::Info, session, origin).allowed());
+    }
+    let what = (&session.caller().exe, origin.host.as_str(), origin.port);
+    limited(Flooding::Audited, what, || {
+        open(Severity::Medium, session, origin)
+            .allowed()
+            .reason("audit: SQL is not parsed, every statement passes")
+    });
 }
 
 pub(crate) fn connect_denied(session: &Session, host: &Host, port: u16, denial: &Denial) {
@@ -145,26 +163,27 @@ pub(crate) fn caller_not_trusted(session: &Session, host: &Host, port: u16, erro
 
 /// Let through, by an entry that does not refuse it.
 pub(crate) fn caller_tainted(session: &Session, host: &Host, port: u16, why: &str) {
-    let event = Event::new(Class::Finding, "OPEN", Severity::Medium)
-        .allowed()
-        .subject(flow(session, host, port))
-        .field("finding", "tainted-binary")
-        .reason(why);
-    emit(&event);
+    limited(Flooding::Tainted, (&session.caller().exe, host.as_str(), port, why), || {
+        Event::new(Class::Finding, "OPEN", Severity::Medium)
+            .allowed()
+            .subject(flow(session, host, port))
+            .field("finding", "tainted-binary")
+            .reason(why)
+    });
 }
 
 /// No connection although the policy allows one: forbidden is a denial, the rest is weather.
 pub(crate) fn dial_failed(session: &Session, origin: &Origin, error: &DialError) {
     metrics::dial_failed(error);
     let what = (&session.caller().exe, origin.host.as_str(), origin.port);
-    limited(Flooding::Address, what, || {
-        let event = match error {
-            DialError::Forbidden { .. } | DialError::NotByProxy(_) => {
-                open(Severity::Medium, session, origin).denied()
-            }
-            _ => Event::new(Class::Net, "FAIL", Severity::Low)
+    let denied = matches!(error, DialError::Forbidden { .. } | DialError::NotByProxy(_));
+    limited(if denied { Flooding::Address } else { Flooding::Unreached }, what, || {
+        let event = if denied {
+            open(Severity::Medium, session, origin).denied()
+        } else {
+            Event::new(Class::Net, "FAIL", Severity::Low)
                 .subject(flow(session, &origin.host, origin.port))
-                .field("policy", &origin.grant.policy),
+                .field("policy", &origin.grant.policy)
         };
         event.reason(error.to_string())
     });
@@ -183,7 +202,7 @@ pub(crate) fn tunnel_refused(session: &Session, origin: &Origin, reason: &str) {
 pub(crate) fn handshake_failed(session: &Session, origin: &Origin, reason: &str) {
     metrics::handshake(Side::Agent, false);
     let what = (&session.caller().exe, origin.host.as_str(), origin.port, reason);
-    limited(Flooding::Tunnel, what, || {
+    limited(Flooding::Handshake, what, || {
         Event::new(Class::Net, "FAIL", Severity::Low)
             .subject(flow(session, &origin.host, origin.port))
             .reason(format!("TLS handshake with the agent: {reason}"))
@@ -238,12 +257,14 @@ pub(crate) fn request_allowed(line: &RequestLine<'_>, policy: &str, engine: &str
 /// Let pass by `enforcement: audit`.
 pub(crate) fn request_audited(line: &RequestLine<'_>, policy: &str, reason: &str) {
     metrics::decided(Layer::L7, Verdict::Audited, policy);
-    let event = http(Severity::Medium, line)
-        .allowed()
-        .field("policy", policy)
-        .field("engine", "l7")
-        .reason(format!("audit: {reason}"));
-    emit(&event);
+    let said = line.payload.map(Payload::summary);
+    limited(Flooding::Audited, (line.method, line.authority, line.path, said), || {
+        http(Severity::Medium, line)
+            .allowed()
+            .field("policy", policy)
+            .field("engine", "l7")
+            .reason(format!("audit: {reason}"))
+    });
 }
 
 pub(crate) fn request_denied(line: &RequestLine<'_>, denial: &Denial) {
@@ -305,7 +326,7 @@ pub(crate) fn more_refused(count: u64, kind: Refused) {
         Refused::Limit => "connections: too many at a time",
         Refused::Caller | Refused::Executable | Refused::Address | Refused::Protocol => "refusals",
     };
-    emit(&more(count, what));
+    emit(&more(count, what, true));
 }
 
 pub(crate) fn inbound_failed(port: u16, error: &std::io::Error) {

@@ -64,7 +64,8 @@ impl Session {
                     if let Some(why) = &self.caller().tainted {
                         report::caller_tainted(self, host, port, why);
                     }
-                    metrics::decided(Layer::L4, Verdict::Allowed, &grant.policy);
+                    let verdict = if grant.unread { Verdict::Audited } else { Verdict::Allowed };
+                    metrics::decided(Layer::L4, verdict, &grant.policy);
                     Ok(grant)
                 }
                 Err(error) => Err(NotAdmitted::Caller(error)),

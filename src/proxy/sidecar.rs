@@ -109,6 +109,7 @@ mod tests {
             restricted,
             exact_host,
             allow_encoded_slash: false,
+            unread: false,
         };
         Origin { host: Host::parse(host).expect("host"), port, grant }
     }

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::TlsConnector;
@@ -69,7 +69,7 @@ impl UpstreamTls {
         metrics::handshake(Side::Upstream, matches!(ended, Ok(Ok(_))));
         let stream = ended
             .map_err(|_| DialError::Timeout("TLS handshake".to_owned()))?
-            .map_err(|error| DialError::Tls(error.to_string()))?;
+            .map_err(|error| DialError::Tls(describe(&error, alpn)))?;
         let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
         Ok((Stream::Upstream(Box::new(stream)), agreed))
     }
@@ -100,4 +100,14 @@ impl UpstreamTls {
             })
             .await
     }
+}
+
+/// What went wrong, in words that say what to do where the two cannot agree on a protocol.
+fn describe(error: &std::io::Error, offered: &[Vec<u8>]) -> String {
+    let alert = rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol);
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if inner == Some(&alert) && matches!(offered, [one] if one == HTTP11) {
+        return "the upstream does not speak HTTP/1.1, and this client speaks nothing else".into();
+    }
+    error.to_string()
 }

@@ -286,6 +286,7 @@ mod tests {
             restricted,
             exact_host: true,
             allow_encoded_slash: false,
+            unread: false,
         };
         Origin { host: Host::parse(host).expect("host"), port, grant }
     }

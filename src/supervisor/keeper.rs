@@ -25,7 +25,7 @@ use rustix::process::{Pid, WaitOptions, WaitStatus};
 
 pub use message::{Confinement, FromKeeper, Prepared, ToKeeper};
 
-use super::packet;
+use super::{packet, resolv_conf};
 use crate::fence::credentials::{self, Bounding, Capability, Identity};
 use crate::fence::landlock::{self, Access, PathRule};
 use crate::fence::netlink::Route;
@@ -159,12 +159,16 @@ impl Keeper {
 
     fn handle(&mut self, packet: packet::Packet) -> io::Result<()> {
         let answer = match packet.json()? {
-            ToKeeper::Prepare { rules, hard, listener, sysctls, memfd, limits } => {
+            ToKeeper::Prepare { rules, hard, listener, sysctls, resolv_conf, memfd, limits } => {
                 // Before the domain, which holds no way to them.
                 let sysctls = sysctl::apply(&sysctls);
                 let own_proc = self.own_proc.take();
+                let own_mounts = matches!(own_proc, Some(Ok(())));
+                let resolv_conf = resolv_conf.map_or(Ok(()), |file| {
+                    resolv_conf::mount(&file, own_mounts).map_err(|error| error.to_string())
+                });
                 self.prepare(rules, hard, listener, memfd, limits).map(|confinement| {
-                    FromKeeper::Prepared(Prepared { confinement, own_proc, sysctls })
+                    FromKeeper::Prepared(Prepared { confinement, own_proc, sysctls, resolv_conf })
                 })
             }
             ToKeeper::Spawn { id, argc, workdir, uid, gid, groups, tty } => {

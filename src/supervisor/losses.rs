@@ -15,6 +15,8 @@ pub struct Losses<'a> {
     pub rules: &'a Result<(), String>,
     /// The pod's network settings; else why the fence does not have them.
     pub sysctls: &'a Result<(), String>,
+    /// The fence's programs know a name server that they reach; else why not.
+    pub resolv_conf: &'a Result<(), String>,
     /// What the keeper could have.
     pub confinement: &'a Confinement,
     /// Unix sockets in volumes, where they were looked for.
@@ -50,6 +52,16 @@ impl Losses<'_> {
                 Severity::Low,
                 format!(
                     "the fence does not have the pod's network settings (low ports among them): {why}"
+                ),
+            );
+        }
+        if let Err(why) = self.resolv_conf {
+            lost(
+                Severity::Low,
+                format!(
+                    "names resolve only through the proxy: the pod's name servers have IPv6 \
+                     addresses, which the fence has not, and its own could not be named in \
+                     /etc/resolv.conf: {why}"
                 ),
             );
         }
@@ -137,7 +149,8 @@ mod tests {
         let mut user = User { identity, name: None, home: "/".into(), notes: vec![] };
         let fine = Ok(());
         let none = |confinement, user, sockets| {
-            Losses { user, rules: &fine, sysctls: &fine, confinement, sockets }.events()
+            let (rules, sysctls, resolv_conf) = (&fine, &fine, &fine);
+            Losses { user, rules, sysctls, resolv_conf, confinement, sockets }.events()
         };
         assert!(none(&confinement, &user, None).is_empty());
         assert!(none(&confinement, &user, Some(&Sockets::default())).is_empty());
@@ -152,11 +165,12 @@ mod tests {
             user: &user,
             rules: &lost,
             sysctls: &lost,
+            resolv_conf: &lost,
             confinement: &confinement,
             sockets: Some(&sockets),
         };
         let events = losses.events();
-        assert_eq!(events.len(), 9);
+        assert_eq!(events.len(), 10);
         // What weakens the fence is said at every level.
         assert_eq!(events.iter().filter(|event| event.passes(Level::Error)).count(), 5);
     }

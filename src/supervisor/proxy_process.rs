@@ -27,7 +27,7 @@ use super::{trust_store, upstream_proxy};
 use crate::event::{self, Class, Event, Level, Severity};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
-use crate::fence::{landlock, seccomp, spawn, status};
+use crate::fence::{addresses, landlock, seccomp, spawn, status};
 use crate::policy::Loaded;
 use crate::proxy;
 use crate::proxy::control::{ToProxy, ToSupervisor};
@@ -141,11 +141,15 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
     // The supervisor compiles the same text meanwhile, and says what is wrong with it.
     let Ok(Loaded { policy, .. }) = config.policy.load() else { return Ok(()) };
     let image_roots = trust_store::open().context("cannot open the image's trust store")?;
+    // A second family, or an address that nobody was told of, is the pod's own as well. What the
+    // downward API says comes first. Afterwards the filter forbids to ask.
+    let mut pod_ips = config.pod_ips;
+    pod_ips.extend(addresses::reachable().context("cannot see the pod's addresses")?);
     lock(config.parent)?;
     proxy::run(
         proxy::Config {
             policy,
-            pod_ips: config.pod_ips,
+            pod_ips,
             api_server: config.api_server,
             extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
             image_roots,

@@ -27,7 +27,7 @@ use super::run_dir::{ATTESTATION, RunDir};
 use super::signals::Signals;
 use super::taint::Watched;
 use super::{
-    filesystem, gateway, own_path, process_limit, progress, sockets, stdio, steering,
+    filesystem, gateway, own_path, process_limit, progress, resolv_conf, sockets, stdio, steering,
     upstream_proxy, volumes,
 };
 use crate::event::{self, Class, Event, Severity};
@@ -85,9 +85,10 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let paths = rules.as_slice().into();
     upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
     let listener = policy.names_binaries();
+    let taken_over = (sysctl::read(), resolv_conf::write(&dir)?);
     keeper::prepare(
         &keeper,
-        &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), sysctl::read()),
+        &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), taken_over),
     )?;
     progress::creating();
     let network = signals.wait_for_thread(gateway.built(), "the network")??;
@@ -105,7 +106,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let callers = Arc::new(Callers::new(keeper_pid, watched));
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     signals.wait_for(&keeper, "the keeper")?;
-    let Prepared { confinement, own_proc, sysctls } = keeper.prepared()?;
+    let Prepared { confinement, own_proc, sysctls, resolv_conf } = keeper.prepared()?;
     progress::confined(&confinement, hard, volumes.rules.len());
 
     // 5. The agent is forked; it gives up everything and waits for our word before it executes.
@@ -122,6 +123,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
         user: &user,
         rules: &network.rules,
         sysctls: &sysctls,
+        resolv_conf: &resolv_conf,
         confinement: &confinement,
         sockets: sockets.as_ref(),
     }

@@ -257,3 +257,58 @@ fn hop_by_hop_fields_stay_on_their_hop() {
         assert!(sent.contains("x-kept: 2"), "{sent}");
     });
 }
+
+#[test]
+fn a_method_that_a_header_changes_is_judged_too() {
+    in_namespace(|rig| {
+        let get = |more: &str| {
+            let head =
+                format!("GET /ok/1 HTTP/1.1\r\nHost: api.test\r\n{more}Connection: close\r\n");
+            over_tls(&rig, format!("{head}\r\n").as_bytes())
+        };
+        for field in [
+            "X-HTTP-Method-Override: DELETE\r\n",
+            "x-http-method: delete\r\n",
+            "X-Method-Override: GET\r\nX-Method-Override: DELETE\r\n",
+        ] {
+            let answer = get(field);
+            assert!(answer.starts_with("HTTP/1.1 403 "), "{field}: {answer}");
+            assert!(answer.contains("with the method DELETE that a header field"), "{answer}");
+        }
+        for field in ["X-Original-URL: /secret\r\n", "X-Rewrite-Url: /secret\r\n"] {
+            let answer = get(field);
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{field}: {answer}");
+            assert!(answer.contains("a header field names another target"), "{answer}");
+        }
+        assert_eq!(rig.upstream.requests(), Vec::<String>::new());
+        assert!(get("X-HTTP-Method-Override: GET\r\n").starts_with("HTTP/1.1 200 "));
+        // One that ends here says nothing to the upstream.
+        let answer = over_tls(
+            &rig,
+            b"GET /ok/1 HTTP/1.1\r\nHost: api.test\r\nX-HTTP-Method-Override: DELETE\r\n\
+              Connection: x-http-method-override, close\r\n\r\n",
+        );
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(!answer.contains("DELETE"), "{answer}");
+        // Where nothing is inspected, nothing is judged.
+        let answer = rig.exchange(
+            b"GET http://raw.test/ HTTP/1.1\r\nHost: raw.test\r\nX-Original-URL: /y\r\n\
+              X-HTTP-Method-Override: DELETE\r\nConnection: close\r\n\r\n",
+        );
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    });
+}
+
+#[test]
+fn an_upstream_of_http2_alone_is_told_apart() {
+    in_namespace(|rig| {
+        let mut tls = rig.tls("rpc.test:4433", "rpc.test", &["http/1.1"]);
+        tls.write_all(b"GET /ok/1 HTTP/1.1\r\nHost: rpc.test:4433\r\n\r\n").expect("send");
+        let answer = read_to_end(&mut tls);
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(
+            answer.contains("the upstream does not speak HTTP/1.1, and this client"),
+            "{answer}"
+        );
+    });
+}

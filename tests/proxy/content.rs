@@ -1,12 +1,14 @@
 //! Bodies that are judged: GraphQL, JSON-RPC and MCP by curl, through the proxy, to an upstream.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::curl::{curl, stdout};
 use crate::h2_streams::{open, over_tls, read, request, with_rig};
-use crate::rig::{Rig, in_namespace, log_of, read_head, read_response};
+use crate::rig::{Rig, in_namespace, log_of, read_head, read_response, read_to_end};
 
 const JSON: &str = "Content-Type: application/json";
 
@@ -294,5 +296,59 @@ fn fields_that_are_not_sent_on_count_for_nothing() {
         assert!(head.starts_with("HTTP/1.1 403 "), "{head}{body}");
         assert!(body.contains("no Content-Type"), "{body}");
         assert_eq!(rig.upstream.requests(), Vec::<String>::new());
+    });
+}
+
+/// What is held is held until it is sent, not until it is answered.
+#[test]
+fn an_answer_that_does_not_come_keeps_no_room() {
+    in_namespace(|rig| {
+        let server = TcpListener::bind("10.77.0.1:9090").expect("server");
+        let text = format!("{{\"query\":\"{{ a }} # {}\"}}", "x".repeat((8 << 20) - 100));
+        let mut open = Vec::new();
+        // Each takes half of all the room.
+        for number in 0..4 {
+            let mut tcp = rig.connect();
+            write!(
+                tcp,
+                "POST http://slow.test:9090/graphql HTTP/1.1\r\nHost: slow.test:9090\r\n\
+                 Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                text.len()
+            )
+            .expect("send");
+            let body = text.clone();
+            let mut half = tcp.try_clone().expect("half");
+            let sending = std::thread::spawn(move || half.write_all(body.as_bytes()));
+            let (mut upstream, _) = server.accept().unwrap_or_else(|_| panic!("{number}"));
+            read_head(&mut upstream);
+            std::io::copy(&mut (&upstream).take(text.len() as u64), &mut std::io::sink())
+                .expect("body");
+            sending.join().expect("thread").expect("sent");
+            open.push((tcp, upstream));
+        }
+    });
+}
+
+/// Of an upstream that does not take it, only as long as others can wait.
+#[test]
+fn a_body_that_is_not_taken_is_given_up() {
+    in_namespace(|rig| {
+        let server = TcpListener::bind("10.77.0.1:9090").expect("server");
+        socket2::SockRef::from(&server).set_recv_buffer_size(4096).expect("buffer");
+        let text = format!("{{\"query\":\"{{ a }} # {}\"}}", "x".repeat((8 << 20) - 100));
+        let mut tcp = rig.connect();
+        tcp.set_read_timeout(Some(Duration::from_secs(120))).expect("timeout");
+        write!(
+            tcp,
+            "POST http://slow.test:9090/graphql HTTP/1.1\r\nHost: slow.test:9090\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{text}",
+            text.len()
+        )
+        .expect("send");
+        let upstream = server.accept().expect("accept");
+        let answer = read_to_end(&mut tcp);
+        assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+        assert!(answer.contains("the upstream did not take the body within"), "{answer}");
+        drop(upstream);
     });
 }

@@ -64,8 +64,18 @@ fn the_kubernetes_api_is_not_reached_by_another_name() {
     in_namespace(|rig| {
         // A zone that leads an allowed name to the API's address in the cluster.
         let path = rig.dir.path().join("hosts");
-        std::fs::write(&path, "10.96.0.1 raw.test one.wild.test\n").expect("hosts");
-        for host in ["raw.test:443", "one.wild.test:443"] {
+        let text = "10.96.0.1 raw.test one.wild.test cluster.test meant.test \
+                    kubernetes.default.evil.test\n";
+        std::fs::write(&path, text).expect("hosts");
+        // Nor by a network that was written for a cluster, but by one that was for it.
+        let answer = rig.exchange(&connect("meant.test:443"));
+        assert!(answer.contains("upstream_unreachable"), "{answer}");
+        for host in [
+            "raw.test:443",
+            "one.wild.test:443",
+            "cluster.test:443",
+            "kubernetes.default.evil.test:443",
+        ] {
             let answer = rig.exchange(&connect(host));
             assert!(answer.contains("\"error\":\"ssrf_denied\""), "{answer}");
         }

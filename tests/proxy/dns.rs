@@ -1,10 +1,10 @@
 //! Look-ups: after the decision, of the name that was judged, in an order that nobody can bend.
 
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, MessageType, Metadata, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{RData, Record, RecordType};
 
 use crate::rig::{Rig, UPSTREAM, in_namespace};
@@ -12,9 +12,18 @@ use crate::rig::{Rig, UPSTREAM, in_namespace};
 /// A name server that knows these names, each at the upstream's address, and fails for names that
 /// start with `broken`. Returns what it was asked.
 pub fn name_server(rig: &Rig, known: &'static [&str]) -> Arc<Mutex<Vec<String>>> {
-    let text = format!("nameserver {UPSTREAM}\nsearch ns.svc.test svc.test\noptions ndots:5\n");
+    name_server_at(rig, UPSTREAM, known)
+}
+
+/// The same at this address, which it also gives out.
+pub fn name_server_at(
+    rig: &Rig,
+    address: &'static str,
+    known: &'static [&str],
+) -> Arc<Mutex<Vec<String>>> {
+    let text = format!("nameserver {address}\nsearch ns.svc.test svc.test\noptions ndots:5\n");
     std::fs::write(rig.dir.path().join("no-resolv.conf"), text).expect("resolv.conf");
-    let socket = UdpSocket::bind((UPSTREAM, 53)).expect("port 53");
+    let socket = UdpSocket::bind((address, 53)).expect("port 53");
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&asked);
     std::thread::spawn(move || {
@@ -31,9 +40,14 @@ pub fn name_server(rig: &Rig, known: &'static [&str]) -> Arc<Mutex<Vec<String>>>
                 answer.metadata.response_code = ResponseCode::ServFail;
             } else if !known.contains(&name.trim_end_matches('.')) {
                 answer.metadata.response_code = ResponseCode::NXDomain;
-            } else if question.query_type == RecordType::A {
-                let address = RData::A(A(UPSTREAM.parse().expect("address")));
-                answer.add_answer(Record::from_rdata(question.name.clone(), 30, address));
+            } else {
+                let data = match (address.parse().expect("address"), question.query_type) {
+                    (IpAddr::V4(ip), RecordType::A) => Some(RData::A(A(ip))),
+                    (IpAddr::V6(ip), RecordType::AAAA) => Some(RData::AAAA(AAAA(ip))),
+                    _ => None,
+                };
+                let record = |data| Record::from_rdata(question.name.clone(), 30, data);
+                answer.answers.extend(data.map(record));
             }
             answer.add_query(question);
             socket.send_to(&answer.to_vec().expect("answer"), peer).expect("send");

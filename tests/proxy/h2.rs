@@ -597,3 +597,21 @@ fn the_client_of_grpcs_own_library() {
         assert!(seen.iter().all(|one| !one.contains("/other.Service/")), "{seen:?}");
     });
 }
+
+#[test]
+fn a_method_that_a_header_changes_is_judged_too() {
+    with_rig(async |rig| {
+        let send = over_tls(&rig, "rpc.test:4433").await;
+        for (name, value, status) in [
+            ("x-http-method-override", "DELETE", 403),
+            ("x-original-url", "/secret", 400),
+            ("x-http-method-override", "get", 200),
+        ] {
+            let mut head = request("GET", "https://rpc.test:4433/ok/1");
+            head.headers_mut().insert(name, value.parse().expect("value"));
+            let (answer, _) = open(&send, head, true).await;
+            let response = answer.await.expect("response");
+            assert_eq!(response.status().as_u16(), status, "{name}: {value}");
+        }
+    });
+}

@@ -2,7 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::sync::mpsc::channel;
 use std::time::Duration;
+
+use ringfence::proxy::control::ToProxy;
 
 use crate::rig::{Rig, in_namespace, read_head, read_to_end};
 
@@ -85,7 +88,7 @@ fn who_is_gone_frees_what_waits_for_the_answer() {
 
 #[test]
 fn what_is_copied_is_freed_too() {
-    in_namespace(|rig| {
+    in_namespace(|mut rig| {
         let server = TcpListener::bind("10.77.0.1:9").expect("server");
         let mut tcp = rig.tunnel("closed.test:9");
         tcp.write_all(b"\x00raw").expect("send");
@@ -97,11 +100,15 @@ fn what_is_copied_is_freed_too() {
         assert_eq!(upstream.read(&mut [0]).expect("end"), 0);
         socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).expect("linger");
         drop(tcp);
-        let mut sent = 0;
-        while upstream.write_all(b"x").is_ok() {
-            sent += 1;
-            assert!(sent < 600, "the upstream is still held");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        // The server says nothing, so that no write tells of it. A proxy that stops waits for what is
+        // open: it ends when nothing is.
+        rig.tell(&ToProxy::Stop { grace_ms: 3_600_000 });
+        let (done, ended) = channel();
+        std::thread::spawn(move || {
+            rig.ended();
+            done.send(()).expect("the test waits");
+        });
+        ended.recv_timeout(Duration::from_secs(90)).expect("the tunnel is still held");
+        drop(upstream);
     });
 }

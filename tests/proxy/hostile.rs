@@ -338,6 +338,20 @@ fn denials_without_an_end() {
             rig.exchange(format!("CONNECT {host}:80 HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
         }
         rig.exchange(b"GET http://api.test/ HTTP/1.1\r\nHost: other.test\r\n\r\n");
+        for _ in 0..600 {
+            rig.exchange(b"CONNECT closed.test:9 HTTP/1.1\r\nHost: a\r\n\r\n");
+        }
+        let database = TcpListener::bind("10.77.0.1:3306").expect("listener");
+        std::thread::spawn(move || database.incoming().for_each(drop));
+        for _ in 0..600 {
+            rig.exchange(b"CONNECT db.test:3306 HTTP/1.1\r\nHost: a\r\n\r\n");
+        }
+        for _ in 0..600 {
+            let mut tls = rig.tls("audited.test:443", "audited.test", &["http/1.1"]);
+            tls.write_all(b"PUT /x HTTP/1.1\r\nHost: audited.test\r\nContent-Length: 0\r\n\r\n")
+                .expect("send");
+            read_head(&mut tls);
+        }
         // What was left out is told within this time.
         std::thread::sleep(Duration::from_secs(11));
         passes(&rig);
@@ -356,6 +370,16 @@ fn a_flood_of_denials_is_counted_and_hides_no_other() {
     assert_eq!(told("Host is not the authority that was judged"), 1);
     assert!(told("more connections to addresses that are not dialled") > 0, "counted");
     assert!(told("more connections that no policy allows") > 0, "counted");
+    // What is not reached, and what audit lets pass.
+    assert!((200..500).contains(&told("-> closed.test:9")), "{}", told("-> closed.test:9"));
+    assert!(told("more upstreams that were not reached") > 0, "counted");
+    let passed = told("-> db.test:3306") + told("PUT https://audited.test");
+    assert!((200..900).contains(&passed), "{passed}");
+    assert!(told("PUT https://audited.test") > 0, "the first of another");
+    assert!(told("more requests and connections that audit lets pass") > 0, "counted");
+    let line = log.lines().find(|line| line.contains("-> db.test:3306")).unwrap_or_default();
+    assert!(line.contains("NET:OPEN [MED] ALLOWED"), "{line}");
+    assert!(line.contains("[reason:audit: SQL is not parsed, every statement passes]"), "{line}");
     // The log has the address, the client has not.
     assert!(log.contains("[reason:169.254.169.254: a cloud's metadata address is never dialled]"));
 }

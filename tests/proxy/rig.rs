@@ -28,6 +28,8 @@ use crate::upstream::Upstream;
 
 /// Where upstreams listen; a private address, since loopback is never dialled.
 pub const UPSTREAM: &str = "10.77.0.1";
+/// The same where there is only IPv6.
+pub const UPSTREAM6: &str = "2001:db8:77::1";
 
 pub const ADMIN_PORT: u16 = 15200;
 
@@ -61,6 +63,7 @@ network_policies:
         enforcement: enforce
         rules: [{ allow: { method: initialize } }, { allow: { method: tools/call, tool: search } }]
       - { host: api.test, port: 80, path: /rpc, protocol: json-rpc, enforcement: enforce, rules: [{ allow: { method: reports.list } }] }
+      - { host: slow.test, port: 9090, path: /graphql, protocol: graphql, enforcement: enforce, access: read-only, graphql_max_body_bytes: 8388608 }
       - { host: rpc.test, port: 4433, path: /graphql, protocol: graphql, enforcement: enforce, access: read-only }
       - host: rpc.test
         ports: [4433, 8081]
@@ -82,6 +85,14 @@ network_policies:
           - allow: { method: WEBSOCKET_TEXT, path: "/echo/**" }
           - allow: { method: WEBSOCKET_BINARY, path: /echo/binary }
         deny_rules: [{ method: GET, path: /denied }]
+      - host: ws.test
+        ports: [8080, 8443]
+        path: /graphql
+        protocol: websocket
+        enforcement: enforce
+        rules:
+          - allow: { method: GET, path: /graphql }
+          - allow: { operation_type: subscription, fields: [ticks] }
       - { host: auditws.test, port: 8080, protocol: websocket, enforcement: audit, access: read-only }
       - { host: star.test, port: 8080, protocol: rest, enforcement: enforce, access: full }
       - { host: rest.test, port: 8080, protocol: rest, enforcement: enforce, access: read-write }
@@ -101,6 +112,9 @@ network_policies:
       - { port: 15200, allowed_ips: ["10.88.0.1/32"] }
       - { host: own.test, port: 80 }
       - { host: kubernetes.default.svc, port: 443 }
+      - { host: kubernetes.default.evil.test, port: 443 }
+      - { host: cluster.test, port: 443, allowed_ips: ["10.96.0.0/28"] }
+      - { host: meant.test, port: 443, allowed_ips: ["10.96.0.0/29"] }
       - { host: db.prod, port: 80 }
       - { host: short, port: 80 }
       - { host: broken.test, port: 80 }
@@ -111,11 +125,16 @@ network_policies:
       - { host: pod.ringfence.internal, port: 83, allowed_ips: ["10.88.0.0/16"] }
       - { port: 84, allowed_ips: ["10.99.0.0/16"] }
       - { host: "*.ringfence.internal", port: 85, allowed_ips: ["10.88.0.1/32"] }
+      - { host: "2001:db8:77::1", ports: [80, 443] }
+      - { host: "*.wild6.test", port: 80, allowed_ips: ["2001:db8:77::/48"] }
+      - { port: 86, allowed_ips: ["2001:db8:77::/48"] }
+      - { host: db.test, port: 3306, protocol: sql, access: full, enforcement: audit }
     binaries: [{ path: /usr/bin/curl }]
 "#;
 
 const HOSTS: &str = "\
 10.77.0.1 ws.test auditws.test star.test rest.test
+10.77.0.1 db.test slow.test
 10.77.0.1 api.test raw.test skip.test audited.test expired.test closed.test one.wild.test rpc.test
 169.254.169.254 meta.test
 10.77.0.1 mixed.test
@@ -181,7 +200,13 @@ pub fn not_transparent(port: u16, test: impl FnOnce(Rig) + Send + 'static) {
     start(setup, || {}, test);
 }
 
+/// A pod that has IPv6 only; its own address is `fd00:88::1`.
+pub fn in_ipv6_namespace(test: impl FnOnce(Rig) + Send + 'static) {
+    start(Setup { ipv6: true, ..Setup::default() }, || {}, test);
+}
+
 struct Setup {
+    ipv6: bool,
     inbound: Inbound,
     captured: Option<u16>,
     transparent: bool,
@@ -190,7 +215,13 @@ struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { inbound: Inbound::Mirror, captured: None, transparent: true, upstream_proxy: None }
+        Self {
+            ipv6: false,
+            inbound: Inbound::Mirror,
+            captured: None,
+            transparent: true,
+            upstream_proxy: None,
+        }
     }
 }
 
@@ -205,13 +236,15 @@ fn start(
     }
     // A thread of its own: what it starts (threads, programs, sockets) lives in its namespace.
     let thread = std::thread::spawn(move || {
-        new_namespace(&[
-            "link set lo up",
-            "addr add 10.77.0.1/32 dev lo",
-            "addr add 10.88.0.1/32 dev lo",
-            "addr add 10.200.0.1/32 dev lo",
-            "addr add 10.200.0.2/32 dev lo",
-        ]);
+        let own = if setup.ipv6 {
+            ["addr add 2001:db8:77::1/128 dev lo nodad", "addr add fd00:88::1/128 dev lo nodad"]
+        } else {
+            ["addr add 10.77.0.1/32 dev lo", "addr add 10.88.0.1/32 dev lo"]
+        };
+        new_namespace(&["link set lo up", own[0], own[1]]);
+        // The gateway's, which lie elsewhere.
+        ip("addr add 10.200.0.1/32 dev lo");
+        ip("addr add 10.200.0.2/32 dev lo");
         before();
         test(Rig::start(setup));
     });
@@ -226,11 +259,13 @@ impl Rig {
         let authority = Authority::ephemeral("Upstream CA", day).expect("authority");
         let dir = tempfile::tempdir().expect("tempdir");
         let hosts = dir.path().join("hosts");
-        std::fs::write(&hosts, HOSTS).expect("hosts");
+        let (address, pod_ip) =
+            if setup.ipv6 { (UPSTREAM6, "fd00:88::1") } else { (UPSTREAM, "10.88.0.1") };
+        std::fs::write(&hosts, HOSTS.replace(UPSTREAM, address)).expect("hosts");
         let source = Source { name: "policy.yaml", bytes: POLICY.as_bytes() };
         let config = Config {
             policy: policy::load(&source, None).expect("policy").policy,
-            pod_ips: vec!["10.88.0.1".parse().expect("ip")],
+            pod_ips: vec![pod_ip.parse().expect("ip")],
             api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
@@ -246,7 +281,7 @@ impl Rig {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .expect("socketpair");
         let upstream_ca = authority.certificate_pem().to_owned();
-        let upstream = Upstream::start(&authority);
+        let upstream = Upstream::start(&authority, address);
         let proxy = std::thread::spawn(move || run(config, theirs).expect("proxy"));
         let (ready, _) = receive(&ours).expect("ready");
         let ToSupervisor::Ready { ca_pem } = ready else { panic!("{ready:?}") };

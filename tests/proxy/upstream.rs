@@ -10,11 +10,11 @@ use ringfence::pki::{Authority, LeafKey, SubjectName, provider};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::h2_upstream;
-use crate::rig::UPSTREAM;
 
 /// What reached the upstreams: each request's head and body, and each TLS connection's name.
 #[derive(Clone, Default)]
 pub struct Upstream {
+    address: &'static str,
     seen: Arc<Mutex<Vec<String>>>,
     /// How many TLS sessions on 443 were resumed.
     pub resumed: Arc<AtomicUsize>,
@@ -23,11 +23,13 @@ pub struct Upstream {
 impl Upstream {
     /// Listens on 443 (TLS, HTTP/1.1), 80 (HTTP/1.1), 2525 (speaks first), 4433 (TLS, HTTP/2), 8081
     /// (HTTP/2) and 4434 (a certificate of another name).
-    pub fn start(authority: &Authority) -> Self {
-        let upstream = Self::default();
+    pub fn start(authority: &Authority, address: &'static str) -> Self {
+        let upstream = Self { address, ..Self::default() };
         let key = LeafKey::generate().expect("key");
         let config = |names: &[&str], alpn: &[&str]| {
-            let names: Vec<_> = names.iter().map(|n| SubjectName::Dns((*n).to_owned())).collect();
+            let mut names: Vec<_> =
+                names.iter().map(|n| SubjectName::Dns((*n).to_owned())).collect();
+            names.push(SubjectName::Ip(address.parse().expect("address")));
             let leaf = authority.leaf(&names, Duration::from_secs(3600), &key).expect("leaf");
             let mut config = ServerConfig::builder_with_provider(provider())
                 .with_safe_default_protocol_versions()
@@ -65,7 +67,7 @@ impl Upstream {
             seen.push(format!("SMTP {}", line.trim_end()));
             tcp.write_all(b"250 ok\r\n").ok()
         });
-        let listener = |port| TcpListener::bind((UPSTREAM, port)).expect("upstream");
+        let listener = |port| TcpListener::bind((address, port)).expect("upstream");
         h2_upstream::listen(listener(4433), Some(h2), Seen(Arc::clone(&upstream.seen)));
         h2_upstream::listen(listener(8081), None, Seen(Arc::clone(&upstream.seen)));
         upstream.listen(4434, move |_, tcp| accept(&wrong, tcp).map(drop));
@@ -77,7 +79,7 @@ impl Upstream {
         port: u16,
         serve: impl Fn(&Seen, TcpStream) -> Option<()> + Send + Sync + 'static,
     ) {
-        let listener = TcpListener::bind((UPSTREAM, port)).expect("upstream");
+        let listener = TcpListener::bind((self.address, port)).expect("upstream");
         let (serve, seen) = (Arc::new(serve), Seen(Arc::clone(&self.seen)));
         std::thread::spawn(move || {
             for tcp in listener.incoming() {

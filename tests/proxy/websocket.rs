@@ -194,6 +194,51 @@ fn denials_are_told_and_logged() {
     assert!(!log.contains("secret"), "{log}");
 }
 
+/// Run by [`operations_are_told_and_logged`].
+#[test]
+fn operations_are_judged_one_by_one() {
+    in_namespace(|rig| {
+        let Some(echo) = Echo::start(&rig) else { return };
+        for (protocol, event, start) in
+            [("graphql-transport-ws", "next", "subscribe"), ("graphql-ws", "data", "start")]
+        {
+            for (base, compression) in
+                [("ws://ws.test:8080", "no"), ("wss://ws.test:8443", "takeover")]
+            {
+                let said = client(&rig, &format!("{base}/graphql"), compression, protocol);
+                let heard = format!("heard {event} {event} {event} complete\n");
+                let end = "end 1008 policy_denied: no rule allows the mutation secretDeleteAll\n";
+                assert_eq!(said, heard + end, "{protocol}");
+            }
+            echo.wait_for(&format!("graphql {start} subscription Ticks {{ ticks }}"));
+        }
+        let said = client(&rig, "ws://ws.test:8080/graphql", "no", "graphql-bytes");
+        assert!(said.starts_with("end 1008 policy_denied: GraphQL that cannot be"), "{said}");
+        let said = client(&rig, "ws://ws.test:8080/graphql", "no", "text");
+        assert!(said.contains("not JSON"), "{said}");
+        assert!(!echo.printed().iter().any(|line| line.contains("secret")), "{:?}", echo.printed());
+    });
+}
+
+#[test]
+fn operations_are_told_and_logged() {
+    let Some(log) = log_of("websocket::operations_are_judged_one_by_one") else { return };
+    if !log.contains("OCSF") {
+        println!("SKIPPED: needs {PYTHON} with python3-websockets");
+        return;
+    }
+    let line = log.lines().find(|line| line.contains("wss://ws.test:8443/graphql"));
+    let line = line.unwrap_or_else(|| panic!("{log}"));
+    for words in [
+        "HTTP:WEBSOCKET_TEXT [MED] DENIED",
+        r#"[graphql:"mutation secretDeleteAll" policy:sockets engine:l7]"#,
+        "no rule allows the mutation secretDeleteAll",
+    ] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    assert!(log.contains(r#"- allow: { operation_type: mutation, fields: ["secretDeleteAll"] }"#));
+}
+
 /// A server of our own: answers every handshake with what it is told to, then hands the connection
 /// over.
 struct Raw {

@@ -17,6 +17,7 @@ mod asked;
 mod basics;
 mod direct;
 mod enter;
+mod ipv6;
 mod life;
 mod many;
 mod openshell;
@@ -78,6 +79,7 @@ const TESTS: &[Test] = &[
     ("programs_that_ignore_the_proxy_reach_nothing_else", direct::denied),
     ("the_resolver_of_the_container_is_answered", direct::dns),
     ("capture_can_be_switched_off", direct::switched_off),
+    ("a_pod_of_ipv6_only", ipv6::pod_of_ipv6_only),
     ("the_agent_cannot_climb_out", basics::escapes),
     ("what_an_agent_linked_is_not_opened_to_the_next", basics::planted_link),
     ("a_port_of_the_agent_is_reachable", basics::inbound),

@@ -20,7 +20,10 @@ pub(super) fn options(endpoint: &Endpoint, problems: &mut Problems) {
             problems.warn(at, what, "remove it");
         }
     };
-    if protocol != Some(Protocol::Graphql) {
+    // On a WebSocket too, where its rules are for operations.
+    let graphql = protocol == Some(Protocol::Graphql)
+        || (protocol == Some(Protocol::WebSocket) && endpoint.has_operations());
+    if !graphql {
         idle(content.persisted_queries.map(|(at, _)| at), "persisted_queries");
         idle(content.registry.as_ref().map(|(at, _)| *at), "graphql_persisted_queries");
         idle(content.graphql_max.map(|(at, _)| at), "graphql_max_body_bytes");
@@ -47,7 +50,7 @@ pub(super) fn options(endpoint: &Endpoint, problems: &mut Problems) {
             operation(&format!("{name}.graphql_persisted_queries[{key:?}]"), rule, problems);
         }
     }
-    if protocol == Some(Protocol::Graphql) {
+    if graphql {
         let allowed = content.persisted_queries.is_some_and(|(_, allowed)| allowed);
         let registered = content.registry.as_ref().is_some_and(|(_, list)| !list.is_empty());
         if let (Some((at, _)), false) = (&content.registry, allowed) {
@@ -159,7 +162,6 @@ pub(super) fn rule(
 
 /// Keys of a rule that another protocol has.
 pub(super) fn foreign(name: &str, protocol: Protocol, rule: &Rule, problems: &mut Problems) {
-    // On a WebSocket an error, which whoever called has told.
     let operations = matches!(protocol, Protocol::Graphql | Protocol::WebSocket);
     if let (Some((key, at)), false) = (rule.operation.written(), operations) {
         let kind = if protocol == Protocol::Rest { "REST" } else { protocol.word() };
@@ -183,7 +185,7 @@ pub(super) fn foreign(name: &str, protocol: Protocol, rule: &Rule, problems: &mu
 }
 
 /// `operation_type`, `operation_name` and `fields`.
-fn operation(name: &str, rule: &OperationRule, problems: &mut Problems) {
+pub(super) fn operation(name: &str, rule: &OperationRule, problems: &mut Problems) {
     let kinds = "write query, mutation, subscription or \"*\"";
     match rule.operation_type.as_ref().filter(|word| !word.text.is_empty()) {
         None => {

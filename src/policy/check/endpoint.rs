@@ -201,7 +201,7 @@ fn handshake(name: &str, at: Place, rules: &[Rule], problems: &mut Problems) {
     }
 }
 
-/// A rule of a WebSocket that says what a `GraphQL` operation must be, which nobody judges yet.
+/// A rule of a WebSocket that says what a `GraphQL` operation must be.
 fn operation(name: &str, rule: &Rule, (key, at): (&str, Place), problems: &mut Problems) {
     if rule.method.is_some() || rule.path.is_some() || !rule.query.is_empty() {
         problems.error(
@@ -210,11 +210,8 @@ fn operation(name: &str, rule: &Rule, (key, at): (&str, Place), problems: &mut P
             "write two rules",
         );
     } else {
-        problems.error(
-            at,
-            format!("{name}: {key}: GraphQL over WebSocket is not supported by this version yet"),
-            "allow messages whole with `method: WEBSOCKET_TEXT`, or remove the rule",
-        );
+        content::operation(name, &rule.operation, problems);
+        content::foreign(name, Protocol::WebSocket, rule, problems);
     }
 }
 
@@ -315,6 +312,10 @@ fn overshadowed(policy: &NetworkPolicy, problems: &mut Problems) {
                     "remove it, or add rules to the inspected one",
                 );
             }
+            continue;
+        }
+        // On a WebSocket it is read by rules of its own.
+        if endpoint.protocol() == Some(Protocol::WebSocket) && endpoint.has_operations() {
             continue;
         }
         let other = hosts(endpoint).into_iter().find_map(|key| {

@@ -67,6 +67,12 @@ impl Endpoint {
         self.protocol.and_then(|(_, protocol)| protocol)
     }
 
+    /// Whether a rule says what an operation of `GraphQL` must be.
+    pub fn has_operations(&self) -> bool {
+        let lists = self.rules.iter().chain(&self.deny_rules);
+        lists.flat_map(|(_, rules)| rules).any(|rule| rule.operation.written().is_some())
+    }
+
     /// Whether requests are judged. One with an unknown protocol counts: the policy is refused.
     pub fn inspects(&self) -> bool {
         self.protocol.is_some_and(|(_, protocol)| protocol.is_none_or(Protocol::inspects))

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use super::binaries::Asks;
 use super::content::{CallMethod, CallRule, ContentRules, GraphqlRules, Kind, OperationRule};
 use super::content::{Registered, RpcRules, TOOLS_CALL};
-use super::{Endpoint, Inspected, Method, Named, Names, Policy, Port, Rule};
+use super::{DenyRule, Endpoint, Inspected, Method, Named, Names, Policy, Port, Rule};
 use crate::policy::document::{
-    self, DEFAULT_MAX_CONTENT, Document, Enforcement, Matcher, NetworkPolicy, Protocol,
+    self, Access, DEFAULT_MAX_CONTENT, Document, Enforcement, Matcher, NetworkPolicy, Protocol,
 };
 use crate::policy::fields::Located;
 use crate::policy::glob::{Bad, PathGlob, Scope, ValueGlob};
@@ -118,6 +118,7 @@ impl Compiler<'_> {
             named: host.is_some(),
             exact: matches!(host, Some(HostPattern::Exact(_))),
             tls_skip: endpoint.tls_skip.is_some(),
+            unread: endpoint.protocol() == Some(Protocol::Sql),
             allowed_ips,
             inspected,
         });
@@ -133,12 +134,28 @@ impl Compiler<'_> {
         let protocol = endpoint.protocol().unwrap_or(Protocol::Rest);
         let enforce = endpoint.enforcement.is_some_and(|(_, e)| e == Enforcement::Enforce);
         let encoded_slash = endpoint.allow_encoded_slash;
+        // One that is no pattern was reported.
+        let folded = endpoint.path.as_ref().and_then(|path| Scope::folded(&path.text).ok());
+        let folded = folded.unwrap_or(Scope::Any);
         if protocol.reads_content() {
             let content = Some(self.content(endpoint, protocol, &scope));
             let (allow, deny) = (Vec::new(), Vec::new());
-            return Inspected { protocol, scope, enforce, encoded_slash, allow, deny, content };
+            return Inspected {
+                protocol,
+                scope,
+                enforce,
+                encoded_slash,
+                allow,
+                deny,
+                folded,
+                content,
+                messages: None,
+            };
         }
+        // On a WebSocket a rule is for methods, or for operations.
+        let by_method = |rule: &&document::Rule| rule.operation.written().is_none();
         let rules = endpoint.rules.iter().flat_map(|(_, rules)| rules);
+        let rules = rules.filter(by_method);
         let mut allow: Vec<_> = rules.filter_map(|rule| self.rule(name, rule)).collect();
         if let Some((_, Some(access))) = endpoint.access {
             let preset = presets::methods(protocol, access).iter().map(|method| Rule {
@@ -148,9 +165,21 @@ impl Compiler<'_> {
             });
             allow.extend(preset);
         }
-        let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
-        let deny = deny.filter_map(|rule| self.rule(name, rule)).collect();
-        Inspected { protocol, scope, enforce, encoded_slash, allow, deny, content: None }
+        let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules).filter(by_method);
+        let deny = deny.filter_map(|rule| self.deny_rule(name, rule)).collect();
+        let messages = (protocol == Protocol::WebSocket && endpoint.has_operations())
+            .then(|| self.graphql(endpoint, None, None));
+        Inspected {
+            protocol,
+            scope,
+            enforce,
+            encoded_slash,
+            allow,
+            deny,
+            folded,
+            content: None,
+            messages,
+        }
     }
 
     fn content(
@@ -167,32 +196,8 @@ impl Compiler<'_> {
         let allow = || endpoint.rules.iter().flat_map(|(_, rules)| rules);
         let deny = || endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
         if protocol == Protocol::Graphql {
-            let mut rules = GraphqlRules {
-                allow: allow().filter_map(|rule| self.operation(name, &rule.operation)).collect(),
-                deny: deny().filter_map(|rule| self.operation(name, &rule.operation)).collect(),
-                registry: HashMap::new(),
-            };
-            if let Some((_, Some(access))) = endpoint.access {
-                let preset = presets::operations(access).iter();
-                let rule = |kind: &_| OperationRule { kind: *kind, name: None, fields: Vec::new() };
-                rules.allow.extend(preset.map(rule));
-            }
-            if let (Some((_, true)), Some((_, entries))) =
-                (options.persisted_queries, &options.registry)
-            {
-                rules.registry.extend(entries.iter().map(|(key, query)| {
-                    let fields = query.fields.as_ref();
-                    let texts = |list: &Vec<Located>| list.iter().map(|f| f.text.clone()).collect();
-                    let registered = Registered {
-                        kind: query.operation_type.as_ref().and_then(|word| read_kind(&word.text)),
-                        name: query.operation_name.as_ref().map(|name| name.text.clone()),
-                        fields: fields.map(|(_, list)| texts(list)),
-                    };
-                    (key.clone(), registered)
-                }));
-            }
-            let max = options.graphql_max.map_or(DEFAULT_MAX_CONTENT, |(_, max)| max);
-            return ContentRules { max, near, kind: Kind::Graphql(rules) };
+            let access = endpoint.access.and_then(|(_, access)| access);
+            return self.graphql(endpoint, access, near);
         }
         let mcp = protocol == Protocol::Mcp;
         let all_known = options.allow_all_known_methods();
@@ -211,6 +216,45 @@ impl Compiler<'_> {
         let of_mcp = options.mcp.as_ref().and_then(|(_, mcp)| mcp.max);
         let max = if mcp { of_mcp.or(json_rpc) } else { json_rpc };
         ContentRules { max: max.unwrap_or(DEFAULT_MAX_CONTENT), near, kind: Kind::Rpc(rules) }
+    }
+
+    /// Rules for operations of `GraphQL`: those that the endpoint lists, and what `access` allows.
+    fn graphql(
+        &mut self,
+        endpoint: &document::Endpoint,
+        access: Option<Access>,
+        near: Option<Scope>,
+    ) -> ContentRules {
+        let options = &endpoint.content;
+        let name = &endpoint.name;
+        let allow = endpoint.rules.iter().flat_map(|(_, rules)| rules);
+        let deny = endpoint.deny_rules.iter().flat_map(|(_, rules)| rules);
+        let mut rules = GraphqlRules {
+            allow: allow.filter_map(|rule| self.operation(name, &rule.operation)).collect(),
+            deny: deny.filter_map(|rule| self.operation(name, &rule.operation)).collect(),
+            registry: HashMap::new(),
+        };
+        if let Some(access) = access {
+            let preset = presets::operations(access).iter();
+            let rule = |kind: &_| OperationRule { kind: *kind, name: None, fields: Vec::new() };
+            rules.allow.extend(preset.map(rule));
+        }
+        if let (Some((_, true)), Some((_, entries))) =
+            (options.persisted_queries, &options.registry)
+        {
+            rules.registry.extend(entries.iter().map(|(key, query)| {
+                let fields = query.fields.as_ref();
+                let texts = |list: &Vec<Located>| list.iter().map(|f| f.text.clone()).collect();
+                let registered = Registered {
+                    kind: query.operation_type.as_ref().and_then(|word| read_kind(&word.text)),
+                    name: query.operation_name.as_ref().map(|name| name.text.clone()),
+                    fields: fields.map(|(_, list)| texts(list)),
+                };
+                (key.clone(), registered)
+            }));
+        }
+        let max = options.graphql_max.map_or(DEFAULT_MAX_CONTENT, |(_, max)| max);
+        ContentRules { max, near, kind: Kind::Graphql(rules) }
     }
 
     /// `None` for what `check` refuses.
@@ -260,6 +304,11 @@ impl Compiler<'_> {
     fn values(&mut self, name: &str, matcher: &Matcher) -> Option<Vec<ValueGlob>> {
         let globs = matcher.0.iter();
         globs.map(|glob| self.good(glob.at, name, ValueGlob::new(&glob.text))).collect()
+    }
+
+    fn deny_rule(&mut self, name: &str, rule: &document::Rule) -> Option<DenyRule> {
+        let folded = rule.path.as_ref().and_then(|path| PathGlob::folded(&path.text).ok());
+        Some(DenyRule { rule: self.rule(name, rule)?, folded: folded? })
     }
 
     /// `None` for a rule that can never match; `check` has said so.

@@ -168,6 +168,23 @@ impl ContentRules {
         }
     }
 
+    /// As [`Self::unreadable`], of a message on a WebSocket, which need not start an operation.
+    pub fn unreadable_message(&self, payload: Option<&Payload>) -> Option<String> {
+        match payload.and_then(|payload| payload.graphql.as_ref()) {
+            Some(Graphql { error: None, .. }) => None,
+            _ => self.unreadable(payload),
+        }
+    }
+
+    /// As [`Self::allows`], of a message on a WebSocket: one that starts nothing is part of what
+    /// others need.
+    pub fn allows_message(&self, payload: Option<&Payload>) -> Result<(), String> {
+        match payload.and_then(|payload| payload.graphql.as_ref()) {
+            Some(Graphql { error: None, operations }) if operations.is_empty() => Ok(()),
+            _ => self.allows(payload),
+        }
+    }
+
     /// Whether everything in a readable request is allowed; otherwise the first that is not.
     pub fn allows(&self, payload: Option<&Payload>) -> Result<(), String> {
         match &self.kind {

@@ -8,7 +8,24 @@ use super::{
 use crate::policy::decision::{Caller, Denial, Request, Verdict};
 use crate::policy::document::Protocol;
 use crate::policy::host::Host;
-use crate::policy::suggestion;
+use crate::policy::payload::short;
+use crate::policy::{overrides, suggestion};
+
+const NO_METHODS: &str = "# a header field or `_method` in the query asks for another method: send \
+                          the method that is meant";
+
+/// What a denial of another method says besides.
+fn instead(method: &str) -> String {
+    format!("with the method {} that a header field or `_method` asks for", short(method))
+}
+
+fn strictness(verdict: &Verdict) -> u8 {
+    match verdict {
+        Verdict::Allow { .. } => 0,
+        Verdict::Audit { .. } => 1,
+        Verdict::Deny(_) => 2,
+    }
+}
 
 impl Policy {
     /// Judges one HTTP request on a connection that [`Policy::connect`] allowed. Where
@@ -21,10 +38,33 @@ impl Policy {
         port: u16,
         request: &Request<'_>,
     ) -> Verdict {
-        match &self.judge {
+        let ask = |request: &Request<'_>| match &self.judge {
             Some(judge) => judge.request(self, caller, host, port, request),
             None => self.request_natively(caller, host, port, request),
+        };
+        let mut verdict = ask(request);
+        let Some(methods) = overrides::all(request.method, request.overrides, request.query) else {
+            return Verdict::Deny(Denial {
+                policy: "-".into(),
+                reason: "it asks for too many other methods".into(),
+                rule: rule_line(request),
+                suggestion: NO_METHODS.into(),
+            });
+        };
+        // A server may take any of them for the one that is meant.
+        for method in &methods {
+            let other = match ask(&Request { method, ..*request }) {
+                Verdict::Deny(denial) => Verdict::Deny(Denial {
+                    reason: format!("{} {}", denial.reason, instead(method)),
+                    ..denial
+                }),
+                other => other,
+            };
+            if strictness(&other) > strictness(&verdict) {
+                verdict = other;
+            }
         }
+        verdict
     }
 
     /// As [`Policy::request`], by the policy's own rules alone.
@@ -43,9 +83,11 @@ impl Policy {
     /// [`WEBSOCKET_BINARY`](super::WEBSOCKET_BINARY) and the handshake's path and query.
     ///
     /// Endpoints with `protocol: websocket` allow it, and rules of `protocol: rest` for every
-    /// method. Deny rules of both count. Where an endpoint reads the content of requests there is
-    /// no `WebSocket`. A text that decides has to allow it besides: it is asked about a request
-    /// with this method, and knows nothing of protocols.
+    /// method. Deny rules of both count. Where [`Policy::messages`] asks for it, a message without
+    /// [`Request::payload`] is refused. Where an endpoint reads the content of requests there is
+    /// no `WebSocket`, but for one that is read as `GraphQL` beside `protocol: graphql`. A text that
+    /// decides has to allow it besides: it is asked about a request with this method, and knows
+    /// nothing of protocols.
     #[must_use]
     pub fn websocket(
         &self,
@@ -54,16 +96,23 @@ impl Policy {
         port: u16,
         request: &Request<'_>,
     ) -> Verdict {
-        // Nobody reads the content of messages: an endpoint that asks for it refuses them.
-        let unread = Request { payload: None, ..*request };
-        let own = self.natively(caller, host, port, &unread, Protocol::WebSocket);
+        let own = self.natively(caller, host, port, request, Protocol::WebSocket);
         match (&self.judge, &own) {
             (None, _) | (_, Verdict::Deny(_)) => own,
-            (Some(judge), _) => match judge.request(self, caller, host, port, &unread) {
+            (Some(judge), _) => match judge.request(self, caller, host, port, request) {
                 Verdict::Allow { .. } => own,
                 other => other,
             },
         }
+    }
+
+    /// Whether what is said on a `WebSocket` with this path must be read as `GraphQL` before
+    /// [`Policy::websocket`] is asked about a message, and the longest message that is.
+    #[must_use]
+    pub fn messages(&self, caller: &Caller, host: &Host, port: u16, path: &str) -> Option<usize> {
+        let inspected = self.matching(caller, host, port).filter_map(|e| e.inspected.as_ref());
+        let read = inspected.filter_map(|inspected| inspected.reads_messages(path));
+        read.map(|messages| messages.max).min()
     }
 
     fn natively(
@@ -74,11 +123,17 @@ impl Policy {
         request: &Request<'_>,
         asked: Protocol,
     ) -> Verdict {
-        let mut said = Said::default();
+        let mut said = Said { asked: Some(asked), ..Said::default() };
+        if asked == Protocol::WebSocket {
+            said.messages = self
+                .matching(caller, host, port)
+                .filter_map(|endpoint| endpoint.inspected.as_ref())
+                .any(|rules| rules.messages.is_some() && rules.scope.allows(request.path));
+        }
         for endpoint in self.matching(caller, host, port) {
             match &endpoint.inspected {
                 None => said.uninspected.see(endpoint.policy),
-                Some(rules) => said.hear(endpoint.policy, rules, request, asked),
+                Some(rules) => said.hear(endpoint.policy, rules, request),
             }
         }
         let key = |index: usize| self.policies[index].key.clone();
@@ -141,6 +196,10 @@ impl Policy {
 /// What the endpoints that match say about a request, all together.
 #[derive(Default)]
 struct Said {
+    /// A request, or what is done on a WebSocket.
+    asked: Option<Protocol>,
+    /// What is said on it is read as `GraphQL`.
+    messages: bool,
     uninspected: Smallest,
     inspected: Smallest,
     /// Of those that do not read content, and of those that do.
@@ -172,12 +231,32 @@ impl Kind {
 
 impl Said {
     /// Adds what one inspected endpoint says.
-    fn hear(&mut self, policy: usize, rules: &Inspected, request: &Request<'_>, asked: Protocol) {
+    fn hear(&mut self, policy: usize, rules: &Inspected, request: &Request<'_>) {
         self.inspected.see(policy);
+        let whole = self.asked == Some(Protocol::WebSocket);
         let enforce = usize::from(rules.enforce);
-        if let Some(why) = rules.unreadable(request) {
+        if whole && self.messages && rules.protocol == Protocol::Graphql {
+            // The same operations on another way: its denials hold there as well.
+            if rules.denies(request) {
+                self.denied[enforce].see(policy);
+            }
+            return;
+        }
+        // A WebSocket begins as a GET: what is said on it comes after that.
+        let message = whole && !request.method.eq_ignore_ascii_case("GET");
+        let read = rules.reads_messages(request.path).filter(|_| message);
+        let unreadable = match read {
+            Some(messages) => messages.unreadable_message(request.payload),
+            None if whole => rules.unreadable(&Request { payload: None, ..*request }),
+            None => rules.unreadable(request),
+        };
+        if let Some(why) = unreadable {
             self.unreadable.get_or_insert((policy, why));
-        } else if rules.denies(request) {
+        } else if rules.denies(request)
+            || read.is_some_and(|read| {
+                read.denies(request.payload) && rules.scope.denies(request.path)
+            })
+        {
             self.denied[enforce].see(policy);
         }
         if !rules.scope.allows(request.path) {
@@ -186,8 +265,8 @@ impl Said {
             }
             return;
         }
-        let kind = &mut self.kinds[usize::from(rules.content.is_some())];
-        let speaks = rules.content.is_some() || rules.protocol == asked;
+        let kind = &mut self.kinds[usize::from(rules.content.is_some() || read.is_some())];
+        let speaks = rules.content.is_some() || Some(rules.protocol) == self.asked;
         if speaks {
             kind.covered[enforce].see(policy);
         } else {
@@ -197,21 +276,23 @@ impl Said {
             self.slash_refused |= speaks;
             return;
         }
-        // A WebSocket begins as a GET: rules that name methods of HTTP do not mean it.
-        let whole = asked == Protocol::WebSocket;
+        // Rules that name methods of HTTP do not mean a WebSocket.
         let means = |rule: &Rule| speaks || (whole && matches!(rule.method, Method::Any));
-        let allowed = match &rules.content {
-            None => rules.allow.iter().any(|rule| means(rule) && rule.allows(request)),
-            Some(content) => match content.allows(request.payload) {
-                Ok(()) => true,
-                Err(why) => {
-                    self.missing.get_or_insert(why);
-                    false
+        let by_method = || rules.allow.iter().any(|rule| means(rule) && rule.allows(request));
+        let said = match (&rules.content, read) {
+            (Some(content), _) => content.allows(request.payload),
+            (None, Some(messages)) if !by_method() => messages.allows_message(request.payload),
+            (None, Some(_)) => Ok(()),
+            (None, None) => {
+                if by_method() {
+                    kind.allowed.see(policy);
                 }
-            },
+                return;
+            }
         };
-        if allowed {
-            kind.allowed.see(policy);
+        match said {
+            Ok(()) => kind.allowed.see(policy),
+            Err(why) => drop(self.missing.get_or_insert(why)),
         }
     }
 }

@@ -192,7 +192,8 @@ fn denials_name_the_binary_and_nothing_else() {
     assert!(denial.reason.contains("binary"));
     assert!(denial.suggestion.contains("/usr/bin/curl"));
     assert!(!denial.suggestion.contains("python3"));
-    let request = Request { method: "GE\nT", path: "/\u{1b}x", query: &[], payload: None };
+    let request =
+        Request { method: "GE\nT", path: "/\u{1b}x", query: &[], payload: None, overrides: &[] };
     let Verdict::Deny(denial) =
         policy.request(&caller("/opt/x/bin/y"), &host("api.example.com"), 443, &request)
     else {
@@ -232,7 +233,7 @@ proptest! {
         ancestors in prop::collection::vec("/usr/bin/(python3|x)|/opt/a/bin/x|/bin/sh", 0..4),
     ) {
         let policy = &*PARSED;
-        let request = Request { method: "GET", path: "/", query: &[], payload: None };
+        let request = Request { method: "GET", path: "/", query: &[], payload: None, overrides: &[] };
         let alone = Caller { exe: exe.clone(), ..Caller::default() };
         let below = Caller { exe, ancestors, ..Caller::default() };
         for name in ["api.example.com", "a.wild.example.com", "open.example.com"] {
@@ -278,7 +279,7 @@ proptest! {
     /// A deny rule wins, whatever else allows the request.
     #[test]
     fn deny_beats_allow(path in "/[a-d]{1,3}(/[a-d]{1,3}){0,3}", method in "GET|HEAD|POST|DELETE") {
-        let request = Request { method: &method, path: &path, query: &[], payload: None };
+        let request = Request { method: &method, path: &path, query: &[], payload: None, overrides: &[] };
         let verdict = DENYING.request(&caller("/x"), &host("h.example.com"), 443, &request);
         let under_a = path.starts_with("/a") && path[1..].contains('/');
         let b = path == "/b" && matches!(method.as_str(), "GET" | "HEAD");

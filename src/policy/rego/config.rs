@@ -38,6 +38,8 @@ pub(super) struct Config {
     pub tls_skip: bool,
     pub allow_encoded_slash: bool,
     pub allowed_ips: Vec<IpNet>,
+    /// `protocol: sql`.
+    pub unread: bool,
     scope: Scope,
 }
 
@@ -64,6 +66,7 @@ impl Config {
             Some(other) => Err(shape(&format!("an endpoint's {key}"), "a string", other)),
         };
         let protocol = text("protocol")?.map(str::to_ascii_lowercase);
+        let unread = protocol.as_deref() == Some("sql");
         let (inspected, graphql) = match protocol.as_deref() {
             // As in policy.yaml: bytes pass unread.
             None | Some("sql" | "tcp") => (false, None),
@@ -88,6 +91,7 @@ impl Config {
         Ok(Self {
             named: text("host")?.is_some(),
             inspected,
+            unread,
             graphql,
             denies: fields
                 .get("deny_rules")

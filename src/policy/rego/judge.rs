@@ -77,6 +77,7 @@ impl Judge {
                 || (!egress.named && !allowed_ips.is_empty()),
             allowed_ips,
             exact_host: egress.exact_host,
+            unread: !egress.configs.is_empty() && egress.configs.iter().all(|config| config.unread),
             allow_encoded_slash: egress
                 .configs
                 .iter()

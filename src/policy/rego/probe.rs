@@ -65,7 +65,7 @@ fn ask(
             return Ok(());
         }
         *questions -= 1;
-        let request = Request { method, path, query, payload: None };
+        let request = Request { method, path, query, payload: None, overrides: &[] };
         let mut asking = runner.ask(&input(caller, &host, port, Some(&request)));
         contract.request(&mut asking, &egress, path).map(drop).map_err(failed(true))
     };

@@ -94,7 +94,8 @@ network_policies:
     binaries: [{ path: /usr/bin/curl }]
 ";
     let passes = |text: &str, name: &str, method: &str| {
-        let request = Request { method, path: "/socket", query: &[], payload: None };
+        let request =
+            Request { method, path: "/socket", query: &[], payload: None, overrides: &[] };
         let verdict = loaded(yaml, Some(text)).websocket(
             &caller("/usr/bin/curl"),
             &host(name),
@@ -580,7 +581,13 @@ fn compare(yaml: &str, text: &str, asked: &[Asked], alike: Alike) -> Result<(), 
         let Ok(target) = canonical_path(target, grant.allow_encoded_slash) else {
             continue;
         };
-        let request = Request { method, path: &target.path, query: &target.pairs, payload: None };
+        let request = Request {
+            method,
+            path: &target.path,
+            query: &target.pairs,
+            payload: None,
+            overrides: &[],
+        };
         let natives = native.request(caller, &name, *port, &request);
         let regos = policy.request(caller, &name, *port, &request);
         let again = policy.request(caller, &name, *port, &request);

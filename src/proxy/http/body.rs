@@ -3,6 +3,7 @@
 mod content;
 
 use std::io::{self, Write as _};
+use std::time::Duration;
 
 use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 
@@ -29,6 +30,16 @@ pub(crate) enum BodyError {
     Read(io::Error),
     #[error("body could not be sent: {0}")]
     Write(io::Error),
+    /// It was held, and others wait for its room.
+    #[error("the upstream did not take the body within {} s", .0.as_secs())]
+    Unread(Duration),
+}
+
+/// How long a held body of so many bytes may take to be sent: others wait for its room.
+pub(crate) fn patience(length: usize) -> Duration {
+    const LEAST: Duration = Duration::from_secs(30);
+    const SLOWEST: usize = 256 * 1024;
+    LEAST + Duration::from_secs((length / SLOWEST) as u64)
 }
 
 /// How a body is written.
@@ -65,20 +76,26 @@ pub(crate) async fn send<W: AsyncWrite + Unpin>(
     }
 }
 
-/// Sends `head`, then a body that was read before.
+/// Sends `head`, then a body that was read before and is given up once it is sent. A receiver that
+/// does not take it within `patience` is given up too.
 pub(crate) async fn send_held<W: AsyncWrite + Unpin>(
     mut head: Vec<u8>,
-    content: &[u8],
+    held: impl AsRef<[u8]>,
     to: &mut W,
+    patience: Duration,
 ) -> Result<u64, BodyError> {
-    if head.len() + content.len() <= GATHER {
-        head.extend_from_slice(content);
-        write(to, &mut head).await?;
-    } else {
+    let content = held.as_ref();
+    let sending = async {
+        if head.len() + content.len() <= GATHER {
+            head.extend_from_slice(content);
+            return write(to, &mut head).await;
+        }
         write(to, &mut head).await?;
         to.write_all(content).await.map_err(BodyError::Write)?;
-        to.flush().await.map_err(BodyError::Write)?;
-    }
+        to.flush().await.map_err(BodyError::Write)
+    };
+    let sent = tokio::time::timeout(patience, sending).await;
+    sent.map_err(|_| BodyError::Unread(patience))??;
     Ok(content.len() as u64)
 }
 
@@ -264,6 +281,31 @@ fn chunk_size(line: &[u8]) -> Result<u64, BodyError> {
     }
     let digits = std::str::from_utf8(digits).map_err(|_| BodyError::Chunk)?;
     u64::from_str_radix(digits, 16).map_err(|_| BodyError::Chunk)
+}
+
+#[cfg(test)]
+mod held_tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_receiver_that_takes_nothing_is_given_up() {
+        let (mut near, mut far) = tokio::io::duplex(16);
+        let body = vec![b'x'; 1000];
+        let short = Duration::from_millis(20);
+        let sent = send_held(b"head".to_vec(), &body, &mut near, short).await;
+        assert!(matches!(sent, Err(BodyError::Unread(_))), "{sent:?}");
+        let reading = tokio::spawn(async move {
+            let mut all = Vec::new();
+            tokio::io::AsyncReadExt::read_to_end(&mut far, &mut all).await.map(|_| all)
+        });
+        let long = Duration::from_secs(60);
+        let sent = send_held(b"head".to_vec(), &body, &mut near, long).await.expect("taken");
+        drop(near);
+        assert_eq!(sent, 1000);
+        assert!(reading.await.expect("task").expect("bytes").ends_with(&body));
+        assert_eq!(patience(0), Duration::from_secs(30));
+        assert_eq!(patience(8 << 20), Duration::from_secs(62));
+    }
 }
 
 #[cfg(test)]

@@ -53,12 +53,14 @@ struct Progress {
     begun: AtomicBool,
 }
 
-/// Runs one exchange. `rewrite` says where the request goes and that it may.
-pub(crate) async fn exchange(
+/// Runs one exchange. `rewrite` says where the request goes and that it may; `held` is its whole
+/// body, where that has been read.
+pub(crate) async fn exchange<H: AsRef<[u8]>>(
     client: &mut Conn,
     upstream: &mut Conn,
     head: &RequestHead,
     rewrite: &Rewrite<'_>,
+    held: Option<H>,
 ) -> Result<Exchanged, RelayError> {
     let Conn { rd: client_rd, wr: client_wr } = client;
     let Conn { rd: upstream_rd, wr: upstream_wr } = upstream;
@@ -76,8 +78,11 @@ pub(crate) async fn exchange(
             _ => Encoding::Plain,
         };
         let mut upload = pin!(async {
-            match rewrite.content {
-                Some(content) => body::send_held(request, content, upstream_wr).await,
+            match held {
+                Some(held) => {
+                    let patience = body::patience(held.as_ref().len());
+                    body::send_held(request, held, upstream_wr, patience).await
+                }
                 None => body::send(request, client_rd, head.framing, upstream_wr, encoding).await,
             }
         });
@@ -86,6 +91,10 @@ pub(crate) async fn exchange(
                 Ok(_) => progress.uploaded.store(true, Ordering::Relaxed),
                 // An upstream that has heard enough closes its ear; its answer may be there.
                 Err(BodyError::Write(_)) => {}
+                Err(error @ BodyError::Unread(_)) => {
+                    let what = error.to_string();
+                    return Err(RelayError::Upstream { what, unanswered: false });
+                }
                 Err(error) if progress.begun.load(Ordering::Relaxed) => {
                     return Err(RelayError::Lost(error.to_string()));
                 }

@@ -30,8 +30,9 @@ pub(crate) struct Rewrite<'a> {
     pub(crate) host: &'a str,
     /// Pass on the wish to change protocols.
     pub(crate) upgrade: bool,
-    /// The whole body, where it has been read: sent with its length, whatever framing it had.
-    pub(crate) content: Option<&'a [u8]>,
+    /// The length of the whole body, where it has been read: sent with that, whatever framing it
+    /// had.
+    pub(crate) content: Option<usize>,
     /// The WebSocket extensions to offer in place of the client's; empty for none. `None`: as the
     /// client wrote them.
     pub(crate) extensions: Option<&'a str>,
@@ -56,7 +57,7 @@ pub(crate) fn request(head: &RequestHead, rewrite: &Rewrite<'_>) -> Vec<u8> {
     let offered = rewrite.extensions.map(|_| EXTENSIONS);
     fields(&mut out, &head.fields, &[answered, offered]);
     let framing = match rewrite.content {
-        Some(content) if head.framing != Framing::Empty => Framing::Length(content.len() as u64),
+        Some(length) if head.framing != Framing::Empty => Framing::Length(length as u64),
         _ => head.framing,
     };
     match framing {

@@ -8,6 +8,8 @@ use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 
 use super::fields;
+use crate::proxy::http::body::{BodyError, patience};
+use crate::proxy::l7::held::Held;
 
 /// Why a body was not moved to its end.
 #[derive(Debug)]
@@ -16,6 +18,29 @@ pub(super) enum Broken {
     From(h2::Error),
     /// The receiver did, for this reason if it told one.
     To(Option<Reason>),
+    /// The receiver did not take in time what was held.
+    Unread(String),
+}
+
+/// How much of a held body is given to the library at a time, in bytes.
+const PIECE: usize = 16 * 1024;
+
+/// Sends a body that was read before, and gives it up: what waits in the library is a copy, as short
+/// as what waits of any body. A receiver that does not take it in time is given up too.
+pub(super) async fn send_held(to: &mut SendStream<Bytes>, held: Held) -> Result<(), Broken> {
+    let patience = patience(held.bytes.len());
+    let whole = async {
+        if held.bytes.is_empty() {
+            return send(to, Bytes::new(), true).await;
+        }
+        let mut pieces = held.bytes.chunks(PIECE).peekable();
+        while let Some(piece) = pieces.next() {
+            send(to, Bytes::copy_from_slice(piece), pieces.peek().is_none()).await?;
+        }
+        Ok(())
+    };
+    let sent = tokio::time::timeout(patience, whole).await;
+    sent.map_err(|_| Broken::Unread(BodyError::Unread(patience).to_string()))?
 }
 
 /// Moves a body with its trailers.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use super::body::{self, Broken};
 use super::exchange::{Agent, Interim, Unanswered};
 use super::fields;
-use crate::proxy::http::body::Content;
+use crate::proxy::http::body::{BodyError, Content, patience, send_held};
 use crate::proxy::http::head::{self, Framing, HeadError, ResponseHead};
 use crate::proxy::l7::judge::Judged;
 use crate::proxy::stream::Conn;
@@ -29,16 +29,21 @@ pub(super) async fn run(
 ) -> Result<bool, Unanswered> {
     let Conn { rd, wr } = conn;
     let framing = match &agent.held {
-        Some(held) if !held.is_empty() => Framing::Length(held.len() as u64),
+        Some(held) if !held.bytes.is_empty() => Framing::Length(held.bytes.len() as u64),
         _ => framing(head, agent.is_empty()),
     };
     let Agent { body, held, respond } = agent;
+    let held = held.take();
     let head_bytes = request(head, judged, framing, held.is_some());
     let mut upload = pin!(async {
         match held {
             Some(held) => {
-                write(wr, &head_bytes).await?;
-                write(wr, &held).await
+                let patience = patience(held.bytes.len());
+                match send_held(head_bytes, held, wr, patience).await {
+                    Ok(_) => Ok(()),
+                    Err(error @ BodyError::Unread(_)) => Err(Broken::Unread(error.to_string())),
+                    Err(_) => Err(Broken::To(None)),
+                }
             }
             None => upload(head_bytes, body, framing, wr).await,
         }
@@ -55,6 +60,9 @@ pub(super) async fn run(
                     // An upstream that has heard enough closes its ear; its answer may be there.
                     Ok(()) | Err(Broken::To(_)) => {}
                     Err(Broken::From(_)) => return Err(Unanswered::Agent),
+                    Err(Broken::Unread(what)) => {
+                        return Err(Unanswered::Lost { what, broke: false });
+                    }
                 }
             }
             read = head::read_response(rd, head.method.as_str()) => {
@@ -88,7 +96,7 @@ pub(super) async fn run(
             sent = &mut upload, if uploading => {
                 uploading = false;
                 match sent {
-                    Ok(()) | Err(Broken::To(_)) => continue,
+                    Ok(()) | Err(Broken::To(_) | Broken::Unread(_)) => continue,
                     Err(Broken::From(_)) => return Err(Unanswered::Agent),
                 }
             }

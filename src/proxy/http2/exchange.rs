@@ -11,9 +11,10 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
 
-use super::body::{Broken, pump, send};
+use super::body::{Broken, pump, send_held};
 use super::fields;
 use crate::proxy::http::head::RESPONSE_MAX;
+use crate::proxy::l7::held::Held;
 
 /// The most interim (1xx) responses before a final one.
 const INTERIM_MAX: usize = 32;
@@ -63,15 +64,16 @@ pub(super) enum Unanswered {
 /// The agent's side of a stream.
 pub(super) struct Agent<'a> {
     pub(super) body: &'a mut RecvStream,
-    /// The whole body, where it had to be read to be judged.
-    pub(super) held: Option<Bytes>,
+    /// The whole body, where it had to be read to be judged: taken when it is sent.
+    pub(super) held: &'a mut Option<Held>,
     pub(super) respond: &'a mut SendResponse<Bytes>,
 }
 
 impl Agent<'_> {
     /// Whether the request has no body.
     pub(super) fn is_empty(&self) -> bool {
-        self.held.as_ref().map_or_else(|| self.body.is_end_stream(), Bytes::is_empty)
+        let held = self.held.as_ref();
+        held.map_or_else(|| self.body.is_end_stream(), |held| held.bytes.is_empty())
     }
 }
 
@@ -119,9 +121,10 @@ async fn exchange(
     empty: bool,
 ) -> Ended {
     let Agent { body, held, respond } = agent;
+    let held = held.take();
     let mut upload = pin!(async {
         match held {
-            Some(held) => send(up, held, true).await,
+            Some(held) => send_held(up, held).await,
             None => pump(body, up).await,
         }
     });
@@ -147,10 +150,14 @@ async fn exchange(
             },
             sent = &mut upload, if uploading => {
                 uploading = false;
-                if let Err(Broken::From(error)) = sent {
-                    return Ended::ByAgent(reason_of(&error));
+                match sent {
+                    Err(Broken::From(error)) => return Ended::ByAgent(reason_of(&error)),
+                    Err(Broken::Unread(what)) => {
+                        return Ended::Before(Unanswered::Lost { what, broke: false });
+                    }
+                    // An upstream that has heard enough may have answered.
+                    Ok(()) | Err(Broken::To(_)) => {}
                 }
-                // An upstream that has heard enough may have answered.
             }
         }
     };
@@ -181,6 +188,8 @@ async fn exchange(
             Some(Broken::To(reason)) => {
                 return Ended::ByAgent(reason.unwrap_or(Reason::CANCEL));
             }
+            // Only of what was held.
+            Some(Broken::Unread(_)) => return Ended::ByAgent(Reason::CANCEL),
             // Half a response must not look like a whole one.
             Some(Broken::From(error)) => {
                 down.send_reset(upstream_reason(&error));

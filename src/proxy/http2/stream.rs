@@ -15,6 +15,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use super::exchange::{self, Agent, Unanswered};
 use super::upstream::{Open, Upstream};
 use super::{bridge, fields};
+use crate::policy::Instead;
 use crate::proxy::destination::{DialError, Origin};
 use crate::proxy::l7::content;
 use crate::proxy::l7::held::Held;
@@ -42,9 +43,8 @@ pub(super) async fn run(
 ) {
     let (head, mut body) = request.into_parts();
     let refusal = match judged(served, &head, &mut body, &mut respond).await {
-        Ok((judged, held)) => {
-            let held = held.as_ref().map(|held| held.bytes.clone());
-            let agent = Agent { body: &mut body, held, respond: &mut respond };
+        Ok((judged, mut held)) => {
+            let agent = Agent { body: &mut body, held: &mut held, respond: &mut respond };
             forward(served, agent, &head, &judged).await.err()
         }
         Err(refusal) => Some(refusal),
@@ -116,14 +116,17 @@ async fn judged(
         return Err(invalid(":path holds a character that must be percent-encoded"));
     }
     let (authorities, upgrade, websocket) = (&authorities[..], None, None);
-    let facts = Facts { method, target, scheme, authorities, upgrade, websocket };
+    let fields = || {
+        let fields = head.headers.iter();
+        fields.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+    };
+    let instead = &Instead::read(fields());
+    let facts = Facts { method, target, scheme, authorities, upgrade, websocket, instead };
     let prepared = prepare(session, origin, &facts)?;
     let Some((inspection, target)) = prepared.inspection() else {
         return Ok((prepared.judge(session, origin, None)?, None));
     };
-    let fields =
-        head.headers.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
-    let facts = content::Facts::new(method, target, fields);
+    let facts = content::Facts::new(method, target, fields());
     let (payload, held) = if let Some(payload) = facts.settled(inspection) {
         (payload, None)
     } else {
@@ -154,7 +157,7 @@ async fn forward(
     judged: &Judged,
 ) -> Result<(), Refusal> {
     let Agent { body, held, respond } = agent;
-    let bodiless = held.as_ref().map_or_else(|| body.is_end_stream(), Bytes::is_empty);
+    let bodiless = held.as_ref().map_or_else(|| body.is_end_stream(), |held| held.bytes.is_empty());
     let repeatable = bodiless
         && matches!(head.method.as_str(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     let mut again = false;
@@ -167,12 +170,12 @@ async fn forward(
         };
         let (ended, used) = match opened.map_err(|error| unreachable(served, head, &error))? {
             Open::Http2 { send, used } => {
-                let held = held.clone();
+                let held = &mut *held;
                 let agent = Agent { body: &mut *body, held, respond: &mut *respond };
                 (over_http2(served, agent, send, head, judged).await?, used)
             }
             Open::Http1 { mut conn, used, _place } => {
-                let held = held.clone();
+                let held = &mut *held;
                 let agent = Agent { body: &mut *body, held, respond: &mut *respond };
                 let ended = bridge::run(agent, &mut conn, head, judged).await;
                 if matches!(ended, Ok(true)) {

@@ -21,7 +21,7 @@ const MAX_BATCH: usize = 100;
 
 /// What one request object says.
 #[derive(Debug, Default)]
-struct Envelope {
+pub(super) struct Envelope {
     query: Option<String>,
     operation_name: Option<String>,
     hash: Option<String>,
@@ -127,7 +127,10 @@ impl Envelope {
 }
 
 /// The operations of one request object. `name` is the operation's name, said elsewhere.
-fn operations(envelope: &Envelope, name: Option<&str>) -> Result<Vec<Operation>, String> {
+pub(super) fn operations(
+    envelope: &Envelope,
+    name: Option<&str>,
+) -> Result<Vec<Operation>, String> {
     let name = match (envelope.operation_name.as_deref(), name) {
         (Some(one), Some(other)) if one != other => {
             return Err("two values of operationName".into());
@@ -294,7 +297,8 @@ impl<'de> Visitor<'de> for Top {
     }
 }
 
-struct One;
+/// A request object.
+pub(super) struct One;
 
 impl<'de> DeserializeSeed<'de> for One {
     type Value = Envelope;

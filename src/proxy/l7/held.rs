@@ -31,11 +31,18 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 #[derive(Debug)]
 pub(crate) struct Room(Arc<Semaphore>);
 
-/// A whole body. Its room is free again when it is dropped.
+/// A whole body. Its room is free again when it is dropped, which whoever sends it does as soon as
+/// it is sent: an answer may take for ever.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) bytes: Bytes,
     _room: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Why a body was not read.

@@ -7,7 +7,9 @@
 
 use std::fmt::Write as _;
 
-use crate::policy::{self, CanonicalTarget, Inspect, Inspection, Payload, Verdict, canonical_path};
+use crate::policy::{
+    self, CanonicalTarget, Inspect, Inspection, Instead, Payload, Verdict, canonical_path,
+};
 use crate::proxy::connect::authority;
 use crate::proxy::destination::Origin;
 use crate::proxy::l7::held::Unread;
@@ -54,6 +56,8 @@ pub(crate) struct Facts<'a> {
     pub(crate) upgrade: Option<&'a [u8]>,
     /// What it asks for, where that protocol is WebSocket.
     pub(crate) websocket: Option<&'a Result<Offer, HandshakeError>>,
+    /// What its header fields ask a server to take instead of this.
+    pub(crate) instead: &'a Instead,
 }
 
 /// What was judged: what is sent on.
@@ -104,6 +108,11 @@ pub(crate) fn prepare<'a>(
         let reason = error.to_string();
         refused(&reason);
         return Err(Refusal::new(400, "invalid_websocket_handshake", &reason));
+    }
+    if facts.instead.target {
+        let reason = "a header field names another target (X-Original-URL, X-Rewrite-URL)";
+        refused(reason);
+        return Err(Refusal::new(400, "invalid_request_target", reason));
     }
     let websocket = facts.websocket.is_some();
     if let Some(protocol) = facts.upgrade.filter(|_| !websocket)
@@ -171,7 +180,8 @@ impl Prepared<'_> {
             return Ok(Judged { target, authority, upgrade, websocket: None });
         };
         let path = canonical.path.as_str();
-        let asked = policy::Request { method, path, query: &canonical.pairs, payload };
+        let overrides = &facts.instead.methods;
+        let asked = policy::Request { method, path, query: &canonical.pairs, payload, overrides };
         let policy = &session.shared.policy;
         let websocket = facts.websocket.is_some();
         let verdict = if websocket {
@@ -270,13 +280,16 @@ mod tests {
             restricted: false,
             exact_host: true,
             allow_encoded_slash: false,
+            unread: false,
         };
         Origin { host: Host::parse("api.test").expect("host"), port, grant }
     }
 
     fn bound(authorities: &[&[u8]], port: u16) -> Option<String> {
         let (scheme, upgrade, websocket) = (Scheme::Https, None, None);
-        let facts = Facts { method: "GET", target: "/", scheme, authorities, upgrade, websocket };
+        let instead = &Instead::default();
+        let (method, target) = ("GET", "/");
+        let facts = Facts { method, target, scheme, authorities, upgrade, websocket, instead };
         bind(&facts, &origin(port)).ok()
     }
 

@@ -7,7 +7,7 @@ use super::content;
 use super::held::Held;
 use super::judge::{Facts, Judged, Prepared, Scheme, prepare};
 use super::websocket::{self, Offer, Socket};
-use crate::policy::{Host, Payload};
+use crate::policy::{Host, Instead, Payload};
 use crate::proxy::destination::{DialError, Origin, dial};
 use crate::proxy::http::head::{self, RequestHead, ResponseHead};
 use crate::proxy::http::relay::{self, RelayError};
@@ -165,6 +165,7 @@ pub(crate) async fn request(
     target: &str,
 ) -> Next {
     let asked = Offer::is_asked(head).then(|| Offer::read(head));
+    let instead = Instead::read(head.fields.not_nominated());
     let facts = Facts {
         method: head.method(),
         target,
@@ -172,12 +173,12 @@ pub(crate) async fn request(
         authorities: &head.fields.all("host").collect::<Vec<_>>(),
         upgrade: head.upgrade(),
         websocket: asked.as_ref(),
+        instead: &instead,
     };
     let prepared = match prepare(session, origin, &facts) {
         Ok(prepared) => prepared,
         Err(refusal) => return Next::Refuse(refusal),
     };
-    // The room of the body is taken until it has been sent.
     let (payload, held) = match read_content(session, client, origin, head, &prepared).await {
         Ok(Some((payload, held))) => (Some(payload), held),
         Ok(None) => (None, None),
@@ -188,7 +189,7 @@ pub(crate) async fn request(
         Err(refusal) => return Next::Refuse(refusal),
     };
     let upgrade = judged.upgrade && head.fields.connection("upgrade");
-    let content = held.as_ref().map(|held| &*held.bytes);
+    let content = held.as_ref().map(|held| held.bytes.len());
     // On an endpoint that is allowed whole there is nothing to read: what was offered stays.
     let offer = asked.and_then(Result::ok).filter(|_| judged.websocket.is_some());
     let extensions = offer.as_ref().map(Offer::extensions);
@@ -199,7 +200,7 @@ pub(crate) async fn request(
         content,
         extensions: extensions.as_deref(),
     };
-    match forward(session, client, link, origin, head, &rewrite).await {
+    match forward(session, client, link, origin, head, (&rewrite, held)).await {
         Forwarded::Next(next) => next,
         Forwarded::Upgraded(upstream, answer) => {
             let socket = match socket(&answer, offer, judged, link.scheme) {
@@ -274,14 +275,14 @@ async fn read_content(
     Ok(Some((content::read(inspection, &facts, &held.bytes), Some(held))))
 }
 
-/// Sends a judged request on, and its response back.
+/// Sends a judged request on, and its response back. `held` is its body, where it has been read.
 async fn forward(
     session: &Session,
     client: &mut Conn,
     link: &mut Link,
     origin: &Origin,
     head: &RequestHead,
-    rewrite: &Rewrite<'_>,
+    (rewrite, mut held): (&Rewrite<'_>, Option<Held>),
 ) -> Forwarded {
     let repeatable = head.framing == head::Framing::Empty
         && matches!(head.method(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
@@ -292,7 +293,8 @@ async fn forward(
                 return Next::Refuse(session.unreachable(head.method(), origin, &error)).into();
             }
         };
-        match relay::exchange(client, &mut upstream, head, rewrite).await {
+        // Only what has no body is sent a second time.
+        match relay::exchange(client, &mut upstream, head, rewrite, held.take()).await {
             Ok(relay::Exchanged { upgraded: Some(answer), .. }) => {
                 return Forwarded::Upgraded(upstream, answer);
             }

@@ -21,6 +21,8 @@ pub enum ToKeeper {
         listener: bool,
         /// The pod's network settings.
         sysctls: Vec<sysctl::Setting>,
+        /// What lies over the pod's `/etc/resolv.conf`, where that names nothing that is reached.
+        resolv_conf: Option<PathBuf>,
         /// `process.memfd`.
         memfd: Memfd,
         /// `process.limits`.
@@ -61,12 +63,12 @@ impl ToKeeper {
         hard: bool,
         listener: bool,
         process: &Process,
-        sysctls: Vec<sysctl::Setting>,
+        (sysctls, resolv_conf): (Vec<sysctl::Setting>, Option<PathBuf>),
     ) -> Self {
         let writable = |rule: PathRule| (rule.path, matches!(rule.access, Access::ReadWrite));
         let rules = rules.into_iter().map(writable).collect();
         let (memfd, limits) = (process.memfd, process.limits);
-        Self::Prepare { rules, hard, listener, sysctls, memfd, limits }
+        Self::Prepare { rules, hard, listener, sysctls, resolv_conf, memfd, limits }
     }
 }
 
@@ -106,6 +108,8 @@ pub struct Prepared {
     pub own_proc: Option<Result<(), String>>,
     /// The fence has the pod's network settings.
     pub sysctls: Result<(), String>,
+    /// The fence's programs are told of a name server that they reach.
+    pub resolv_conf: Result<(), String>,
 }
 
 /// What holds for everything in the fence: Landlock, and what else the kernel was asked for.

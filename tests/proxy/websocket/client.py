@@ -5,6 +5,7 @@ COMPRESSION is no, takeover or alone (no context takeover). WHAT says what it do
 """
 
 import asyncio
+import json
 import socket
 import ssl
 import sys
@@ -109,6 +110,35 @@ async def flood(ws):
         sending.cancel()
 
 
+async def graphql(ws):
+    """A subscription, as its clients speak, and then what no rule allows."""
+    start = "subscribe" if ws.subprotocol == "graphql-transport-ws" else "start"
+
+    async def say(**message):
+        await ws.send(json.dumps(message))
+
+    async def hear():
+        return json.loads(await ws.recv())["type"]
+
+    await say(type="connection_init", payload={"token": "x"})
+    assert await hear() == "connection_ack"
+    if start == "subscribe":
+        await say(type="ping")
+        assert await hear() == "pong"
+    await say(id="1", type=start, payload={"query": "subscription Ticks { ticks }"})
+    heard = [await hear() for _ in range(4)]
+    assert heard[3] == "complete", heard
+    print("heard", *heard)
+    await say(id="2", type=start, payload={"query": "mutation { secretDeleteAll }"})
+    return "answered " + await ws.recv()
+
+
+async def graphql_bytes(ws):
+    """Some servers read text in binary messages."""
+    await ws.send(json.dumps({"type": "connection_init"}).encode())
+    return "answered %s" % await ws.recv()
+
+
 async def huge(ws):
     await ws.send("x" * (4 * 1024 * 1024 + 1))
     return "answered %d" % len(await ws.recv())
@@ -117,6 +147,7 @@ async def huge(ws):
 WHAT = {
     "echo": echo, "binary": binary, "push": push, "large": large, "closed": closed,
     "text": text, "bytes": bytes_, "huge": huge, "flood": flood,
+    "graphql-transport-ws": graphql, "graphql-ws": graphql, "graphql-bytes": graphql_bytes,
 }
 
 
@@ -136,10 +167,11 @@ async def main():
             )
         ],
     }[compression]
+    subprotocols = [what] if what in ("graphql-transport-ws", "graphql-ws") else ["super", "other"]
     try:
         ws = await websockets.connect(
             url, sock=tunnel(parts.hostname, parts.port), **secured, compression=None,
-            extensions=extensions, subprotocols=["super", "other"], max_size=None, open_timeout=20,
+            extensions=extensions, subprotocols=subprotocols, max_size=None, open_timeout=20,
         )
     except websockets.exceptions.WebSocketException as error:
         print("refused", error)

@@ -4,10 +4,23 @@ usage: echo.py ADDRESS PLAIN_PORT TLS_PORT CERTIFICATE KEY
 """
 
 import asyncio
+import json
 import ssl
 import sys
 
 import websockets
+
+
+async def graphql(ws, message):
+    """Answers as the two protocols of GraphQL have it: three events to a subscription."""
+    message = json.loads(message)
+    kind, new = message["type"], ws.subprotocol == "graphql-transport-ws"
+    print("graphql", kind, message.get("payload", {}).get("query"), flush=True)
+    answers = {"connection_init": ["connection_ack"], "ping": ["pong"]}.get(kind, [])
+    if kind in ("subscribe", "start"):
+        answers = ["next" if new else "data"] * 3 + ["complete"]
+    for answer in answers:
+        await ws.send(json.dumps({"id": message.get("id"), "type": answer, "payload": {}}))
 
 
 async def serve(ws, path=None):
@@ -25,6 +38,9 @@ async def serve(ws, path=None):
         return
     try:
         async for message in ws:
+            if path == "/graphql":
+                await graphql(ws, message)
+                continue
             print("got", path, type(message).__name__, len(message), flush=True)
             await ws.send(message)
     except websockets.exceptions.ConnectionClosed:
@@ -36,7 +52,7 @@ async def main():
     address, plain, secured, certificate, key = sys.argv[1:]
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
-    options = {"max_size": None, "subprotocols": ["chat", "super"], "close_timeout": 2}
+    options = {"max_size": None, "subprotocols": ["chat", "super", "graphql-transport-ws", "graphql-ws"], "close_timeout": 2}
     async with websockets.serve(serve, address, int(plain), **options):
         async with websockets.serve(serve, address, int(secured), ssl=context, **options):
             print("ready", flush=True)

@@ -162,7 +162,7 @@ fn allowed(policy: &Policy, body: &str) -> bool {
     let facts = Facts::new("POST", &target, [JSON].into_iter());
     let payload = read(&inspection, &facts, body.as_bytes());
     let payload = Some(&payload);
-    let request = Request { method: "POST", path: "/", query: &[], payload };
+    let request = Request { method: "POST", path: "/", query: &[], payload, overrides: &[] };
     matches!(policy.request(&caller, &host, 1, &request), Verdict::Allow { .. })
 }
 
@@ -172,7 +172,7 @@ fn what_the_policy_did_not_get_is_refused() {
     let caller = Caller { exe: "/x".into(), ..Caller::default() };
     let host = Host::parse("h.test").expect("host");
     let judge = |payload: Option<&Payload>| {
-        let request = Request { method: "POST", path: "/", query: &[], payload };
+        let request = Request { method: "POST", path: "/", query: &[], payload, overrides: &[] };
         policy.request(&caller, &host, 1, &request)
     };
     let empty = Graphql::default();

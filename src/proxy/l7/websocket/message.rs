@@ -239,7 +239,6 @@ impl Messages {
     }
 
     /// The message that was completed.
-    #[cfg(test)]
     pub(super) fn message(&self) -> &[u8] {
         self.buffer.message()
     }

@@ -19,6 +19,7 @@ use super::message::{Follower, Item, Messages};
 use crate::pki::provider;
 use crate::policy::{Denial, Request, Verdict, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 use crate::proxy::destination::Origin;
+use crate::proxy::l7::graphql_ws;
 use crate::proxy::report::{self, RequestLine};
 use crate::proxy::session::Session;
 use crate::proxy::stream::{Carried, Conn, Reader, Writer};
@@ -167,12 +168,15 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn message(&self, method: &str) -> Result<(), Denial> {
+    fn message(&self, method: &str, said: &[u8]) -> Result<(), Denial> {
         let Self { session, origin, socket } = self;
         let Socket { scheme, authority, path, query, .. } = socket;
-        let line = RequestLine { method, scheme, authority, path, payload: None };
-        let asked = Request { method, path, query, payload: None };
         let policy = &session.shared.policy;
+        let longest = policy.messages(session.caller(), &origin.host, origin.port, path);
+        let payload = longest.map(|longest| graphql_ws::read(method, said, longest));
+        let payload = payload.as_ref();
+        let line = RequestLine { method, scheme, authority, path, payload };
+        let asked = Request { method, path, query, payload, overrides: &[] };
         match policy.websocket(session.caller(), &origin.host, origin.port, &asked) {
             Verdict::Allow { policy } => report::request_allowed(&line, &policy, "l7"),
             Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
@@ -268,7 +272,7 @@ async fn message(
     out: &mut Vec<u8>,
     to: &mut Writer,
 ) -> Result<(), Up> {
-    if let Err(denial) = judge.message(method) {
+    if let Err(denial) = judge.message(method, messages.message()) {
         let _ = timeout(FAREWELL, write(to, out)).await;
         return Err(Up::Refused {
             code: 1008,
