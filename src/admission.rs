@@ -14,7 +14,7 @@
 //! | `verdict` | every class of pod that gets another answer than "fenced", as one enum |
 //! | `namespace` | labels and annotations of Ringfence, read strictly |
 //! | `notes` | warnings, and the classes of the pod as a whole |
-//! | `settings` | what the chart decides |
+//! | `settings`, `stamp` | what the chart decides, and how replicas with other settings are told apart |
 //! | `source` | from a policy ConfigMap's data to what a pod needs of it |
 //! | `patch` | the difference of two documents as operations, arrays never written as a whole |
 //! | `json` | reading and editing `Value`s where null means absent |
@@ -23,7 +23,7 @@
 //! | `mounts`, `install` | volumes and mounts of ours, the init container |
 //! | `volumes`, `sidecar` | volumes of the container's own that join its files; ports that lead to sidecars |
 //! | `security`, `env`, `probes` | the remaining parts of a container |
-//! | `strict`, `baseline` | what the label value `strict` asks beside the fence |
+//! | `strict`, `baseline`, `own`, `pin` | what the label value `strict` asks beside the fence |
 //! | `pod_security` | whether PodSecurity admission will refuse the injected pod |
 //! | `review` | the AdmissionReview envelope |
 //! | `server`, `lookup`, `exec`, `events` | the serving half |
@@ -41,7 +41,9 @@ pub mod lookup;
 mod mounts;
 mod namespace;
 mod notes;
+mod own;
 mod patch;
+mod pin;
 mod plan;
 mod pod_security;
 mod probes;
@@ -53,6 +55,7 @@ mod settings;
 mod shape;
 mod sidecar;
 mod source;
+mod stamp;
 mod strict;
 #[cfg(test)]
 mod tests;

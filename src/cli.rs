@@ -1,8 +1,10 @@
 //! The verbs a person types.
 #![forbid(unsafe_code)]
 
+mod enable;
 mod inject;
 mod policy;
+mod prepare_uninstall;
 mod rotate_ca;
 mod selftest;
 mod webhook;
@@ -36,6 +38,12 @@ enum Verb {
     Selftest(selftest::Args),
     /// Have the webhook replace its CA now, without an outage.
     RotateCa(rotate_ca::Args),
+    /// Fence the new pods of a namespace.
+    Enable(enable::Enable),
+    /// Fence the new pods of a namespace no longer.
+    Disable(enable::Disable),
+    /// Refuse to uninstall while namespaces are labelled (what the chart's hook runs).
+    PrepareUninstall(prepare_uninstall::Args),
     /// Print the version.
     Version,
 }
@@ -50,6 +58,9 @@ pub fn run() -> ExitCode {
         Verb::Policy(verb) => policy::run(verb),
         Verb::Selftest(args) => selftest::run(&args),
         Verb::RotateCa(args) => rotate_ca::run(&args),
+        Verb::Enable(args) => enable::enable(&args),
+        Verb::Disable(args) => enable::disable(&args),
+        Verb::PrepareUninstall(args) => prepare_uninstall::run(&args),
         Verb::Version => {
             println!("ringfence {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

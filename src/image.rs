@@ -34,6 +34,9 @@ pub struct Config {
     pub env: Vec<String>,
     /// Paths of the VOLUMEs as written, sorted. The runtime mounts a directory at each of them.
     pub volumes: Vec<String>,
+    /// What the image's name led to: the SHA-256 of that manifest or index, `sha256:<hex>`, over the
+    /// bytes that were read. None where it moved between the look-ups of two architectures.
+    pub digest: Option<String>,
 }
 
 impl Config {

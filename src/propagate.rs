@@ -8,7 +8,7 @@
 mod collect;
 mod copy;
 
-pub use collect::{COLLECT_INTERVAL, collect_once};
+pub use collect::{COLLECT_INTERVAL, collect_now, collect_once};
 pub use copy::{CopyError, PolicyCopy, ensure};
 
 /// Prefix of every copy's name; the rest is the beginning of the content's digest.

@@ -136,6 +136,13 @@ pub(super) fn recover(command: &[String]) -> Option<Original> {
                 }
                 rest = after;
             }
+            // Of a version that knows more: it is dropped with its value.
+            flag if flag.starts_with("--") => {
+                rest = match after.split_first() {
+                    Some((value, after)) if !value.starts_with("--") => after,
+                    _ => after,
+                };
+            }
             _ => return None,
         }
     }

@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 
 use super::command::entered;
 use super::json::{containers, field, list, text};
+use super::namespace::Wishes;
+use super::own::Own;
 use super::shape::is_runner;
-use super::{Class, Namespace, Refusal, enter_prefix};
+use super::{Class, Mode, Namespace, Refusal, enter_prefix};
 
 const EXEC: &str = "ringfence.dev/exec";
 
@@ -26,8 +28,9 @@ pub fn is_outside(ns: &Namespace) -> bool {
 /// # Errors
 /// Options whose command is not a list of words.
 pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
-    let prefix = target(options, pod).and_then(enter_prefix);
-    let Some(prefix) = prefix else { return Ok(Patch(Vec::new())) };
+    let Some(prefix) = container_of(options, pod).and_then(enter_prefix) else {
+        return Ok(Patch(Vec::new()));
+    };
     let malformed =
         || Refusal::new(Class::Malformed, "the command of the exec is not a list of words");
     let command: Vec<String> = list(options, "command")
@@ -42,23 +45,11 @@ pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
     Ok(Patch(vec![PatchOperation::Replace(ReplaceOperation { path, value: json!(wrapped) })]))
 }
 
-/// The container that an exec is for.
-fn target<'a>(options: &Value, pod: &'a Value) -> Option<&'a Value> {
-    let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    let named = text(options, "container").filter(|name| !name.is_empty());
-    match (named, list(spec, "containers")) {
-        (Some(name), _) => containers(pod).find(|c| text(c, "name") == Some(name)),
-        // The API server takes the only container, and refuses where there are several.
-        (None, [only]) => Some(only),
-        (None, _) => None,
-    }
-}
-
 /// Where the command of an exec will run, in one word for the audit log; and what to say to who sent
 /// it, where they may not expect that.
 #[must_use]
 pub fn place(options: &Value, pod: &Value) -> (&'static str, Option<String>) {
-    match target(options, pod) {
+    match container_of(options, pod) {
         Some(container) if enter_prefix(container).is_some() => ("inside", None),
         Some(container) if is_runner(container) => {
             let name = text(container, "name").unwrap_or_default();
@@ -71,15 +62,44 @@ pub fn place(options: &Value, pod: &Value) -> (&'static str, Option<String>) {
     }
 }
 
-/// Whether the options of an exec are as [`wrap`] leaves them.
+/// Whether the options of an exec are as [`wrap`] leaves them. Under `strict` a container outside the
+/// fence is entered only where its exemption says so (`own=exec`).
 ///
 /// # Errors
-/// A command that would run in a fenced container, but outside its fence.
-pub fn verify(options: &Value, pod: &Value) -> Result<(), Refusal> {
-    if wrap(options, pod)?.is_empty() {
+/// A command that would run in a fenced container, but outside its fence; or, under `strict`, in a
+/// container outside the fence.
+pub fn verify(options: &Value, pod: &Value, ns: &Namespace) -> Result<(), Refusal> {
+    if !wrap(options, pod)?.is_empty() {
+        let what = "the command does not enter the fence of the container";
+        return Err(Refusal::new(Class::ExecOutside, what));
+    }
+    let Some(container) = container_of(options, pod) else { return Ok(()) };
+    let fenced = enter_prefix(container).is_some();
+    // The pod's own annotations were read when it was admitted, and say nothing about this.
+    if fenced
+        || Mode::of(ns)? != Mode::Strict
+        || Wishes::read(&Value::Null, ns)?.lets_bring(container, Own::Exec)
+    {
         return Ok(());
     }
-    Err(Refusal::new(Class::ExecOutside, "the command does not enter the fence of the container"))
+    let name = text(container, "name").unwrap_or_default();
+    Err(Refusal::with_fix(
+        Class::ExecOutside,
+        format!("container {name} is outside the fence, and so would the command be"),
+        "let its exemption say own=exec: ringfence.dev/unfenced-containers of the namespace, name=image;own=exec",
+    ))
+}
+
+/// The container that an exec is for. None where the API server refuses it.
+fn container_of<'a>(options: &Value, pod: &'a Value) -> Option<&'a Value> {
+    let spec = field(pod, "spec").unwrap_or(&Value::Null);
+    let named = text(options, "container").filter(|name| !name.is_empty());
+    match (named, list(spec, "containers")) {
+        (Some(name), _) => containers(pod).find(|c| text(c, "name") == Some(name)),
+        // The API server takes the only container, and refuses where there are several.
+        (None, [only]) => Some(only),
+        (None, _) => None,
+    }
 }
 
 #[cfg(test)]
@@ -139,7 +159,7 @@ mod tests {
             assert!(command[0].ends_with("/ringfence-supervisor") && command[1] == "enter");
             assert!(command.ends_with(&["--", "sh", "-c", "id"]), "{command:?}");
             assert_eq!(wrap(&options, &pod).expect("an answer").0, [], "a second round");
-            assert_eq!(verify(&options, &pod), Ok(()));
+            assert_eq!(verify(&options, &pod, &Namespace::default()), Ok(()));
             // Another fence's `enter`, an older place of it, or none.
             for forged in [
                 json!(["sh"]),
@@ -156,7 +176,7 @@ mod tests {
                 json!([command[0], "install", "/tmp"]),
             ] {
                 options["command"] = forged;
-                let refusal = verify(&options, &pod).expect_err("outside");
+                let refusal = verify(&options, &pod, &Namespace::default()).expect_err("outside");
                 assert_eq!((refusal.class, refusal.code), (Class::ExecOutside, 403), "{options}");
             }
         }
@@ -171,7 +191,8 @@ mod tests {
         command.splice(1..1, [json!("--flag-of-tomorrow"), json!("x")]);
         let options = json!({ "container": "a", "command": ["sh"] });
         assert_eq!(wrap(&options, &pod).expect("an answer").len(), 1);
-        assert_eq!(verify(&options, &pod).expect_err("outside").class, Class::ExecOutside);
+        let refusal = verify(&options, &pod, &Namespace::default()).expect_err("outside");
+        assert_eq!(refusal.class, Class::ExecOutside);
         // Nor is its image changed in place as if it were exempt.
         let mut other = pod.clone();
         other["spec"]["containers"][0]["image"] = json!("other");
@@ -181,6 +202,30 @@ mod tests {
         let refusal = super::super::verify_update(&pod, &other, &ns).expect_err("fenced");
         assert_eq!(refusal.class, Class::ImageChange);
         assert_eq!(super::super::verify_update(&pod, &pod, &ns), Ok(()));
+    }
+
+    #[test]
+    fn under_strict_a_container_outside_the_fence_is_entered_where_its_exemption_says_so() {
+        let mut pod = fenced();
+        let side = json!({ "name": "side", "image": "r/side:1" });
+        pod["spec"]["containers"].as_array_mut().expect("a list").push(side);
+        let options = json!({ "container": "side", "command": ["sh"] });
+        let refused = |label: &str, exempt: &str, options: &Value| {
+            let mut ns = Namespace { name: "n".into(), ..Namespace::default() };
+            ns.labels.insert("ringfence.dev/inject".into(), label.into());
+            ns.annotations.insert("ringfence.dev/unfenced-containers".into(), exempt.into());
+            verify(options, &pod, &ns).err().map(|refusal| refusal.class)
+        };
+        for exempt in ["", "side=r/side:1", "side=r/side:1;own=command+env", "side=r/x;own=exec"] {
+            assert_eq!(refused("strict", exempt, &options), Some(Class::ExecOutside), "{exempt}");
+            assert_eq!(refused("enabled", exempt, &options), None);
+        }
+        assert_eq!(refused("strict", "side=r/side:1;own=exec", &options), None);
+        // Which of several is meant, or who that is, only the API server can say.
+        for container in [json!(null), json!("nobody")] {
+            let options = json!({ "container": container, "command": ["sh"] });
+            assert_eq!(refused("strict", "", &options), None);
+        }
     }
 
     #[test]

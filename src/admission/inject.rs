@@ -10,8 +10,10 @@ use super::env::Variables;
 use super::json::{containers, field, list, list_in, object, object_in, set, text};
 use super::namespace::{Inbound, STATUS};
 use super::notes::{self, Notes};
+use super::pin::pin;
 use super::plan::{Plan, plan};
 use super::shape::{self, Options, Shape};
+use super::stamp::Stamp;
 use super::volumes::Volumes;
 use super::{Class, ImageConfig, Mode, Namespace, Refusal, Settings};
 use super::{
@@ -136,7 +138,10 @@ fn build(
     security::pod(spec, settings.profile)?;
     mounts::volumes(spec, &names, policy, settings, plan.wishes.shape.run_size())?;
     install::apply(spec, ns, settings)?;
-    annotate(&mut target, &names, &mut plan, policy)?;
+    let mut status = Map::new();
+    Stamp::own(settings, policy).write(&mut status);
+    annotate(&mut target, &names, &mut plan, status)?;
+    plan.notes.audit.insert("policy".into(), policy.digest.clone());
     notes::pod_security(&mut plan.notes, &target, ns, plan.mode, settings.pod_security)?;
     Ok(Some((target, plan.notes)))
 }
@@ -187,6 +192,10 @@ impl Fence<'_> {
                 }
                 .build();
                 let map = object(container, "containers")?;
+                // Runners are not there under it.
+                if plan.mode == Mode::Strict {
+                    pin(map, name, known)?;
+                }
                 set(map, "command", argv);
                 self.surround(map, name, &original, mounts::bin_mount(&bin_dir), None, plan)?;
                 probes::wrap(map, &format!("{bin_dir}/{}", command::SUPERVISOR))
@@ -281,18 +290,14 @@ fn annotate(
     target: &mut Value,
     names: &[String],
     plan: &mut Plan<'_>,
-    policy: &PolicyRef,
+    mut status: Map<String, Value>,
 ) -> Result<(), Refusal> {
-    let status = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "mode": plan.mode_word(),
-        "containers": names,
-        "policy": policy.digest,
-    });
+    status.insert("mode".into(), json!(plan.mode_word()));
+    status.insert("containers".into(), json!(names));
     let metadata = object_in(object(target, "pod")?, "metadata")?;
-    set(object_in(metadata, "annotations")?, STATUS, json!(status.to_string()));
+    let status = Value::Object(status).to_string();
+    set(object_in(metadata, "annotations")?, STATUS, json!(status));
     plan.notes.audit.insert("containers".into(), names.join(","));
-    plan.notes.audit.insert("policy".into(), policy.digest.clone());
     Ok(())
 }
 

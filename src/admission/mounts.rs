@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::command::{PAD, POLICY_DIR, ROOT, RUN_DIR, is_bin_dir};
+use super::command::{PAD, POLICY_DIR, ROOT, RUN_DIR, SUPERVISOR, is_bin_dir, supervisor_path};
 use super::json::{at, list, list_in, text, upsert, word};
 use super::shape::SANDBOX;
 use super::{Class, Delivery, PolicyRef, Refusal, Settings};
@@ -132,6 +132,20 @@ pub(super) fn is_ours(mount: &Value) -> bool {
         POLICY => path == POLICY_DIR,
         name => name.starts_with(RUN) && path == RUN_DIR,
     }
+}
+
+/// Whether a container's command is the supervisor, from the mount that an injector made for it, with
+/// nothing else mounted there: what the chart's guard asks too. Another version may have made it.
+pub(super) fn starts_through_the_supervisor(container: &Value) -> bool {
+    let Some(program) = supervisor_path(container) else { return false };
+    let holds_it = |path: &str| format!("{path}/{SUPERVISOR}") == program;
+    let whole =
+        |mount: &Value| ["subPath", "subPathExpr"].iter().all(|key| word(mount, key).is_none());
+    let mut mounts = list(container, "volumeMounts").iter();
+    mounts.any(|m| text(m, "name") == Some(BIN) && holds_it(mount_path(m)) && whole(m))
+        && paths(container).all(|(_, path)| {
+            holds_it(path) || !(is_through_proc(path) || overlap(&clean(path), ROOT))
+        })
 }
 
 pub(super) fn mount_path(mount: &Value) -> &str {

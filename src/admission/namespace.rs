@@ -7,6 +7,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use serde_json::Value;
 
 use super::json::{at, text};
+use super::own::Own;
 use super::shape::Shape;
 use super::{Class, Refusal};
 use crate::policy::SidecarPorts;
@@ -99,6 +100,8 @@ pub(super) enum Inbound {
 struct Exemption {
     name: GlobMatcher,
     image: Option<GlobMatcher>,
+    /// What the container may bring of its author's, which matters under `strict`.
+    own: Vec<Own>,
 }
 
 /// The annotations of a namespace and of one pod in it, understood.
@@ -229,23 +232,36 @@ impl Wishes {
 
     /// Whether the namespace exempts this container.
     pub(super) fn exempts(&self, container: &Value) -> bool {
+        self.exemptions_of(container).next().is_some()
+    }
+
+    /// Whether one of the exemptions of this container lets it bring that.
+    pub(super) fn lets_bring(&self, container: &Value, own: Own) -> bool {
+        self.exemptions_of(container).any(|exemption| exemption.own.contains(&own))
+    }
+
+    fn exemptions_of(&self, container: &Value) -> impl Iterator<Item = &Exemption> {
         let name = text(container, "name").unwrap_or_default();
         let image = text(container, "image").unwrap_or_default();
-        self.exemptions.iter().any(|exemption| {
+        self.exemptions.iter().filter(move |exemption| {
             exemption.name.is_match(name)
                 && exemption.image.as_ref().is_none_or(|glob| glob.is_match(image))
         })
     }
 }
 
-/// `name glob` or `name glob=image glob`, separated by commas. Under `strict` a name alone is not
-/// enough: names are the author's to choose.
+/// `name glob` or `name glob=image glob`, the latter with `;own=word+word` behind it or without,
+/// separated by commas. Under `strict` a name alone is not enough: names are the author's to choose.
 fn read_exemptions(place: &str, value: &str, mode: Mode) -> Result<Vec<Exemption>, Refusal> {
     entries(value)
         .map(|entry| {
-            let (name, image) = match entry.split_once('=') {
+            let (program, own) = match entry.split_once(';') {
+                Some((program, own)) => (program.trim(), read_own(place, own)?),
+                None => (entry, Vec::new()),
+            };
+            let (name, image) = match program.split_once('=') {
                 Some((name, image)) => (name.trim(), Some(image.trim())),
-                None => (entry, None),
+                None => (program, None),
             };
             if name.is_empty() || image == Some("") {
                 return Err(bad(place, UNFENCED, entry, "write name or name=image"));
@@ -263,9 +279,21 @@ fn read_exemptions(place: &str, value: &str, mode: Mode) -> Result<Vec<Exemption
                     .map(|glob| glob.compile_matcher())
                     .map_err(|error| bad(place, UNFENCED, pattern, error.kind()))
             };
-            Ok(Exemption { name: glob(name)?, image: image.map(glob).transpose()? })
+            Ok(Exemption { name: glob(name)?, image: image.map(glob).transpose()?, own })
         })
         .collect()
+}
+
+/// `own=word+word`
+fn read_own(place: &str, value: &str) -> Result<Vec<Own>, Refusal> {
+    let words = value.trim().strip_prefix("own=").map(|words| words.split('+'));
+    let read: Option<Vec<Own>> =
+        words.and_then(|words| words.map(|word| Own::of(word.trim())).collect());
+    read.ok_or_else(|| {
+        let words = Own::ALL.map(|(word, _)| word).join(", ");
+        let fix = format!("write name=image;own=env+mounts; the words are {words}");
+        bad(place, UNFENCED, value, fix)
+    })
 }
 
 fn entries(value: &str) -> impl Iterator<Item = &str> {
@@ -348,6 +376,12 @@ mod tests {
             ("exec", "inside"),
             ("unfenced-containers", "a=["),
             ("unfenced-containers", "=x"),
+            ("unfenced-containers", "a=x;"),
+            ("unfenced-containers", "a=x;own"),
+            ("unfenced-containers", "a=x;own="),
+            ("unfenced-containers", "a=x;own=comand"),
+            ("unfenced-containers", "a=x;own=env;own=command"),
+            ("unfenced-containers", "a=x;owns=env"),
             ("inbound", "none"),
             ("transparent", "no"),
             ("transparent", ""),
@@ -451,5 +485,20 @@ mod tests {
         assert!(!wishes.exempts(&container("mcp", "registry.example/other:1")));
         assert!(!wishes.exempts(&container("mcp2", "registry.example/mcp:1")));
         assert!(wishes.exempts(&container("side-car", "anything")));
+    }
+
+    #[test]
+    fn an_exemption_says_what_its_container_may_bring() {
+        let value = "mcp=r/mcp:*; own=env + mounts, mcp=r/mcp:2;own=probes, bare=r/*";
+        let wishes = Wishes::read(&json!({}), &ns(&[("unfenced-containers", value)])).unwrap();
+        let may = |name: &str, image: &str| {
+            let container = json!({"name": name, "image": image});
+            let all = Own::ALL.iter().filter(|(_, own)| wishes.lets_bring(&container, *own));
+            all.map(|(word, _)| *word).collect::<Vec<_>>()
+        };
+        assert_eq!(may("mcp", "r/mcp:1"), ["env", "mounts"]);
+        assert_eq!(may("mcp", "r/mcp:2"), ["env", "mounts", "probes"]);
+        assert_eq!(may("bare", "r/x"), [""; 0]);
+        assert_eq!(may("other", "r/mcp:1"), [""; 0]);
     }
 }

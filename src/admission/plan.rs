@@ -148,6 +148,7 @@ impl<'a> Plan<'a> {
                 mounts::unfenced(container)?;
                 strict::container(&mut self.notes, container, self.mode, false)?;
                 strict::unfenced(&mut self.notes, self.pod, container, self.mode)?;
+                strict::brought(&mut self.notes, self.pod, container, &self.wishes, self.mode)?;
                 exempt.push(container);
                 continue;
             }
@@ -170,7 +171,7 @@ impl<'a> Plan<'a> {
     }
 
     /// The containers to be fenced, as they are.
-    fn containers(&self) -> impl Iterator<Item = &'a Value> {
+    pub(super) fn containers(&self) -> impl Iterator<Item = &'a Value> {
         let spec = field(self.pod, "spec").unwrap_or(&Value::Null);
         self.fenced.iter().map(|slot| &list(spec, slot.list)[slot.index])
     }

@@ -10,6 +10,7 @@ use super::json::{CONTAINERS, at, containers, field, list, list_in, object, obje
 use super::json::{text, unset, upsert, words};
 use super::namespace::{INJECT, STATUS};
 use super::notes::Notes;
+use super::pin::is_pinned_from;
 use super::supervisor_path;
 use super::{Class, Namespace, Refusal, env, fenced_containers, install, mounts, probes, security};
 
@@ -46,7 +47,7 @@ pub(super) fn image_change(old: &Value, pod: &Value) -> Option<Refusal> {
         let what = format!(
             "container {name}: its image cannot become {new:?} in place (it is {old:?}), because it was fenced for that"
         );
-        (old != new).then(|| Refusal::new(Class::ImageChange, what))
+        (old != new && !is_pinned_from(old, new)).then(|| Refusal::new(Class::ImageChange, what))
     })
 }
 
@@ -96,6 +97,11 @@ fn restore_container(container: &mut Map<String, Value>, old: &Value) -> Result<
         && (command.is_empty() || Original::of(old)?.command.as_ref() == Some(&command));
     if let Some(ours) = field(old, "command").filter(|_| is_original) {
         set(container, "command", ours.clone());
+    }
+    let pinned = text(old, "image").unwrap_or_default();
+    let named = container.get("image").and_then(Value::as_str);
+    if named.is_some_and(|named| is_pinned_from(pinned, named)) {
+        set(container, "image", json!(pinned));
     }
     let is_set = |context: Option<&Value>| context.is_some_and(|context| !context.is_null());
     // An empty one is not the same to the API server as none.

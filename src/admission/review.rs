@@ -200,12 +200,15 @@ impl Answer {
         response.insert("uid".into(), json!(id.uid));
         response.insert("allowed".into(), json!(self.allowed));
         if let Some(refusal) = &self.refusal {
-            let status = json!({
+            let mut status = json!({
                 "status": "Failure",
                 "code": refusal.code,
                 "reason": refusal.reason,
                 "message": cut(&refusal.message, MAX_MESSAGE),
             });
+            if let Some(seconds) = refusal.retry_after() {
+                status["details"] = json!({ "retryAfterSeconds": seconds });
+            }
             response.insert("status".into(), status);
         }
         if let Some(patch) = &self.patch {
@@ -333,6 +336,11 @@ mod tests {
         assert_eq!(made["response"]["status"]["reason"], "Forbidden");
         assert_eq!(made["response"]["auditAnnotations"]["refused"], "host-pid");
         assert_eq!(made["response"].get("patch"), None);
+        assert_eq!(made["response"]["status"].get("details"), None);
+        let again = Refusal::new(Class::AnotherVersion, "x");
+        let made = answer(VERSIONS[0], &Answer::deny(again));
+        assert_eq!(made["response"]["status"]["code"], 503);
+        assert_eq!(made["response"]["status"]["details"], json!({"retryAfterSeconds": 1}));
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What the chart decides, for every pod alike.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// How the supervisor's binary reaches the container.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Delivery {
     /// An image volume: nothing runs, nothing is copied. Needs Kubernetes 1.36 on server and node.
@@ -14,7 +14,7 @@ pub enum Delivery {
 }
 
 /// Which security context the fenced container gets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
     /// `allowPrivilegeEscalation: false` and seccomp `RuntimeDefault` on the container.
@@ -25,7 +25,7 @@ pub enum Profile {
 }
 
 /// The family of `status.podIP`, which decides how a URL with that address is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum IpFamily {
     /// `http://$(POD_IP):8090`
@@ -36,7 +36,7 @@ pub enum IpFamily {
 }
 
 /// What the supervisor writes to stderr; denials are always written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// Errors only.
@@ -78,8 +78,9 @@ pub enum PodSecurity {
 }
 
 /// The chart's values as far as they change what a pod looks like. Read from YAML or JSON in
-/// camel case; a key that is not known is an error.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+/// camel case; a key that is not known is an error. Written as what shapes a pod: replicas that write
+/// the same make the same of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
     /// Reference of the image with `/ringfence-supervisor`, for the image volume or the init
@@ -88,6 +89,7 @@ pub struct Settings {
     /// `Always`, `IfNotPresent` or `Never`. Written out because the API server fills in a default.
     pub image_pull_policy: String,
     /// How the binary arrives.
+    #[serde(skip_serializing)]
     pub delivery: Delivery,
     /// The security context's shape.
     pub profile: Profile,
@@ -103,10 +105,13 @@ pub struct Settings {
     /// Memory of the init container as a Kubernetes quantity, request and limit.
     pub install_memory: String,
     /// What is done where the namespace's Pod Security level refuses the injected pod.
+    #[serde(skip_serializing)]
     pub pod_security: PodSecurity,
     /// Where the policies are kept.
+    #[serde(skip_serializing)]
     pub release_namespace: String,
     /// Name of the policy `ConfigMap` for namespaces that name none.
+    #[serde(skip_serializing)]
     pub default_policy: String,
 }
 

@@ -5,7 +5,9 @@
 use serde_json::Value;
 
 use super::json::{at, field, list, text};
+use super::namespace::Wishes;
 use super::notes::Notes;
+use super::own::Own;
 use super::user::{OWN, id};
 use super::{Class, Mode, Profile, Refusal, baseline, mounts};
 
@@ -80,6 +82,30 @@ pub(super) fn name_files(notes: &mut Notes, container: &Value, mode: Mode) -> Re
         Some(what) => notes.meet(*class, mode, format!("container {name}: {what} is {file}")),
         None => Ok(()),
     })
+}
+
+/// Meets what an exempt container brings of its author's.
+///
+/// # Errors
+/// The label value refuses what the exemption does not name.
+pub(super) fn brought(
+    notes: &mut Notes,
+    pod: &Value,
+    container: &Value,
+    wishes: &Wishes,
+    mode: Mode,
+) -> Result<(), Refusal> {
+    let name = text(container, "name").unwrap_or_default();
+    let all = Own::ALL.iter().filter(|(_, own)| !wishes.lets_bring(container, *own));
+    for (word, own) in all {
+        if let Some(field) = own.brought(pod, container) {
+            let what = format!(
+                "container {name} is outside the fence and has {field}, which its exemption does not name (own={word})"
+            );
+            notes.meet(Class::UnfencedOwn, mode, what)?;
+        }
+    }
+    Ok(())
 }
 
 /// Meets a container that stays outside the fence, in the network of the fence's proxy.

@@ -150,6 +150,14 @@ classes! {
     UnfencedCapability "unfenced-capability" 403 Fence Refuse
         "with NET_ADMIN or NET_RAW a container outside the fence changes, forges or reads the traffic of the fence's proxy"
         "drop ALL or NET_RAW in the container's securityContext.capabilities, and add neither";
+    /// An unfenced container with a command, variables or mounts of its author's.
+    UnfencedOwn "unfenced-own" 403 Fence Refuse
+        "with a command, a variable or a mount of theirs an author makes another program of an exempt image, outside the fence"
+        "leave it to the image, or let the exemption name it: ringfence.dev/unfenced-containers of the namespace, name=image;own=command+env";
+    /// A container is named by a tag, and what that means is not known.
+    ImageTag "image-tag" 422 Fence Refuse
+        "a tag may mean another image on the node than the one that was looked at"
+        "name the image by digest";
     /// `spec.hostAliases`, `spec.hostnameOverride`, or something mounted at `/etc/hosts`.
     HostAliases "host-aliases" 403 Fence Refuse
         "the pod's author would decide which address a name of the policy has"
@@ -238,6 +246,10 @@ classes! {
     Unfixed "not-as-injected" 403 Refuse Refuse
         "something changed what Ringfence had put into the pod"
         "find the webhook or person that changed it; see the path in the message";
+    /// The final pod is what another replica makes, with another version, settings or policy.
+    AnotherVersion "another-version" 503 Fence Refuse
+        "in a roll-out one replica may fence a pod and another one look at it; under strict only the one that looks is believed"
+        "try again; controllers and kubectl do so by themselves";
     /// A command for a fenced container that does not enter its fence.
     ExecOutside "exec-outside" 403 Refuse Refuse
         "the command would run in the bare container, outside the fence"
@@ -246,6 +258,14 @@ classes! {
     SelfCheck "self-check" 500 Refuse Refuse
         "the patch does not give the pod it was made for, which is a fault of Ringfence"
         "report it with the pod's manifest";
+}
+
+impl Class {
+    /// Whether what is refused so may have been put there by Ringfence itself, in another version or
+    /// with other settings.
+    pub(super) fn may_be_ours(self) -> bool {
+        matches!(self, Self::ForeignUse | Self::Overlap | Self::Baseline)
+    }
 }
 
 /// A pod that is not admitted.
@@ -284,6 +304,20 @@ impl Refusal {
             message: format!("ringfence: {what}; {fix}"),
             class,
         }
+    }
+
+    /// The cause alone.
+    pub(super) fn what(&self) -> &str {
+        let text = self.message.strip_prefix("ringfence: ").unwrap_or(&self.message);
+        text.split_once("; ").map_or(text, |(what, _)| what)
+    }
+
+    /// After how many seconds the same request may fare better, where that is known. The API server
+    /// tells its clients so, and those that are made with its own library (kubectl, controllers) ask
+    /// again by themselves, up to ten times.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<u32> {
+        (self.class == Class::AnotherVersion).then_some(1)
     }
 }
 

@@ -1,9 +1,10 @@
 //! What the validating webhook asks: is the pod that is about to be stored the one that
 //! [`super::inject()`] makes of it, and does an update leave that so.
 //!
-//! No marker is believed. On CREATE the function runs once more over the final pod and must find
-//! nothing to do. So whatever another webhook changes after ours is legal exactly when the function
-//! does not mind it: see "Other webhooks" in `docs/admission.md`.
+//! No marker is believed where the pod's author is not. On CREATE the function runs once more over
+//! the final pod and must find nothing to do. So whatever another webhook changes after ours is legal
+//! exactly when the function does not mind it: see "Other webhooks" in `docs/admission.md`, and "Two
+//! versions" there for what the mutating half of another version made.
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,9 @@ use serde_json::Value;
 
 use super::json::{CONTAINERS, containers, field, list, text};
 use super::namespace::{INJECT, Wishes};
+use super::plan::plan;
+use super::shape::{self, Shape};
+use super::stamp::Stamp;
 use super::{
     Class, ImageConfig, Mode, Namespace, Outcome, PolicyRef, Refusal, Settings, fenced_containers,
     inject, mounts, restore,
@@ -37,20 +41,58 @@ pub fn verify(
     }
     let delivery = mounts::delivery(pod).unwrap_or(settings.delivery);
     let settings = Settings { delivery, ..settings.clone() };
-    let injection = match inject(None, pod, ns, &settings, images, policy) {
+    let difference = match inject(None, pod, ns, &settings, images, policy) {
         Outcome::Untouched => return Ok(()),
+        Outcome::Inject(injection) => match injection.ops.first() {
+            None => return Ok(()),
+            Some(op) => differs(pod, op.path()),
+        },
+        // What these name may be ours: another version's volume, its mount, the other profile's
+        // seccomp at the pod.
+        Outcome::Refuse(refusal) if refusal.class.may_be_ours() => refusal,
         Outcome::Refuse(refusal) => return Err(refusal),
-        Outcome::Inject(injection) => injection,
     };
-    let Some(op) = injection.ops.first() else { return Ok(()) };
+    let own = Stamp::own(&settings, policy);
+    match Stamp::of(pod) {
+        Some(other) if other != own => made_by(&other, pod, ns, &settings, difference),
+        _ => Err(difference),
+    }
+}
+
+fn differs(pod: &Value, path: impl std::fmt::Display) -> Refusal {
     if fenced_containers(pod).is_empty() {
-        return Err(Refusal::with_fix(
+        return Refusal::with_fix(
             Class::Unfixed,
             "no container of the pod is fenced: it did not pass the mutating webhook",
             "see that pods.ringfence.dev is installed and that no webhook after it takes the fence away",
-        ));
+        );
     }
-    Err(Refusal::new(Class::Unfixed, format!("{} is not as injected", op.path())))
+    Refusal::new(Class::Unfixed, format!("{path} is not as injected"))
+}
+
+/// The verdict about a pod which says that another version of Ringfence made it, or this one with
+/// other settings or another policy: the other replica of a roll-out.
+///
+/// Under `enabled` its word counts, as far as the guard goes. Its author is trusted, and the mutating
+/// half writes the annotation anew in every pod. Under `strict` nothing is believed: should that half
+/// ever not have run, the annotation would be the author's. The API server's clients ask again.
+fn made_by(
+    other: &Stamp,
+    pod: &Value,
+    ns: &Namespace,
+    settings: &Settings,
+    difference: Refusal,
+) -> Result<(), Refusal> {
+    if Mode::of(ns)? == Mode::Strict {
+        let what = format!("the pod was fenced by {other}, and {}", difference.what());
+        return Err(Refusal::new(Class::AnotherVersion, what));
+    }
+    let Some(plan) = plan(pod, ns, settings)? else { return Ok(()) };
+    let fenced = plan.containers().all(match plan.wishes.shape {
+        Shape::Entrypoint => mounts::starts_through_the_supervisor,
+        Shape::Subprocess => shape::is_runner,
+    });
+    if fenced { Ok(()) } else { Err(difference) }
 }
 
 /// Whether an update leaves the fence as it is in the old object, whichever version and policy made

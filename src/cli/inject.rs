@@ -42,8 +42,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
     /// What images are, as YAML: a map of image to `entrypoint`, `cmd`, `user`, `workingDir`,
-    /// `volumes` (a list of paths). Needed for every container that is to be fenced: the VOLUMEs of
-    /// its image decide where the supervisor is mounted. An image with nothing of all that is `{}`.
+    /// `volumes` (a list of paths), `digest` (`sha256:…`; for --strict, which pins tags to it). Needed
+    /// for every container that is to be fenced: the VOLUMEs of its image decide where the supervisor
+    /// is mounted. An image with nothing of all that is `{}`.
     #[arg(long, value_name = "FILE")]
     image_config: Option<PathBuf>,
     /// How to print. Without it: JSON if the manifest is JSON, else YAML.
@@ -66,6 +67,7 @@ struct Image {
     user: String,
     working_dir: String,
     volumes: Vec<String>,
+    digest: Option<String>,
 }
 
 impl From<Image> for ImageConfig {
@@ -77,6 +79,7 @@ impl From<Image> for ImageConfig {
             working_dir: image.working_dir,
             env: Vec::new(),
             volumes: image.volumes,
+            digest: image.digest,
         }
     }
 }
@@ -137,6 +140,17 @@ impl Fencer {
         let policy = PolicySource::read(&settings.default_policy, &data)?;
         let label = if args.strict { "strict" } else { "enabled" };
         let label = ("ringfence.dev/inject".to_owned(), label.to_owned());
+        for (name, image) in &images {
+            let digest = image.digest.as_deref().unwrap_or("sha256:");
+            let hex = digest.strip_prefix("sha256:").map(str::as_bytes);
+            let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
+            let good =
+                |hex: &[u8]| image.digest.is_none() || hex.len() == 64 && hex.iter().all(is_hex);
+            ensure!(
+                hex.is_some_and(good),
+                "image {name}: digest {digest:?} is not sha256:<64 hex digits>"
+            );
+        }
         Ok(Self {
             namespace: Namespace {
                 name: args.namespace.clone(),

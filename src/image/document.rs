@@ -193,5 +193,6 @@ pub(super) fn parse_config(bytes: &[u8]) -> Result<Config, &'static str> {
         working_dir: config.text("WorkingDir")?,
         env: config.words("Env")?,
         volumes,
+        digest: None,
     })
 }

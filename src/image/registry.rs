@@ -1,6 +1,7 @@
 //! The look-up itself: index, manifest and configuration, by each fitting credential in turn.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWrite;
 use tokio::sync::Semaphore;
 
@@ -158,16 +160,20 @@ impl Images {
         let mut found: Option<(&String, Arc<Config>)> = None;
         for architecture in architectures {
             let config = self.config_on(&reference, architecture, credentials).await?;
-            if let Some((first, known)) = &found
-                && !known.is_fenced_like(&config)
-            {
+            let Some((first, known)) = &found else {
+                found = Some((architecture, config));
+                continue;
+            };
+            if !known.is_fenced_like(&config) {
                 return Err(ImageError::Ambiguous {
                     image: image.to_owned(),
                     first: (*first).clone(),
                     second: architecture.clone(),
                 });
             }
-            found = Some((architecture, config));
+            if known.digest != config.digest {
+                found = Some((first, Arc::new(Config { digest: None, ..(**known).clone() })));
+            }
         }
         found.map(|(_, config)| config).ok_or_else(|| ImageError::Platform {
             image: image.to_owned(),
@@ -276,9 +282,11 @@ impl Shared {
         identity: [u8; 32],
     ) -> Result<Arc<Config>, Failure> {
         let client = self.client(identity)?;
-        let index = match read_manifest(&client, image, auth).await? {
+        let (manifest, digest) = read_manifest(&client, image, auth).await?;
+        let of_name = |config| Arc::new(Config { digest: Some(digest), ..config });
+        let index = match manifest {
             OciManifest::Image(manifest) => {
-                return read_config(&client, image, &manifest).await.map(Arc::new);
+                return read_config(&client, image, &manifest).await.map(of_name);
             }
             OciManifest::ImageIndex(index) => index,
         };
@@ -289,8 +297,8 @@ impl Shared {
         }
         for digest in digests {
             let of_platform = image.clone_with_digest(digest);
-            let OciManifest::Image(manifest) = read_manifest(&client, &of_platform, auth).await?
-            else {
+            let (manifest, _) = read_manifest(&client, &of_platform, auth).await?;
+            let OciManifest::Image(manifest) = manifest else {
                 return Err(broken("an index within an index"));
             };
             let config = read_config(&client, image, &manifest).await?;
@@ -299,7 +307,7 @@ impl Shared {
             }
             found = Some(config);
         }
-        found.map(Arc::new).ok_or_else(|| {
+        found.map(of_name).ok_or_else(|| {
             Failure::Final(ImageError::Platform {
                 image: image.whole(),
                 wanted: architecture.to_owned(),
@@ -373,16 +381,28 @@ fn broken(text: &str) -> Failure {
     Failure::Attempt { text: text.to_owned(), try_next: false, retryable: false }
 }
 
+/// A manifest or index, and the digest of its bytes.
 async fn read_manifest(
     client: &Client,
     image: &Reference,
     auth: &RegistryAuth,
-) -> Result<OciManifest, Failure> {
+) -> Result<(OciManifest, String), Failure> {
     let pulled = client.pull_manifest_raw(image, auth, MANIFESTS).await;
     let (bytes, _) = pulled.map_err(|error| attempt(&error))?;
     serde_json::from_slice::<Plain>(&bytes)
         .map_err(|_| broken("its manifest is not JSON, or has a field in another spelling"))?;
-    serde_json::from_slice(&bytes).map_err(|_| broken("the registry did not answer with an image"))
+    let digest = Sha256::digest(&bytes).iter().fold("sha256:".to_owned(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    });
+    let asked = image.digest().filter(|asked| asked.starts_with("sha256:"));
+    if asked.is_some_and(|asked| asked != digest) {
+        return Err(broken("the registry answered with another image than the digest names"));
+    }
+    let manifest = serde_json::from_slice(&bytes)
+        .map_err(|_| broken("the registry did not answer with an image"))?;
+    Ok((manifest, digest))
 }
 
 async fn read_config(

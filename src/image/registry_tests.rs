@@ -58,7 +58,7 @@ impl Store {
         )
     }
 
-    fn index(&mut self, repository: &str, tag: &str, entries: &[(&str, &str, bool)]) {
+    fn index(&mut self, repository: &str, tag: &str, entries: &[(&str, &str, bool)]) -> String {
         let manifests: Vec<Value> = entries
             .iter()
             .map(|(architecture, digest, attestation)| {
@@ -78,7 +78,7 @@ impl Store {
             Some(tag),
             &json!({ "schemaVersion": 2, "manifests": manifests,
                 "mediaType": "application/vnd.oci.image.index.v1+json" }),
-        );
+        )
     }
 
     fn answer(&self, head: &str) -> (&'static str, String, Vec<u8>) {
@@ -154,7 +154,7 @@ async fn an_image_is_read_and_a_tag_is_asked_for_once() {
         return;
     }
     let mut store = Store::default();
-    store.image(
+    let digest = store.image(
         "team/app",
         Some("1"),
         &json!({ "Entrypoint": ["/app"], "Cmd": ["$HOME"], "User": "1000:1000",
@@ -171,6 +171,7 @@ async fn an_image_is_read_and_a_tag_is_asked_for_once() {
         working_dir: "/srv".into(),
         env: vec!["A=b".into()],
         volumes: vec!["/a/b".into(), "/v".into()],
+        digest: Some(digest),
     };
     for _ in 0..3 {
         let config = images.config(&image, &amd64(), &[]).await.expect("an answer");
@@ -194,7 +195,7 @@ async fn an_index_gives_the_architecture_asked_for_and_no_attestation() {
         "multi",
         &[("amd64", &attestation, true), ("amd64", &amd, false), ("arm64", &arm, false)],
     );
-    store.index("app", "same", &[("amd64", &amd, false), ("arm64", &amd, false)]);
+    let index = store.index("app", "same", &[("amd64", &amd, false), ("arm64", &amd, false)]);
     let host = serve(Arc::new(store)).await;
     let images = images(&host);
     let both = ["amd64".to_owned(), "arm64".to_owned()];
@@ -205,9 +206,38 @@ async fn an_index_gives_the_architecture_asked_for_and_no_attestation() {
     assert_eq!(config.entrypoint, ["/b"]);
     let error = images.config(&multi, &both, &[]).await.expect_err("they differ");
     assert!(matches!(error, ImageError::Ambiguous { .. }), "{error}");
-    images.config(&format!("{host}/app:same"), &both, &[]).await.expect("they agree");
+    let same = images.config(&format!("{host}/app:same"), &both, &[]).await.expect("they agree");
+    // That of the whole, which every architecture can be pulled by.
+    assert_eq!(same.digest, Some(index));
     let error = images.config(&multi, &["s390x".to_owned()], &[]).await.expect_err("none");
     assert!(error.to_string().contains("linux/amd64, linux/arm64"), "{error}");
+}
+
+#[tokio::test]
+async fn a_digest_behind_a_tag_decides_and_is_compared() {
+    if skipped() {
+        return;
+    }
+    let mut store = Store::default();
+    let first = store.image("app", Some("1"), &json!({ "Entrypoint": ["/first"] }));
+    // The tag moves on.
+    let second = store.image("app", Some("1"), &json!({ "Entrypoint": ["/second"] }));
+    // A registry that answers with another image than it was asked for.
+    let wrong = store.objects[&format!("/v2/app/manifests/{second}")].clone();
+    let lie = digest(b"nothing");
+    store.objects.insert(format!("/v2/app/manifests/{lie}"), wrong);
+    let host = serve(Arc::new(store)).await;
+    let images = images(&host);
+    for (name, entrypoint, digest) in [
+        (format!("{host}/app:1"), "/second", &second),
+        (format!("{host}/app:1@{first}"), "/first", &first),
+        (format!("{host}/app@{first}"), "/first", &first),
+    ] {
+        let config = images.config(&name, &amd64(), &[]).await.expect("an answer");
+        assert_eq!((&*config.entrypoint[0], config.digest.as_ref()), (entrypoint, Some(digest)));
+    }
+    let error = images.config(&format!("{host}/app:1@{lie}"), &amd64(), &[]).await;
+    assert!(matches!(error, Err(ImageError::Registry { .. })), "{error:?}");
 }
 
 #[tokio::test]

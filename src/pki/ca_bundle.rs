@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DynamicObject, Patch, PatchParams};
 use kube::{Api, Client};
 use rustls::client::WebPkiServerVerifier;
@@ -69,7 +70,20 @@ impl Configuration {
         let live = self.api(client).get(&self.name).await;
         let live =
             live.map_err(|source| CaBundleError::Read { configuration: self.clone(), source })?;
-        Ok(Live { entries: entries(&live.data), version: live.metadata.resource_version })
+        let (uid, version) = (live.metadata.uid, live.metadata.resource_version);
+        Ok(Live { entries: entries(&live.data), version, uid })
+    }
+
+    /// This object as the owner of another one, by the uid that it was read with.
+    fn owner(&self, uid: &str) -> OwnerReference {
+        let kind = self.resource();
+        OwnerReference {
+            api_version: kind.api_version,
+            kind: kind.kind,
+            name: self.name.clone(),
+            uid: uid.to_owned(),
+            ..OwnerReference::default()
+        }
     }
 }
 
@@ -78,12 +92,19 @@ impl Configuration {
 pub struct Live {
     entries: Vec<Entry>,
     version: Option<String>,
+    uid: Option<String>,
 }
 
 impl Live {
     /// The bundle of every entry; empty where it has none.
     pub fn bundles(&self) -> impl Iterator<Item = &Vec<u8>> {
         self.entries.iter().map(|entry| &entry.bundle)
+    }
+
+    /// The configuration as the owner of what is of no use without it.
+    #[must_use]
+    pub fn owner(&self, configuration: &Configuration) -> Option<OwnerReference> {
+        self.uid.as_deref().map(|uid| configuration.owner(uid))
     }
 }
 
@@ -307,7 +328,7 @@ mod tests {
             })
             .collect();
         let entries = entries(&json!({ "metadata": { "name": "x" }, "webhooks": webhooks }));
-        Live { entries, version: Some("7".into()) }
+        Live { entries, version: Some("7".into()), uid: None }
     }
 
     fn configuration(kind: ConfigurationKind) -> Configuration {

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use crate::api_text::api_text;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::PostParams;
 use kube::{Api, Client};
 use rustls::pki_types::CertificateDer;
@@ -128,6 +128,21 @@ pub struct Stored {
     /// What it holds.
     pub held: Held<Ca>,
     secret: Secret,
+}
+
+impl Stored {
+    /// Whether the Secret goes when `owner` does.
+    #[must_use]
+    pub fn is_owned_by(&self, owner: &OwnerReference) -> bool {
+        self.secret.metadata.owner_references.iter().flatten().any(|known| known.uid == owner.uid)
+    }
+
+    /// The same, to go when `owner` does and with nobody else.
+    #[must_use]
+    pub fn owned_by(mut self, owner: OwnerReference) -> Self {
+        self.secret.metadata.owner_references = Some(vec![owner]);
+        self
+    }
 }
 
 /// Where the Secret is.

@@ -5,7 +5,7 @@
 //! version; a later pass deletes what has carried its mark long enough, and only at the resource
 //! version it saw. Every replica may run this. In doubt a copy stays.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -39,18 +39,8 @@ enum Step {
 /// # Errors
 /// When copies or pods cannot be listed; what was decided before that has been done.
 pub async fn collect_once(client: &Client, now: Timestamp) -> Result<usize, kube::Error> {
-    let selector = format!("{}={},{POLICY_SOURCE}", MANAGED_BY.0, MANAGED_BY.1);
-    let copies: Api<ConfigMap> = Api::all(client.clone());
-    let copies = copies.list_metadata(&ListParams::default().labels(&selector)).await?;
-    let mut by_namespace: BTreeMap<String, Vec<PartialObjectMeta<ConfigMap>>> = BTreeMap::new();
-    for copy in copies.items {
-        let Some(namespace) = copy.namespace() else { continue };
-        if copy.name_any().starts_with(COPY_PREFIX) {
-            by_namespace.entry(namespace).or_default().push(copy);
-        }
-    }
     let mut deleted = 0;
-    for (namespace, copies) in by_namespace {
+    for (namespace, copies) in copies(client).await? {
         // A young copy needs no look at the pods.
         if copies
             .iter()
@@ -79,6 +69,48 @@ pub async fn collect_once(client: &Client, now: Timestamp) -> Result<usize, kube
         }
     }
     Ok(deleted)
+}
+
+/// Removes every copy that no pod names, at once; returns how many. Not those in `except`, where pods
+/// are still admitted.
+///
+/// # Errors
+/// When copies or pods cannot be listed, or one cannot be deleted.
+pub async fn collect_now(client: &Client, except: &BTreeSet<String>) -> Result<usize, kube::Error> {
+    let mut deleted = 0;
+    for (namespace, copies) in copies(client).await? {
+        if except.contains(&namespace) {
+            continue;
+        }
+        let used = names_in_use(client, &namespace).await?;
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+        for copy in copies.iter().filter(|copy| !used.contains(&copy.name_any())) {
+            match delete(&api, copy).await {
+                Ok(()) => deleted += 1,
+                // A replica was faster.
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(deleted)
+}
+
+/// All copies of the cluster, by namespace.
+async fn copies(
+    client: &Client,
+) -> Result<BTreeMap<String, Vec<PartialObjectMeta<ConfigMap>>>, kube::Error> {
+    let selector = format!("{}={},{POLICY_SOURCE}", MANAGED_BY.0, MANAGED_BY.1);
+    let copies: Api<ConfigMap> = Api::all(client.clone());
+    let copies = copies.list_metadata(&ListParams::default().labels(&selector)).await?;
+    let mut by_namespace: BTreeMap<String, Vec<PartialObjectMeta<ConfigMap>>> = BTreeMap::new();
+    for copy in copies.items {
+        let Some(namespace) = copy.namespace() else { continue };
+        if copy.name_any().starts_with(COPY_PREFIX) {
+            by_namespace.entry(namespace).or_default().push(copy);
+        }
+    }
+    Ok(by_namespace)
 }
 
 fn step(copy: &PartialObjectMeta<ConfigMap>, used: bool, now: Timestamp) -> Step {

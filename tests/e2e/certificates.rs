@@ -1,5 +1,5 @@
 //! Certificates from elsewhere: the release is moved to one and back, with Helm, as an administrator
-//! would. So these tests change the release, and run alone: `--ignored --test-threads=1`.
+//! would. So these tests change the release, and run alone: `E2E_THREADS=1 tests/e2e/run --ignored`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -481,15 +481,20 @@ async fn by_value_what_pod_security_will_refuse_is_refused_at_once() {
         let release = Release::of(&place).await;
         release.upgrade(json!({ "podSecurity": "refuse" }), true).await;
         let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(release.client.clone());
-        let labels = json!({ "pod-security.kubernetes.io/enforce": "baseline" });
-        let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
-        api.patch(&place.name, &PatchParams::default(), &patch).await.expect("labelled");
+        let enforce = async |level: &str| {
+            let labels = json!({ "pod-security.kubernetes.io/enforce": level });
+            let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+            api.patch(&place.name, &PatchParams::default(), &patch).await.expect("labelled");
+        };
+        enforce("baseline").await;
         release
             .until("answers before the API server does", async || {
                 let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
                 answer.contains("ringfence: namespace") && answer.contains("level baseline")
             })
             .await;
+        // The release is back when pods are admitted again.
+        enforce("privileged").await;
         release.restore().await;
     })
     .await;

@@ -2,11 +2,13 @@
 //! namespace. A real API server, kubelet and containerd (`scripts/cluster`); nothing is played.
 //!
 //! `tests/e2e/setup` puts everything into the cluster, `tests/e2e/run` runs this program in the
-//! node's network namespace. Each test has a namespace of its own; they run beside each other.
+//! node's network namespace. Each test has a namespace of its own; they run beside each other. Those
+//! that change the release (`upgrade`, `uninstall`) are ignored by default and run last, one by one.
 #![forbid(unsafe_code)]
 
 mod host;
 mod place;
+mod release;
 mod rig;
 
 mod admin;
@@ -15,6 +17,7 @@ mod authors;
 mod broken;
 mod certificates;
 mod doctor;
+mod enable;
 mod kernel;
 mod lifecycle;
 mod network;
@@ -23,5 +26,7 @@ mod rotation;
 mod shapes;
 mod strict;
 mod told;
+mod uninstall;
+mod upgrade;
 mod verified;
 mod workloads;

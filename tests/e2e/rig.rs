@@ -19,6 +19,8 @@ pub struct Rig {
     pub client: Client,
     /// The example agent's image: curl, python3, git; user `agent`.
     pub agent_image: String,
+    /// The same by its tag.
+    pub tagged_image: String,
     /// An image with links to the fence's paths: `/x` to `/ringfence`, `/y` to where the supervisor is.
     pub link_image: String,
     /// An image whose `/ringfence` is a link to `/shared`.
@@ -36,6 +38,7 @@ impl Rig {
         Self {
             client: Client::try_default().await.expect("no cluster: start with tests/e2e/run"),
             agent_image: variable("E2E_AGENT_IMAGE"),
+            tagged_image: variable("E2E_TAGGED_IMAGE"),
             link_image: variable("E2E_LINK_IMAGE"),
             home_link_image: variable("E2E_HOME_LINK_IMAGE"),
             volume_image: variable("E2E_VOLUME_IMAGE"),

@@ -68,7 +68,7 @@ async fn the_manifest_of_such_a_pod_can_be_applied_twice() {
 
 #[tokio::test]
 async fn what_reaches_around_the_fence_is_refused() {
-    let exempt = [("unfenced-containers", "side=**/agent@*")];
+    let exempt = [("unfenced-containers", "side=**/agent@*;own=command")];
     strict("hostile", &exempt, async |place| {
         let with_side = |name: &str, context: Value| {
             place.agent_pod(name, |_, pod| {
@@ -127,6 +127,82 @@ async fn what_reaches_around_the_fence_is_refused() {
                 "command": ["sleep", "1000"] }]);
         });
         assert!(supervisor(&place.create_dry(&pod).await, "side").is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_exempt_container_is_the_administrators_program() {
+    let exempt = [("unfenced-containers", "side=**/agent@*;own=command")];
+    strict("own", &exempt, async |place| {
+        let with_side = |name: &str, more: Value| {
+            place.agent_pod(name, |_, pod| {
+                let mut side = json!({ "name": "side", "image": place.rig.agent_image,
+                    "command": ["sleep", "1000"], "securityContext": { "runAsUser": 1000,
+                        "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]} } });
+                for (field, value) in more.as_object().into_iter().flatten() {
+                    side[field] = value.clone();
+                }
+                pod["spec"]["containers"] = json!([side]);
+                pod["spec"]["volumes"] = json!([{"name": "author", "emptyDir": {}}]);
+            })
+        };
+        for (more, word) in [
+            (json!({"env": [{"name": "LD_PRELOAD", "value": "/tmp/x.so"}]}), "own=env"),
+            (json!({"volumeMounts": [{"name": "author", "mountPath": "/usr"}]}), "own=mounts"),
+            (json!({"lifecycle": {"postStart": {"exec": {"command": ["id"]}}}}), "own=lifecycle"),
+            (json!({"livenessProbe": {"exec": {"command": ["id"]}}}), "own=probes"),
+            (json!({"stdin": true}), "own=exec"),
+        ] {
+            let answer = place.refused(&with_side("agent", more)).await;
+            assert!(answer.contains(word), "{word} in: {answer}");
+        }
+        // With what the exemption names, and the token that Kubernetes mounts, it is admitted. The
+        // guard reads the same annotation.
+        place.create::<Pod>(&with_side("agent", json!({}))).await.expect("admitted");
+        place
+            .wait_for::<Pod>("agent", "running", |pod| {
+                pod.and_then(|pod| pod.status.as_ref()?.phase.as_deref()) == Some("Running")
+            })
+            .await;
+        let done = place.exec("agent", "side", &["id"]).await;
+        assert!(done.code != 0 && done.text.contains("own=exec"), "{done:?}");
+    })
+    .await;
+    let exempt = [("unfenced-containers", "side=**/agent@*;own=comand")];
+    strict("misspelt", &exempt, async |place| {
+        let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
+        assert!(answer.contains("the words are command, env"), "{answer}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tag_is_pinned_to_what_was_looked_at() {
+    strict("pinned", &[], async |place| {
+        let pod = place.agent_pod("agent", |container, _| {
+            container["image"] = place.rig.tagged_image.as_str().into();
+            container["readinessProbe"] =
+                json!({"httpGet": {"path": "/health", "port": 8001}, "periodSeconds": 1});
+        });
+        let digest = place.rig.agent_image.split_once('@').expect("a digest").1;
+        let pinned = format!("{}@{digest}", place.rig.tagged_image);
+        for answer in ["created", "configured"] {
+            let mut pod = pod.clone();
+            pod["metadata"]["labels"]["more"] = answer.into();
+            let done = place.apply(&pod).await;
+            assert!(done.code == 0 && done.text.contains(answer), "{done:?}");
+            let made = place.ready("agent").await;
+            assert_eq!(made.spec.expect("a spec").containers[0].image.as_ref(), Some(&pinned));
+        }
+    })
+    .await;
+    fenced("unpinned", &[], async |place| {
+        let pod = place.agent_pod("agent", |container, _| {
+            container["image"] = place.rig.tagged_image.as_str().into();
+        });
+        let made = place.create_dry(&pod).await.spec.expect("a spec");
+        assert_eq!(made.containers[0].image.as_ref(), Some(&place.rig.tagged_image));
     })
     .await;
 }

@@ -80,13 +80,15 @@ async fn a_warning_is_told_and_a_plain_fence_is_not() {
         let plain = deployment(&place, "plain", |_, _| {});
         place.create::<Deployment>(&plain).await.expect("made");
         let name = place.pod_of("plain").await.metadata.name.expect("a name");
-        let root = deployment(&place, "root", |container, _| {
-            container["securityContext"] = json!({"runAsUser": 0});
+        let begun = deployment(&place, "begun", |container, pod| {
+            let image = &container["image"];
+            pod["spec"]["initContainers"] =
+                json!([{"name": "before", "image": image, "command": ["sleep", "0"]}]);
         });
-        place.create::<Deployment>(&root).await.expect("made");
-        let event = first_event(&place, "RingfenceRootUser").await;
+        place.create::<Deployment>(&begun).await.expect("made");
+        let event = first_event(&place, "RingfenceInitContainer").await;
         let (kind, owner) = about(&event);
-        assert!(kind == "ReplicaSet" && owner.starts_with("root-"), "{event:?}");
+        assert!(kind == "ReplicaSet" && owner.starts_with("begun-"), "{event:?}");
         assert_eq!(event.type_.as_deref(), Some("Normal"));
         let all = place.api::<Event>().list(&ListParams::default()).await.expect("events");
         let of_plain: Vec<&Event> = all
@@ -128,10 +130,10 @@ async fn what_pod_security_will_refuse_is_said_with_level_and_fields() {
             let name = format!("of-{level}");
             let made = deployment(&place, &name, |_, _| {});
             place.create::<Deployment>(&made).await.expect("made");
-            let event = event_about(&place, "RingfencePodSecurity", &name).await;
-            let note = event.message.clone().unwrap_or_default();
-            let words = ["enforces Pod Security level", level, "SYS_ADMIN"];
-            assert!(words.iter().all(|word| note.contains(word)), "{note}");
+            // For a moment a replica may still know the level before.
+            let said = format!("enforces Pod Security level {level}");
+            let words = [&*name, &*said, "SYS_ADMIN"];
+            let event = event_about(&place, "RingfencePodSecurity", &words).await;
             assert_eq!(event.type_.as_deref(), Some("Warning"));
             // And so it is: by the API server, which names fields that nobody wrote.
             let refused = place.event(&["violates PodSecurity", level, &name]).await;
@@ -143,7 +145,6 @@ async fn what_pod_security_will_refuse_is_said_with_level_and_fields() {
             let text = pod.to_string();
             let done = place.kubectl(&["create", "-f", "-", "--dry-run=server"], &text).await;
             assert!(done.code != 0 && done.text.contains("violates PodSecurity"), "{done:?}");
-            let said = format!("enforces Pod Security level {level}");
             assert!(
                 done.text.contains(&said) && done.text.contains("Warning: ringfence"),
                 "{done:?}"
@@ -157,17 +158,22 @@ async fn what_pod_security_will_refuse_is_said_with_level_and_fields() {
 
 /// The first of our Events with that reason.
 async fn first_event(place: &Place, reason: &str) -> Event {
-    event_about(place, reason, "").await
+    event_about(place, reason, &[""]).await
 }
 
-/// The same about an object whose name begins so.
-async fn event_about(place: &Place, reason: &str, name: &str) -> Event {
+/// The same about an object whose name begins with the first word, and with the others in its note.
+async fn event_about(place: &Place, reason: &str, words: &[&str]) -> Event {
     for _ in 0..PATIENCE.as_secs() * 2 {
         let found = with_reason(place, reason).await;
-        if let Some(event) = found.into_iter().find(|event| about(event).1.starts_with(name)) {
+        let fits = |event: &Event| {
+            let note = event.message.as_deref().unwrap_or_default();
+            about(event).1.starts_with(words[0])
+                && words[1..].iter().all(|word| note.contains(word))
+        };
+        if let Some(event) = found.into_iter().find(fits) {
             return event;
         }
         sleep(Duration::from_millis(500)).await;
     }
-    panic!("no event {reason} about {name:?} after {PATIENCE:?}");
+    panic!("no event {reason} about {words:?} after {PATIENCE:?}");
 }

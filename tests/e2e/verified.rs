@@ -38,7 +38,7 @@ impl Admit for Meddler {
             "response": { "uid": review["request"]["uid"], "allowed": true,
                 "patchType": "JSONPatch", "patch": STANDARD.encode(self.0.to_string()) },
         });
-        Answer { status: StatusCode::OK, body: answer.to_string().into_bytes() }
+        Answer { status: StatusCode::OK, body: answer.to_string().into_bytes(), ask_another: false }
     }
 }
 

@@ -226,6 +226,7 @@ impl Admit for Handler {
                     None => Answer {
                         status: StatusCode::BAD_REQUEST,
                         body: format!("{error}\n").into_bytes(),
+                        ask_another: false,
                     },
                 };
             }
@@ -260,7 +261,9 @@ impl Admit for Handler {
                 "refused"
             );
         }
-        decided(Decision::of(outcome).to_bytes(&review.id))
+        let decision = Decision::of(outcome);
+        let ask_another = decision.refusal().is_some_and(|r| r.retry_after().is_some());
+        Answer { ask_another, ..decided(decision.to_bytes(&review.id)) }
     }
 }
 
@@ -294,7 +297,7 @@ fn not_copied(error: &propagate::CopyError) -> Refusal {
 }
 
 fn decided(body: Vec<u8>) -> Answer {
-    Answer { status: StatusCode::OK, body }
+    Answer { status: StatusCode::OK, body, ask_another: false }
 }
 
 /// Most pods have no name yet when we see them.

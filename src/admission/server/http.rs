@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
@@ -89,6 +89,9 @@ pub struct Answer {
     pub status: StatusCode,
     /// JSON for a decision, else text.
     pub body: Vec<u8>,
+    /// Another replica may say something else. An API server stays with the one it is connected to, so
+    /// this ends the connection.
+    pub ask_another: bool,
 }
 
 /// Which of the two questions a review is. A review itself does not tell.
@@ -200,7 +203,11 @@ async fn review<A: Admit>(
     };
     let answer = shared.admit.admit(hook, bytes, deadline).await;
     let kind = if answer.status == StatusCode::OK { "application/json" } else { "text/plain" };
-    (answer.status, [(CONTENT_TYPE, kind)], answer.body).into_response()
+    let mut response = (answer.status, [(CONTENT_TYPE, kind)], answer.body).into_response();
+    if answer.ask_another {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Reads the body within the limits; the permits stand for its memory.

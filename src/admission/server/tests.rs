@@ -10,7 +10,8 @@ use super::*;
 use crate::pki::Authority;
 use crate::pki::rotation::{CA_LIFE, LEAF_LIFE, Serving};
 
-/// Says how long the body was; for the body `wait` it waits for `release`.
+/// Says how long the body was; for the body `wait` it waits for `release`, and `another` is a question
+/// for another replica.
 struct Echo {
     release: Arc<Semaphore>,
 }
@@ -24,7 +25,8 @@ impl Admit for Echo {
         if hook == Hook::Validate {
             text.push_str(" validated");
         }
-        Answer { status: StatusCode::OK, body: text.into_bytes() }
+        let ask_another = body.as_ref() == b"another";
+        Answer { status: StatusCode::OK, body: text.into_bytes(), ask_another }
     }
 }
 
@@ -121,6 +123,11 @@ async fn a_review_is_answered_and_the_connection_kept() {
         assert_eq!(status, 200, "{text}");
         assert!(text.ends_with("\r\n\r\n2") && !text.contains("connection: close"), "{text}");
     }
+    // What another replica may answer differently ends the connection, so that it can be asked.
+    let mut other = rig.connect().await;
+    send(&mut other, "/validate", "application/json", b"another").await;
+    let (status, text) = receive(&mut other).await;
+    assert!(status == 200 && text.contains("connection: close"), "{text}");
     // The path says which question it is; nothing in a review does.
     send(&mut stream, "/validate", "application/json", b"{}").await;
     let (status, text) = receive(&mut stream).await;

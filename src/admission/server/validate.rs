@@ -62,7 +62,7 @@ impl Handler {
             return Ok(());
         }
         let pod = self.0.lookups.pod(&ns.name, &review.name, deadline).await?;
-        exec::verify(&review.object, &pod)
+        exec::verify(&review.object, &pod, &ns)
     }
 
     /// A policy is judged when it is written, as it will be when a pod needs it. What its author

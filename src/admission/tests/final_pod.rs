@@ -125,7 +125,7 @@ fn verdict(pod: &Value) -> Option<Class> {
     verify(None, pod, &namespace(EXEMPT), &settings, &images(pod), &policy()).err().map(|r| r.class)
 }
 
-fn changed(pod: &Value, pointer: &str, value: Value) -> Value {
+pub(super) fn changed(pod: &Value, pointer: &str, value: Value) -> Value {
     let mut pod = pod.clone();
     match pointer.rsplit_once('/').unwrap() {
         (list, "-") => pod.pointer_mut(list).unwrap().as_array_mut().unwrap().push(value),

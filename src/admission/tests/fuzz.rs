@@ -277,7 +277,7 @@ fn decide(review: &Review, ns: &Namespace, settings: &Settings) -> [Outcome; 2] 
             let live = &REVIEWS[1]["request"]["object"];
             let ops = exec::wrap(pod, live);
             let wrapped = ops.map(|ops| Outcome::Inject(Injection { ops, ..Injection::default() }));
-            [wrapped.unwrap_or_else(Outcome::Refuse), verdict(exec::verify(pod, live))]
+            [wrapped.unwrap_or_else(Outcome::Refuse), verdict(exec::verify(pod, live, ns))]
         }
         _ => {
             let images = images(pod);

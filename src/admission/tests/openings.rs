@@ -146,7 +146,7 @@ fn a_runner_stays_as_it_is_and_finds_the_supervisor() {
     // kubectl exec reaches the bare container.
     let exec = json!({"container": "ambient-code-runner", "command": ["sh"]});
     assert!(exec::wrap(&exec, &after).unwrap().is_empty());
-    assert_eq!(exec::verify(&exec, &after), Ok(()));
+    assert_eq!(exec::verify(&exec, &after, &ns), Ok(()));
     let (place, warning) = exec::place(&exec, &after);
     assert_eq!(place, "outside");
     assert!(warning.unwrap().contains("the command runs outside the fence, as root"));

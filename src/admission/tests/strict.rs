@@ -207,6 +207,97 @@ fn what_reaches_around_the_fence_is_refused() {
     assert_eq!(class(&nothing), Some(Class::NothingToFence));
 }
 
+/// A name and an image make a program only as long as its author brings nothing of theirs.
+#[test]
+fn an_exempt_container_brings_what_its_exemption_names() {
+    let verdict = |exempt: &str, field: &str, value: &Value| {
+        let mut pod = agent();
+        pod["spec"]["containers"][1][field] = value.clone();
+        let ns = labelled("strict", &[("unfenced-containers", exempt)]);
+        let settings = Settings::default();
+        match inject(None, &pod, &ns, &settings, &images(&pod), &policy()) {
+            Outcome::Refuse(refusal) => Some((refusal.class, refusal.message)),
+            Outcome::Inject(injection) => {
+                let after = apply(&pod, &injection);
+                assert_eq!(after["spec"]["containers"][1], pod["spec"]["containers"][1]);
+                None
+            }
+            Outcome::Untouched => panic!("untouched"),
+        }
+    };
+    for (field, value, word) in [
+        ("command", json!(["sh"]), "command"),
+        ("args", json!(["-c"]), "command"),
+        ("workingDir", json!("/x"), "command"),
+        ("env", json!([{"name": "LD_PRELOAD", "value": "/x"}]), "env"),
+        ("envFrom", json!([{"configMapRef": {"name": "x"}}]), "env"),
+        ("volumeMounts", json!([{"name": "x", "mountPath": "/usr/bin"}]), "mounts"),
+        ("lifecycle", json!({"postStart": {"exec": {"command": ["x"]}}}), "lifecycle"),
+        ("livenessProbe", json!({"exec": {"command": ["x"]}}), "probes"),
+        ("stdin", json!(true), "exec"),
+    ] {
+        let bare = "mcp-*=registry.example/mcp:*";
+        let (class, message) = verdict(bare, field, &value).expect("refused");
+        assert_eq!(class, Class::UnfencedOwn, "{field}");
+        assert!(message.contains(field) && message.contains(&format!("own={word}")), "{message}");
+        let all = ["command", "env", "mounts", "lifecycle", "probes", "exec"];
+        let others: Vec<&str> = all.into_iter().filter(|other| *other != word).collect();
+        let others = format!("{bare};own={}", others.join("+"));
+        assert_eq!(verdict(&others, field, &value).expect("refused").0, Class::UnfencedOwn);
+        assert_eq!(verdict(&format!("{bare};own={word}"), field, &value), None, "{field}");
+        // Whoever is trusted says nothing.
+        let mut pod = agent();
+        pod["spec"]["containers"][1][field] = value;
+        let ns = labelled("enabled", &[("unfenced-containers", bare)]);
+        let made = inject(None, &pod, &ns, &Settings::default(), &images(&pod), &policy());
+        assert!(matches!(made, Outcome::Inject(_)), "{made:?}");
+    }
+}
+
+#[test]
+fn what_a_tag_means_is_written_behind_it() {
+    for settings in shapes() {
+        let mut pod = agent();
+        pod["spec"]["initContainers"][0]["image"] = json!("r/fetch:1@sha256:0b");
+        let after = fenced(&pod, &settings);
+        let image = |name: &str| {
+            let all = ["containers", "initContainers"].map(|list| after["spec"][list].as_array());
+            let found = all.into_iter().flatten().flatten().find(|c| c["name"] == name).unwrap();
+            found["image"].as_str().unwrap().to_owned()
+        };
+        let pinned = format!("i@{}", super::DIGEST);
+        assert_eq!([image("agent"), image("side")], [pinned.clone(), pinned]);
+        // Named by digest, or exempt, whose pattern is the administrator's.
+        assert_eq!(image("fetch"), "r/fetch:1@sha256:0b");
+        assert_eq!(image("mcp-files"), "registry.example/mcp:1");
+        // A name that lost its digest again, or got another one, is not as injected.
+        for other in ["i", "i@sha256:0c"] {
+            let mut changed = after.clone();
+            changed["spec"]["containers"][0]["image"] = json!(other);
+            let ns = labelled("strict", EXEMPT);
+            let verdict = verify(None, &changed, &ns, &settings, &images(&changed), &policy());
+            // Another digest is another image, named as exactly.
+            assert_eq!(verdict.is_err(), other == "i", "{other}");
+        }
+    }
+    let mut unknown = images(&agent());
+    unknown.get_mut("agent").unwrap().digest = None;
+    let made = inject(
+        None,
+        &agent(),
+        &labelled("strict", EXEMPT),
+        &Settings::default(),
+        &unknown,
+        &policy(),
+    );
+    assert!(matches!(made, Outcome::Refuse(r) if r.class == Class::ImageTag));
+    // Under `enabled` names stay as they are.
+    let ns = labelled("enabled", EXEMPT);
+    let made = inject(None, &agent(), &ns, &Settings::default(), &unknown, &policy());
+    let Outcome::Inject(injection) = made else { panic!("refused") };
+    assert_eq!(apply(&agent(), &injection)["spec"]["containers"][0]["image"], "i");
+}
+
 /// What passes in an injected container because it is ours is taken from nobody else.
 #[test]
 fn an_imitated_injection_gains_nothing() {

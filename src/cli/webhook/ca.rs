@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Client;
 
 use super::{Args, trust};
@@ -108,7 +109,14 @@ impl<'a> Keeper<'a> {
         };
         if let Found::There(stored) = found {
             self.sign_with_current(&bundles);
-            right &= self.step(*stored, &bundles).await;
+            let first = self.configurations.first().zip(live.first().and_then(Option::as_ref));
+            let owner = first.and_then(|(configuration, live)| live.owner(configuration));
+            let owner = owner.filter(|owner| !stored.is_owned_by(owner));
+            let adopted = match owner {
+                Some(owner) => self.adopt((*stored).clone(), owner).await,
+                None => false,
+            };
+            right &= !adopted && self.step(*stored, &bundles).await;
         } else {
             self.seen = Seen::default();
         }
@@ -192,6 +200,15 @@ impl<'a> Keeper<'a> {
             }
             Err(error) => tracing::error!(%error, "no certificate by the current CA"),
         }
+    }
+
+    /// Has the Secret go with the configuration: without that, after an uninstallation, its CA is of no
+    /// use to anybody. True when it was written, and what was read is of an older version.
+    async fn adopt(&self, stored: Stored, owner: OwnerReference) -> bool {
+        let held = stored.held.clone();
+        let written = self.store.replace(stored.owned_by(owner), &held).await;
+        // Where it cannot be, the Secret stays behind one day. No more than that.
+        written.inspect_err(|error| tracing::debug!(%error, "the CA's secret has no owner")).is_ok()
     }
 
     /// The next step of a rotation. True when there is none to come soon.

@@ -39,6 +39,7 @@ struct State {
     version: u64,
     secret: Option<Value>,
     bundle: Option<String>,
+    uid: Option<&'static str>,
     configuration_version: u64,
     /// What every request to the Secret is answered.
     refuse: Option<u16>,
@@ -83,7 +84,8 @@ impl State {
         let live = json!({
             "apiVersion": "admissionregistration.k8s.io/v1",
             "kind": "MutatingWebhookConfiguration",
-            "metadata": { "name": "x", "resourceVersion": self.configuration_version.to_string() },
+            "metadata": { "name": "x", "uid": self.uid,
+                "resourceVersion": self.configuration_version.to_string() },
             "webhooks": [{ "name": "w", "clientConfig": { "caBundle": self.bundle } }],
         });
         (200, live)
@@ -282,6 +284,37 @@ async fn the_secret_decides_and_is_made_again_when_it_is_gone() {
     Process::start(&cluster).await;
     keeper.round().await.expect_err("another CA");
     process.verifies(&cluster.bundle()).expect("and nothing published");
+}
+
+#[tokio::test]
+async fn the_secret_goes_with_the_configuration() {
+    let cluster = Cluster::default();
+    let process = Process::start(&cluster).await;
+    let mut keeper = process.keeper();
+    for uid in ["first", "made-again"] {
+        cluster.state().uid = Some(uid);
+        let before = cluster.state().secret.clone().expect("a secret");
+        for _ in 0..3 {
+            keeper.round().await.expect("a step");
+        }
+        let secret = cluster.state().secret.clone().expect("a secret");
+        assert_eq!(secret["data"], before["data"]);
+        let owners = secret["metadata"]["ownerReferences"].clone();
+        assert_eq!(
+            owners,
+            json!([{ "apiVersion": "admissionregistration.k8s.io/v1", "name": "x", "uid": uid,
+                "kind": "MutatingWebhookConfiguration" }])
+        );
+    }
+    // Once it is so, all else goes on, and what is written is not written again.
+    let version = cluster.state().version;
+    keeper.round().await.expect("at rest");
+    assert_eq!(cluster.state().version, version);
+    cluster.ask_for_a_rotation();
+    for _ in 0..6 {
+        keeper.round().await.expect("a step");
+    }
+    assert_ne!(process.serving.ca_pem(), process.held.current.pem());
 }
 
 #[tokio::test]
