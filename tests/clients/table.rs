@@ -243,7 +243,7 @@ pub const CLIENTS: &[Client] = &[
             script: "export NPM_CONFIG_REGISTRY=https://npm.test; mkdir own; cd own; \
                      echo '{ \"name\": \"own\", \"version\": \"1.0.0\" }' >package.json; \
                      echo '//npm.test/:_authToken=token' >../.npmrc; npm publish",
-            says: "403 Forbidden - PUT",
+            says: "no rule allows this request - PUT",
             log: &["PUT", "npm.test", "no rule"],
             never: "npm.test PUT",
         },
