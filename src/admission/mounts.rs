@@ -35,7 +35,7 @@ const VOLUME: &str = "the image's VOLUME";
 
 /// A path as the kubelet and the runtime understand it: absolute, without `.`, `..` and empty
 /// components. `/var/run` is `/run` in every image that has either.
-fn clean(path: &str) -> String {
+pub(super) fn clean(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     for part in path.split('/') {
         match part {

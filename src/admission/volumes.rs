@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::command::Flags;
 use super::json::{at, field, list, text, yes};
-use super::mounts::{is_ours, mount_path, paths};
+use super::mounts::{clean, is_ours, mount_path, paths};
 use crate::policy::closed_to_volumes;
 
 /// Where the API server mounts the service account's token by itself; that it stays out is no news.
@@ -51,17 +51,20 @@ impl Volumes {
         found
     }
 
-    /// Leaves out what holds a mount that stays out, until nothing does.
+    /// Leaves out what holds a mount that stays out, or lies below it in another spelling, until
+    /// nothing does.
     fn close_over(&mut self, all: &[&str]) {
-        let below = |path: &str, inner: &str| {
-            steps(inner).strip_prefix(&*steps(path)).is_some_and(|rest| !rest.is_empty())
+        let within = |inner: &str, path: &str| {
+            inner.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
+        let all: Vec<_> = all.iter().map(|path| (*path, clean(path))).collect();
         loop {
             let holds = |path: &String| {
-                let inner = all
-                    .iter()
-                    .find(|inner| below(path, inner) && !self.joined.contains_key(**inner));
-                inner.map(|inner| (path.clone(), (*inner).to_owned()))
+                let place = clean(path);
+                let inner = all.iter().find(|(spelling, inner)| {
+                    within(inner, &place) && !self.joined.contains_key(*spelling)
+                });
+                inner.map(|(spelling, _)| (path.clone(), (*spelling).to_owned()))
             };
             let Some((path, inner)) = self.joined.keys().find_map(holds) else {
                 return;
@@ -84,11 +87,6 @@ impl Volumes {
             flags.push(name, path);
         }
     }
-}
-
-/// The components of a path, without what means nothing.
-fn steps(path: &str) -> Vec<&str> {
-    path.split('/').filter(|part| !matches!(*part, "" | ".")).collect()
 }
 
 /// Whether the agent may write to what is mounted.
@@ -254,7 +252,8 @@ mod tests {
             {"name": "c", "mountPath": "/ab"},
         ]);
         assert_eq!(found(mounts.clone(), json!({}), &[]).len(), 3);
-        for inner in ["/a/b/token", "a//b/./token"] {
+        // The last ones are the same directory as `/a/b`, and what is mounted later lies on top.
+        for inner in ["/a/b/token", "a//b/./token", "/x/../a/b/token", "/a/b/", "/y/../a/./b"] {
             let mut with = mounts.clone();
             with.as_array_mut().unwrap().push(json!({"name": "token", "mountPath": inner}));
             assert_eq!(found(with, json!({}), &[]), ["--volume-read-write /ab"], "{inner}");

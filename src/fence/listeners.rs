@@ -15,7 +15,7 @@ use super::netns::{self, Namespace};
 /// Connections that wait to be accepted; the kernel's own default limit for a namespace.
 const BACKLOG: i32 = 4096;
 
-/// The four sockets the proxy listens on; close-on-exec and non-blocking.
+/// The sockets the proxy listens on; close-on-exec and non-blocking.
 #[derive(Debug)]
 pub struct Listeners {
     /// 10.200.0.1:3128: the explicit proxy.
@@ -28,9 +28,12 @@ pub struct Listeners {
     pub dns_udp: OwnedFd,
     /// DNS over TCP. `getsockname` of an accepted socket is the server that was asked.
     pub dns_tcp: OwnedFd,
+    /// Of the fence's own loopback, one for each port that leads to a sidecar; see [`sidecars`].
+    pub sidecars: Vec<OwnedFd>,
 }
 
-/// Makes the listeners in the namespace of the calling thread, which must be the gateway's, built.
+/// Makes the gateway's listeners in the namespace of the calling thread, which must be the gateway's,
+/// built.
 /// Needs `CAP_NET_ADMIN` there.
 pub fn listeners() -> Result<Listeners> {
     let any = Ipv4Addr::UNSPECIFIED;
@@ -39,6 +42,7 @@ pub fn listeners() -> Result<Listeners> {
         captured: listener(SocketType::STREAM, any, CAPTURE_PORT, "the gateway")?,
         dns_udp: listener(SocketType::DGRAM, GATEWAY, DNS_PORT, "the gateway")?,
         dns_tcp: listener(SocketType::STREAM, any, DNS_PORT, "the gateway")?,
+        sidecars: Vec::new(),
     })
 }
 

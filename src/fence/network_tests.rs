@@ -63,7 +63,7 @@ fn rig_after(before: impl Fn()) -> Rig {
     let diag = SockDiag::open().unwrap();
     netns::enter(&gateway).unwrap();
     let gateway_report = gateway::build(&gateway_route, &fence).unwrap();
-    let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners::listeners().unwrap();
+    let Listeners { proxy, captured, dns_udp, dns_tcp, .. } = listeners::listeners().unwrap();
     let fence_report = agent_net::build(&fence_route, &gateway_route).unwrap();
     netns::enter(&fence).unwrap();
     Rig {

@@ -31,10 +31,8 @@ pub struct Gateway {
 pub struct Network {
     /// The fence's namespace.
     pub namespace: Namespace,
-    /// The gateway's sockets for the proxy.
+    /// The gateway's sockets for the proxy, and the fence's.
     pub listeners: Listeners,
-    /// The fence's own, one for each port that leads to a sidecar.
-    pub sidecars: Vec<OwnedFd>,
     /// A `sock_diag` socket of the fence's namespace.
     pub diag: SockDiag,
     /// The packet rules are loaded; else why not.
@@ -87,12 +85,12 @@ impl Network {
         let namespace = Namespace::from_fd(namespace);
         let report = gateway::build(&route, &namespace).context("the gateway")?;
         agent_net::build(&Route::from_fd(fence_route), &route).context("the fence's network")?;
-        let sidecars =
+        let mut listeners = listeners().context("the gateway's listeners")?;
+        listeners.sidecars =
             listeners::sidecars(&namespace, &own, sidecars.iter()).context("--sidecar-ports")?;
         Ok(Self {
             namespace,
-            sidecars,
-            listeners: listeners().context("the gateway's listeners")?,
+            listeners,
             diag: SockDiag::from_fd(diag),
             rules: match report.nftables {
                 Nftables::Applied { .. } => Ok(()),

@@ -208,15 +208,10 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the gateway's listeners to the proxy, the files for the agent's certificates, PEM and for
-/// Java, and the fence's listeners for sidecars; this process keeps none.
-pub fn hand_over(
-    control: impl AsFd,
-    listeners: Listeners,
-    files: &[File; 2],
-    sidecars: &[OwnedFd],
-) -> Result<()> {
-    let Listeners { proxy, captured, dns_udp, dns_tcp } = listeners;
+/// Hands the listeners to the proxy, and the files for the agent's certificates, PEM and for Java; this
+/// process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners, files: &[File; 2]) -> Result<()> {
+    let Listeners { proxy, captured, dns_udp, dns_tcp, sidecars } = listeners;
     let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
     let [proxy, captured, dns_udp, dns_tcp] = listeners;
     let [bundle, java] = files.each_ref().map(AsFd::as_fd);

@@ -95,8 +95,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let namespace = network.namespace.id()?;
     progress::created(namespace);
     let agents = AgentFiles::new(&dir.tls());
-    let certificates = agents.make(&dir)?;
-    proxy_process::hand_over(&proxy, network.listeners, &certificates, &network.sidecars)?;
+    proxy_process::hand_over(&proxy, network.listeners, &agents.make(&dir)?)?;
     agents.write_settings(&dir, apt_config.as_deref())?;
     progress::listening(&args.sidecar_ports);
     let ways = Ways { proxy: PROXY_URL, files: &agents };

@@ -100,6 +100,9 @@ impl Mounts {
         if !self.volumes.iter().any(|mount| mount == path) {
             return Some("nothing is mounted there".to_owned());
         }
+        if self.all.iter().filter(|mount| *mount == path).count() > 1 {
+            return Some("another mount lies over it, or under it".to_owned());
+        }
         let inner = self
             .all
             .iter()
@@ -158,6 +161,8 @@ mod tests {
             (why(&both, Path::new("/proc"), &[]), "stays what the policy makes of it"),
             (why(&both, Path::new("/"), &[]), "not written plainly"),
             (both.keep_out(&data, &inner, |_| true), "run directory"),
+            // In another spelling of the same path.
+            (why(&mounts(&[&inner, &inner], &[&inner]), &inner, &[]), "another mount lies over it"),
         ] {
             assert!(found.as_ref().is_some_and(|why| why.contains(word)), "{word}: {found:?}");
         }

@@ -89,8 +89,20 @@ pub fn all(rig: &Rig) {
         assert!(said.contains(word) && said.contains("hard_requirement"), "{said}");
         assert!(output.stdout.is_empty());
     }
+    stacked(rig, &easy);
     attested(rig, &easy, &holds);
     end();
+}
+
+/// What an author could have mounted there by another spelling lies on top.
+fn stacked(rig: &Rig, policy: &Path) {
+    run("mount", &["-t", "tmpfs", "-o", "mode=0777", "none", CONFIG]);
+    fs::write(format!("{CONFIG}/f"), "a secret").unwrap();
+    let output = fenced(rig, policy, &["--volume-read-only", CONFIG], READ);
+    let said = text(&output.stderr);
+    assert_eq!(text(&output.stdout).trim(), "", "{said}");
+    assert!(said.contains("another mount lies over it"), "{said}");
+    run("umount", &[CONFIG]);
 }
 
 fn attested(rig: &Rig, policy: &Path, flags: &[&str]) {
