@@ -231,6 +231,13 @@ impl Policy {
         self.policies.iter().map(|policy| policy.key.as_str())
     }
 
+    /// Whether anything may pass at all. Then each connection needs an owner, also where every
+    /// program may make it: without a record of its connect it is nobody's, and refused.
+    #[must_use]
+    pub fn lets_out(&self) -> bool {
+        self.judge.is_some() || !self.policies.is_empty()
+    }
+
     /// Whether a verdict can depend on who asks.
     #[must_use]
     pub fn names_binaries(&self) -> bool {

@@ -84,7 +84,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let rules = filesystem::rules(policy.filesystem(), included, &dir.tls(), &volumes.rules);
     let paths = rules.as_slice().into();
     upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
-    let listener = policy.names_binaries();
+    let listener = policy.lets_out();
     let taken_over = (sysctl::read(), resolv_conf::write(&dir)?);
     keeper::prepare(
         &keeper,

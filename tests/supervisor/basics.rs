@@ -52,6 +52,22 @@ pub fn allowed(rig: &Rig) {
     assert!(output.status.success());
 }
 
+/// Nobody is named, and it still has to be known that a connection is one of the fence's.
+pub fn for_anyone(rig: &Rig) {
+    let policy = rig.path("anyone.yaml");
+    fs::write(&policy, POLICY.replace("/usr/bin/curl", "/**")).unwrap();
+    let of = |words: &str| {
+        let script = curl_words(words);
+        let mut command = rig.supervisor();
+        command.arg("--policy-data").arg(&policy).args(["--", "sh", "-c", &script]);
+        command.output().unwrap()
+    };
+    let output = of("https://upstream.test/hello");
+    assert_eq!(text(&output.stdout), "saw GET /hello HTTP/1.1\n", "{}", text(&output.stderr));
+    let output = of("-f -X DELETE https://upstream.test/hello");
+    assert!(!output.status.success() && text(&output.stderr).contains("DELETE"));
+}
+
 pub fn refused(rig: &Rig) {
     for (words, reason) in [
         ("-X POST -d x https://upstream.test/hello", "POST"),

@@ -72,6 +72,7 @@ const TESTS: &[Test] = &[
     ("the_agents_exit_code_is_ours", basics::exit_codes),
     ("the_agent_is_nobody_special", basics::identity),
     ("an_allowed_request_passes", basics::allowed),
+    ("a_policy_for_every_program_lets_them_pass", basics::for_anyone),
     ("what_is_not_allowed_is_refused_with_its_reason", basics::refused),
     ("a_connection_round_the_proxy_is_refused_at_once", basics::direct),
     ("programs_that_ignore_the_proxy_reach_what_is_allowed", direct::allowed),

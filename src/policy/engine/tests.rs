@@ -143,8 +143,10 @@ network_policies:
     endpoints: [{ host: open.example.com, port: 80 }]
     binaries: [{ path: \"**\" }]
 ";
-    assert!(!self::policy(open).names_binaries());
-    assert!(!self::policy("version: 1\n").names_binaries());
+    let (open, closed) = (self::policy(open), self::policy("version: 1\n"));
+    assert!(!open.names_binaries() && !closed.names_binaries());
+    // But an owner.
+    assert!(open.lets_out() && !closed.lets_out());
 }
 
 #[test]

@@ -158,7 +158,7 @@ fn enforced(attestation: &Value) -> String {
         if at("/binary_identity") == &Value::Bool(true) {
             "bound to connections at connect(2)"
         } else {
-            "the policy names none"
+            "not needed: the policy lets nothing out"
         },
         at("/proxy_threads"),
     )
