@@ -22,6 +22,8 @@ use_rig() {
         scripts/cluster push "$1" "$2" 2>"$LOGS/push.log" || { cat "$LOGS/push.log" >&2; return 1; }
     }
     insecure_registries="{$RINGFENCE_REGISTRY}"
+    # What is in the way there is ours.
+    unlock_release() { helm_ uninstall $RELEASE --no-hooks -n $RELEASE_NAMESPACE --wait; }
 }
 
 # From here on `kube`, `helm_` and `push` mean a cluster of the caller's kubeconfig and a registry
@@ -34,6 +36,10 @@ use_context() {
     command -v helm >/dev/null || die "helm is needed in PATH for --context"
     kube() { kubectl --context "$context" "$@"; }
     helm_() { helm --kube-context "$context" "$@"; }
+    unlock_release() {
+        die "the release $RELEASE in $RELEASE_NAMESPACE is ${1:-locked}: another helm works on it, or one was ended" \
+            "in the middle; see helm history, and go back with: helm rollback $RELEASE -n $RELEASE_NAMESPACE"
+    }
     push() {
         push_archive "$1" "$registry/$2" "$plain_http" 2>"$LOGS/push.log" || { cat "$LOGS/push.log" >&2; return 1; }
     }
@@ -136,7 +142,17 @@ install_policy() {
     rm -f "$ca"
 }
 
+# A helm that was ended in the middle leaves a release that no other will touch.
+release_status() {
+    helm_ status $RELEASE -n $RELEASE_NAMESPACE 2>/dev/null | sed -n 's/^STATUS: //p'
+}
+
 install_ringfence() {
+    local status
+    status=$(release_status)
+    case $status in
+        pending-* | uninstalling) unlock_release "$status" ;;
+    esac
     local image=(--set "image.repository=${RINGFENCE_IMAGE%:*}" --set "image.tag=${RINGFENCE_IMAGE##*:}")
     if [[ $RINGFENCE_IMAGE == *@* ]]; then
         image=(--set "image.repository=${RINGFENCE_IMAGE%@*}" --set "image.digest=${RINGFENCE_IMAGE#*@}")
