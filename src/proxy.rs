@@ -12,6 +12,9 @@
 //! 5. may this request pass, each one ([`l7`]); what is sent on is written anew ([`http`],
 //!    [`http2`]).
 //!
+//! The policy may change meanwhile ([`reload`]): what begins is judged by the new one, what goes on
+//! is judged again ([`standing`]).
+//!
 //! A program that ignores the proxy goes the same way: [`dns`] gives it an address for a name, and
 //! [`transparent`] finds the name again when the gateway catches the connection. So does one that
 //! connects to a port of the fence's own loopback which leads to a [`sidecar`].
@@ -38,12 +41,15 @@ mod listener;
 mod metrics;
 mod quiet;
 mod refusal;
+mod reload;
 mod report;
 mod resolve;
 mod roots;
+mod rules;
 mod session;
 mod sidecar;
 mod slots;
+mod standing;
 mod stream;
 mod tls;
 mod transparent;
@@ -73,10 +79,11 @@ use control::{START_DESCRIPTORS, ToProxy, ToSupervisor};
 use control_client::Control;
 use dns::pool::Pool;
 use l7::held::Room;
+use reload::{FIRST, Reloader};
 use resolve::Resolver;
+use rules::Current;
 use slots::Slots;
 use tls::AgentTls;
-use upstream::UpstreamTls;
 
 pub use inbound::Inbound;
 pub use l7::content::{Facts, read as read_content};
@@ -97,6 +104,8 @@ const JAVA_LATER: Duration = Duration::from_millis(200);
 pub struct Config {
     /// What is allowed.
     pub policy: Policy,
+    /// The digest of its files; for people.
+    pub policy_digest: String,
     /// The pod's own addresses.
     pub pod_ips: Vec<IpAddr>,
     /// The addresses of the Kubernetes API in the cluster, as far as they are known.
@@ -125,14 +134,14 @@ pub struct Config {
 
 /// What all connections share.
 pub(crate) struct Shared {
-    policy: Policy,
+    rules: Arc<Current>,
     pod_ips: Vec<IpAddr>,
     api_server: Vec<IpAddr>,
     control: Arc<Control>,
     executables: Executables,
     resolver: Resolver,
     agent_tls: AgentTls,
-    upstream_tls: UpstreamTls,
+    reloader: Reloader,
     upstream_proxy: Option<UpstreamProxy>,
     inbound: inbound::Ports,
     /// Ports of the fence's loopback, and of the pod's, on which sidecars are reached.
@@ -190,15 +199,18 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     let (listeners, sidecars) = (start.listeners, start.sidecars);
     let ports = sidecar::ports(&sidecars)?;
     metrics::start(config.policy.names());
+    metrics::policy_in_force(FIRST, &config.policy_digest);
     let admin = Admin::new(config.admin_port);
+    let reloader = Reloader::new(config.image_roots, config.extra_roots_pem);
+    let rules = Current::new(reloader.first(config.policy));
     let shared = Arc::new(Shared {
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
-        policy: config.policy,
+        rules,
         pod_ips: config.pod_ips.iter().map(IpAddr::to_canonical).collect(),
         api_server: config.api_server.iter().map(IpAddr::to_canonical).collect(),
         executables: Executables::new(),
         agent_tls: AgentTls::new(authority)?,
-        upstream_tls: UpstreamTls::new(config.image_roots, config.extra_roots_pem),
+        reloader,
         upstream_proxy: config.upstream_proxy,
         inbound: inbound::Ports::new(
             config.inbound,
@@ -239,6 +251,9 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
                 None => return Ok(()),
                 Some((ToProxy::Inbound { ports }, _)) => shared.inbound.follow(&ports),
                 Some((ToProxy::Released, descriptors)) => admin.released(descriptors),
+                Some((change @ (ToProxy::Policy { .. } | ToProxy::PolicyKept { .. }), fds)) => {
+                    tokio::spawn(reload::follow(Arc::clone(&shared), change, fds));
+                }
                 Some((ToProxy::Stop { grace_ms }, _)) => break Duration::from_millis(grace_ms),
                 Some((other, _)) => bail!("the supervisor said {other:?} at the wrong time"),
             },

@@ -35,6 +35,8 @@ mod half_closed;
 mod hostile;
 #[path = "proxy/ipv6.rs"]
 mod ipv6;
+#[path = "proxy/live.rs"]
+mod live;
 #[path = "proxy/policy_dns.rs"]
 mod policy_dns;
 #[path = "proxy/sessions.rs"]

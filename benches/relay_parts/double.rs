@@ -45,6 +45,7 @@ pub fn serve(directory: &Path) {
     let source = Source { name: "policy.yaml", bytes: POLICY.as_bytes() };
     let config = Config {
         policy: policy::load(&source, None).expect("policy").policy,
+        policy_digest: String::new(),
         pod_ips: vec!["10.88.0.1".parse().expect("address")],
         api_server: Vec::new(),
         extra_roots_pem: std::fs::read(directory.join("upstream-ca.pem")).expect("certificate"),
@@ -94,7 +95,7 @@ fn supervise(control: &OwnedFd, directory: &Path) {
             pid,
             exe: "/usr/bin/curl".to_owned(),
             ancestors: vec!["/usr/bin/bash".to_owned()],
-            tainted: None,
+            ..CallerRecord::default()
         };
         send(control, &ToProxy::Caller { id, caller: Some(caller) }, &[exe.as_fd()]);
     }

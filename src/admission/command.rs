@@ -117,6 +117,7 @@ pub(super) fn recover(command: &[String]) -> Option<Original> {
             | "--policy-rules"
             | "--upstream-ca"
             | "--policy-digest"
+            | "--live-policy"
             | "--workdir"
             | "--run-as"
             | "--groups"
@@ -232,14 +233,19 @@ impl Argv<'_> {
             argv.push(name.to_owned());
             argv.push(value);
         };
-        flag("--policy-data", format!("{POLICY_DIR}/policy.yaml"));
-        if self.policy.has("policy.rego") {
-            flag("--policy-rules", format!("{POLICY_DIR}/policy.rego"));
+        if self.policy.follows.is_some() {
+            // Which files there are may change, and the digest with them.
+            flag("--live-policy", POLICY_DIR.to_owned());
+        } else {
+            flag("--policy-data", format!("{POLICY_DIR}/policy.yaml"));
+            if self.policy.has("policy.rego") {
+                flag("--policy-rules", format!("{POLICY_DIR}/policy.rego"));
+            }
+            if self.policy.has("upstream-ca.crt") {
+                flag("--upstream-ca", format!("{POLICY_DIR}/upstream-ca.crt"));
+            }
+            flag("--policy-digest", double(&self.policy.digest));
         }
-        if self.policy.has("upstream-ca.crt") {
-            flag("--upstream-ca", format!("{POLICY_DIR}/upstream-ca.crt"));
-        }
-        flag("--policy-digest", double(&self.policy.digest));
         if let Some(dir) = self.workdir {
             flag("--workdir", double(dir));
         }

@@ -13,6 +13,7 @@ use super::notes::{self, Notes};
 use super::pin::pin;
 use super::plan::{Plan, plan};
 use super::shape::{self, Options, Shape};
+use super::source::live_name;
 use super::stamp::Stamp;
 use super::volumes::Volumes;
 use super::{Class, ImageConfig, Mode, Namespace, Refusal, Settings};
@@ -33,9 +34,19 @@ pub struct PolicyRef {
     pub run_as_user: Option<String>,
     /// `process.run_as_group`.
     pub run_as_group: Option<String>,
+    /// The policy's name, where the pod follows it: `configmap` is then what is kept in step with it.
+    pub follows: Option<String>,
 }
 
 impl PolicyRef {
+    /// The same policy, followed by its name.
+    fn followed(&self, name: &str) -> Self {
+        let (configmap, follows) = (live_name(name), Some(name.to_owned()));
+        // Nothing of the pod but its user depends on what is in it.
+        let keys = vec!["policy.yaml".to_owned()];
+        Self { configmap, keys, follows, ..self.clone() }
+    }
+
     /// Whether the policy has this key.
     pub(super) fn has(&self, key: &str) -> bool {
         self.keys.iter().any(|have| have == key)
@@ -109,6 +120,11 @@ fn build(
     let Some(mut plan) = plan(pod, ns, settings)? else {
         return Ok(None);
     };
+    let followed = plan.wishes.live.then(|| {
+        let name = plan.wishes.policy.as_deref().unwrap_or(&settings.default_policy);
+        policy.followed(name)
+    });
+    let policy = followed.as_ref().unwrap_or(policy);
     let delivery = plan.wishes.shape.delivery(settings.delivery);
     let settings = &Settings { delivery, ..settings.clone() };
     let mut target = pod.clone();

@@ -22,6 +22,7 @@ use super::server::{Deadline, TimeIsUp};
 use super::{Class, ImageConfig, Namespace, Needs, POLICY_KEYS, PolicySource, Refusal};
 use crate::api_text::api_text;
 use crate::image::{Images, credentials};
+use crate::propagate::Checked;
 
 /// The label that switches Ringfence on; only namespaces that have it are watched.
 pub const INJECT_LABEL: &str = "ringfence.dev/inject";
@@ -199,6 +200,17 @@ impl Lookups {
         }
         policies.insert(name.to_owned(), (version, Arc::clone(&loaded)));
         Ok(loaded)
+    }
+
+    /// The data of a policy for those who follow it, read and checked now.
+    ///
+    /// # Errors
+    /// Why it is not to be followed.
+    pub async fn checked(&self, name: String, deadline: Deadline) -> Checked {
+        match self.policy(&name, deadline).await {
+            Ok(source) => Ok(Arc::new(source.data.clone())),
+            Err(refusal) => Err(refusal.to_string()),
+        }
     }
 
     /// What is to be said about a policy that is about to be written: warnings for its author.

@@ -23,13 +23,11 @@ const POD_POLICY: &str = "ringfence.dev/pod-policy";
 const UNFENCED: &str = "ringfence.dev/unfenced-containers";
 const INBOUND: &str = "ringfence.dev/inbound";
 const EXEC: &str = "ringfence.dev/exec";
+const LIVE: &str = "ringfence.dev/live-policy";
 const TRANSPARENT: &str = "ringfence.dev/transparent";
 const MODE: &str = "ringfence.dev/mode";
 pub(super) const VOLUME_MOUNTS: &str = "ringfence.dev/volume-mounts";
 pub(super) const SIDECAR_PORTS: &str = "ringfence.dev/sidecar-ports";
-
-/// Keys of the contract which this version refuses, so that nobody believes they work.
-const LATER: &[&str] = &["ringfence.dev/live-policy"];
 
 /// The namespace a pod is created in, as the API server has it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -117,6 +115,8 @@ pub(super) struct Wishes {
     /// Whether a container's own volumes join the files of its fence.
     pub volume_mounts: bool,
     pub sidecar_ports: SidecarPorts,
+    /// Whether the pod follows changes of its policy while it runs.
+    pub live: bool,
 }
 
 impl Wishes {
@@ -148,6 +148,7 @@ impl Wishes {
                         _ => return Err(bad(&place, key, value, "the values are on and off")),
                     }
                 }
+                LIVE if value == "allowed" => {}
                 EXEC if value == "outside" => {}
                 EXEC => return Err(bad(&place, key, value, "the only value is outside")),
                 MODE if value == "subprocess" && mode == Mode::Strict => {
@@ -157,11 +158,12 @@ impl Wishes {
                 MODE if value == "subprocess" => shape = Shape::Subprocess,
                 MODE => return Err(bad(&place, key, value, "the only value is subprocess")),
                 VOLUME_MOUNTS if value == "allowed" => volume_mounts = true,
-                VOLUME_MOUNTS => return Err(bad(&place, key, value, "the only value is allowed")),
+                LIVE | VOLUME_MOUNTS => {
+                    return Err(bad(&place, key, value, "the only value is allowed"));
+                }
                 SIDECAR_PORTS => {
                     sidecar_ports = value.parse().map_err(|why| bad(&place, key, value, why))?;
                 }
-                later if LATER.contains(&later) => return Err(not_yet(&place, later)),
                 _ => return Err(unknown(&place, key)),
             }
         }
@@ -173,7 +175,15 @@ impl Wishes {
             shape,
             volume_mounts,
             sidecar_ports,
+            live: ns.annotations.contains_key(LIVE),
         };
+        if wishes.live && wishes.shape == Shape::Subprocess {
+            return Err(Refusal::with_fix(
+                Class::NotAvailable,
+                format!("{place}: {LIVE} does not go with {MODE}: subprocess"),
+                "remove one of the two: each agent of a runner keeps the policy that its pod was admitted with",
+            ));
+        }
         wishes.read_pod(pod, ns)?;
         Ok(wishes)
     }
@@ -216,14 +226,13 @@ impl Wishes {
                     }
                     self.policy = Some(value.to_owned());
                 }
-                POD_POLICY | UNFENCED | EXEC | MODE | VOLUME_MOUNTS | SIDECAR_PORTS => {
+                POD_POLICY | UNFENCED | EXEC | LIVE | MODE | VOLUME_MOUNTS | SIDECAR_PORTS => {
                     return Err(Refusal::with_fix(
                         Class::Annotation,
                         format!("pod: {key} belongs on the namespace"),
                         "remove it from the pod",
                     ));
                 }
-                later if LATER.contains(&later) => return Err(not_yet("pod", later)),
                 _ => return Err(unknown("pod", key)),
             }
         }
@@ -325,10 +334,6 @@ fn unknown(place: &str, key: &str) -> Refusal {
     )
 }
 
-fn not_yet(place: &str, key: &str) -> Refusal {
-    Refusal::new(Class::NotAvailable, format!("{place}: {key} is not available in this version"))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -374,6 +379,7 @@ mod tests {
             ("policy", ""),
             ("pod-policy", "a,-b"),
             ("exec", "inside"),
+            ("live-policy", "x"),
             ("unfenced-containers", "a=["),
             ("unfenced-containers", "=x"),
             ("unfenced-containers", "a=x;"),
@@ -395,10 +401,10 @@ mod tests {
         ] {
             assert_eq!(class(&bare, &ns(&[(key, value)])), Class::Annotation, "{key}={value}");
         }
-        assert_eq!(class(&bare, &ns(&[("live-policy", "x")])), Class::NotAvailable);
         for (key, value) in [
             ("inbound", "all"),
             ("exec", "outside"),
+            ("live-policy", "allowed"),
             ("unfenced-containers", "a"),
             ("mode", "subprocess"),
             ("volume-mounts", "allowed"),
@@ -408,6 +414,10 @@ mod tests {
             assert_eq!(class(&pod(key, value), &ns(&[])), Class::Annotation, "{key}={value}");
         }
         assert!(Wishes::read(&pod("status", "whatever"), &ns(&[])).is_ok());
+        // The agents of a runner are started with what was there at admission.
+        let both = ns(&[("live-policy", "allowed"), ("mode", "subprocess")]);
+        assert_eq!(class(&bare, &both), Class::NotAvailable);
+        assert!(Wishes::read(&bare, &ns(&[("live-policy", "allowed")])).unwrap().live);
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub(super) fn pod_security(
     mode: Mode,
     setting: PodSecurity,
 ) -> Result<(), Refusal> {
-    let Some(enforced) = Enforced::of(ns) else { return Ok(()) };
+    let Some(enforced) = Enforced::of(&ns.labels) else { return Ok(()) };
     let fields = enforced.refuses(injected);
     if fields.is_empty() {
         return Ok(());

@@ -61,6 +61,14 @@ pub fn policy_name(pod: &Value, ns: &Namespace, settings: &Settings) -> Result<S
     Ok(Wishes::read(pod, ns)?.policy.unwrap_or_else(|| settings.default_policy.clone()))
 }
 
+/// Whether this pod follows changes of its policy while it runs.
+///
+/// # Errors
+/// As [`policy_name`].
+pub fn is_live(pod: &Value, ns: &Namespace) -> Result<bool, Refusal> {
+    Ok(Wishes::read(pod, ns)?.live)
+}
+
 /// What was understood of a pod before anything is changed.
 pub(super) struct Plan<'a> {
     pub wishes: Wishes,

@@ -6,13 +6,22 @@
 //! and `enforce-version`). Its defaults for namespaces without the label, and whom it exempts, are
 //! in a file of the API server's: they cannot be seen from here. `warn` and `audit` refuse nothing.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 use super::json::{at, containers, field, list, text, yes};
-use super::{Namespace, Profile, baseline};
+use super::{Profile, baseline};
 
 const LEVEL: &str = "pod-security.kubernetes.io/enforce";
 const VERSION: &str = "pod-security.kubernetes.io/enforce-version";
+
+/// The Pod Security level that a namespace with these labels enforces, where one of its pods cannot be
+/// fenced by it.
+#[must_use]
+pub fn enforced_level(labels: &BTreeMap<String, String>) -> Option<&'static str> {
+    Enforced::of(labels).map(Enforced::level)
+}
 
 /// What a namespace enforces, where that is more than nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,12 +33,12 @@ pub(super) struct Enforced {
 
 impl Enforced {
     /// As the labels say.
-    pub(super) fn of(ns: &Namespace) -> Option<Self> {
-        let level = ns.labels.get(LEVEL)?;
+    pub(super) fn of(labels: &BTreeMap<String, String>) -> Option<Self> {
+        let level = labels.get(LEVEL)?;
         if level == "privileged" {
             return None;
         }
-        let minor = ns.labels.get(VERSION).and_then(|version| version.strip_prefix("v1."));
+        let minor = labels.get(VERSION).and_then(|version| version.strip_prefix("v1."));
         Some(Self {
             // A word that is none is taken for the strictest level by the API server too.
             restricted: level != "baseline",

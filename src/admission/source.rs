@@ -8,6 +8,8 @@ use super::mounts::meets_run_dir;
 use super::{Class, PolicyRef, Refusal};
 use crate::policy::{self, Policy, Source};
 
+/// Prefix of the name of a policy that pods follow; the rest is its source's name.
+pub const LIVE_PREFIX: &str = "ringfence-live-";
 /// Prefix of a copy's name.
 pub const COPY_PREFIX: &str = "ringfence-policy-";
 /// Keys of a policy `ConfigMap` that reach the pod. Others stay where they are: the supervisor
@@ -65,6 +67,7 @@ impl PolicySource {
                 keys: data.keys().cloned().collect(),
                 run_as_user: process.run_as_user.clone(),
                 run_as_group: process.run_as_group.clone(),
+                follows: None,
             },
             warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
             data,
@@ -84,6 +87,12 @@ pub fn cannot_start(policy: &Policy) -> Option<String> {
             "filesystem_policy.{list}: {path} opens the supervisor's run directory {RUN_DIR}, whose locks the agent could then hold: leave it out, and name what the agent needs beside it path by path"
         ))
     })
+}
+
+/// Name of the `ConfigMap` by which pods of a namespace follow the policy `source`.
+#[must_use]
+pub fn live_name(source: &str) -> String {
+    format!("{LIVE_PREFIX}{source}")
 }
 
 /// Name of the copy of a policy with this digest.

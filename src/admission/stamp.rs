@@ -17,7 +17,7 @@ pub(super) struct Stamp {
     version: String,
     /// The beginning of a digest over what shapes a pod.
     settings: String,
-    /// The digest of the policy.
+    /// The digest of the policy; its name where the pod follows it, for its digest is another one soon.
     policy: String,
 }
 
@@ -34,7 +34,10 @@ impl Stamp {
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             settings,
-            policy: policy.digest.clone(),
+            policy: match &policy.follows {
+                Some(name) => format!("live:{name}"),
+                None => policy.digest.clone(),
+            },
         }
     }
 

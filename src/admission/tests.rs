@@ -67,6 +67,7 @@ fn policy() -> PolicyRef {
         keys: vec!["policy.yaml".into(), "upstream-ca.crt".into()],
         run_as_user: None,
         run_as_group: None,
+        follows: None,
     }
 }
 

@@ -1,6 +1,7 @@
 //! `ringfence enable` and `ringfence disable`: the label of a namespace, and the grant by which the
 //! webhook reads its pull secrets.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -11,8 +12,8 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
-use crate::admission::fenced_containers;
 use crate::admission::lookup::INJECT_LABEL;
+use crate::admission::{enforced_level, fenced_containers};
 use crate::api_text::api_text;
 use crate::propagate::MANAGED_BY;
 
@@ -65,8 +66,13 @@ pub(super) fn enable(args: &Enable) -> anyhow::Result<ExitCode> {
         if args.pull_secrets {
             grant(&client, &args.place).await?;
         }
-        label(&client, namespace, json!(value)).await?;
+        let labels = label(&client, namespace, json!(value)).await?;
         println!("namespace {namespace}: new pods are fenced ({INJECT_LABEL}={value})");
+        if let Some(level) = enforced_level(&labels) {
+            println!(
+                "warning: it enforces the Pod Security level {level}, which refuses fenced pods unless the API server exempts them: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
+            );
+        }
         let (fenced, bare) = pods(&client, namespace).await?;
         if bare > 0 {
             println!(
@@ -143,13 +149,21 @@ async fn is_installed(client: &Client, release: &str) -> anyhow::Result<()> {
     }
 }
 
-async fn label(client: &Client, namespace: &str, value: Value) -> anyhow::Result<()> {
+/// Returns the labels as they are then.
+async fn label(
+    client: &Client,
+    namespace: &str,
+    value: Value,
+) -> anyhow::Result<BTreeMap<String, String>> {
     let api: Api<Namespace> = Api::all(client.clone());
     let patch = Patch::Merge(json!({"metadata": {"labels": {INJECT_LABEL: value}}}));
     let params =
         PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
     let patched = api.patch_metadata(namespace, &params, &patch).await;
-    patched.map(drop).map_err(|error| failed(&format!("label namespace {namespace}"), &error))
+    match patched {
+        Ok(found) => Ok(found.metadata.labels.unwrap_or_default()),
+        Err(error) => Err(failed(&format!("label namespace {namespace}"), &error)),
+    }
 }
 
 /// Binds the chart's `ClusterRole` for pull secrets to the webhook, in this namespace.

@@ -25,7 +25,7 @@ use self::certificates::Certificates;
 use crate::admission::events::Events;
 use crate::admission::lookup::Lookups;
 use crate::admission::server::{
-    self, Handler, HandlerConfig, Limits, Metrics, Shutdown, ready_unless_ending,
+    self, Deadline, Handler, HandlerConfig, Limits, Metrics, Shutdown, ready_unless_ending,
 };
 use crate::admission::{Delivery, IpFamily, LogLevel, PodSecurity, Profile, Settings};
 use crate::image::{Images, ImagesConfig};
@@ -34,6 +34,8 @@ use crate::pki::plan::Terms;
 use crate::pki::rotation;
 use crate::propagate;
 
+/// How long a policy that running pods follow may take to be read and checked.
+const CHECK_PATIENCE: Duration = Duration::from_secs(30);
 /// Serves admission reviews over TLS with a certificate of its own, and keeps the CA bundle of its
 /// webhook configurations right; or with a certificate of somebody else's, see --certificate-secret.
 ///
@@ -311,8 +313,9 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     } else {
         (None, Either::Right(std::future::pending()))
     };
+    let lookups = Arc::new(lookups);
     let handler = Handler::new(HandlerConfig {
-        lookups,
+        lookups: Arc::clone(&lookups),
         settings,
         cluster,
         metrics: Arc::clone(&metrics),
@@ -330,6 +333,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
             () = write_events => bail!("events are not written"),
             () = follow_cluster => bail!("the look at the cluster's version ended"),
             error = certificates.keep(&client, &args, &metrics, &trust) => Err(error),
+            () = keep_in_step(&client, &args.namespace, &lookups, &metrics) => bail!("the watch of policies ended"),
             () = keep_collecting(&client, args.collect) => bail!("copies are not collected"),
         }
     };
@@ -362,6 +366,12 @@ async fn told_to_end() {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+}
+
+/// Has running pods follow their policies, where their namespaces say so.
+async fn keep_in_step(client: &Client, namespace: &str, lookups: &Lookups, metrics: &Metrics) {
+    let checked = |name| lookups.checked(name, Deadline::after(CHECK_PATIENCE));
+    propagate::follow(client, namespace, checked, |followed| metrics.live_policy(followed)).await;
 }
 
 async fn keep_collecting(client: &Client, collect: bool) {

@@ -52,6 +52,8 @@ pub struct Grant {
     pub allow_encoded_slash: bool,
     /// Only endpoints with `protocol: sql` let it pass: in audit, since nobody reads what is said.
     pub unread: bool,
+    /// The grant of the policy that bounds this one: its conditions hold too ([`Self::all`]).
+    pub also: Option<Box<Grant>>,
 }
 
 /// How deep a connection is looked into.

@@ -176,6 +176,7 @@ mod tests {
             exact_host,
             allow_encoded_slash: false,
             unread: false,
+            also: None,
         }
     }
 

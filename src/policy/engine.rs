@@ -32,7 +32,7 @@ use super::host::Host;
 use super::host_pattern::Wild;
 use super::payload::{Inspection, Payload};
 use super::rego::Judge;
-use super::suggestion;
+use super::{suggestion, within};
 
 /// A compiled policy. Nothing in it changes but by [`Policy::resolve_binaries`].
 #[derive(Clone)]
@@ -47,6 +47,8 @@ pub struct Policy {
     names: Names,
     /// Who decides instead, where the policy came with a text of its own.
     judge: Option<Arc<Judge>>,
+    /// Nothing passes that this one does not let pass too.
+    pub(super) bounds: Option<Arc<Policy>>,
 }
 
 /// The hosts of all endpoints, whatever their ports.
@@ -241,13 +243,21 @@ impl Policy {
     /// Whether a verdict can depend on who asks.
     #[must_use]
     pub fn names_binaries(&self) -> bool {
-        self.judge.is_some() || self.policies.iter().any(|policy| !policy.anyone)
+        self.judge.is_some()
+            || self.policies.iter().any(|policy| !policy.anyone)
+            || self.bounded_by(Policy::names_binaries)
+    }
+
+    /// Whether the policy that bounds this one says so.
+    fn bounded_by(&self, says: impl FnOnce(&Policy) -> bool) -> bool {
+        self.bounds.as_deref().is_some_and(says)
     }
 
     /// Whether a verdict on this executable needs its SHA-256 ([`Caller::sha256`]).
     #[must_use]
     pub fn pins(&self, exe: &str) -> bool {
         self.policies.iter().any(|policy| policy.pins(exe))
+            || self.bounded_by(|bounds| bounds.pins(exe))
     }
 
     /// Whether a verdict on this executable needs a look at the code that it runs
@@ -255,12 +265,13 @@ impl Policy {
     #[must_use]
     pub fn watches(&self, exe: &str) -> bool {
         self.policies.iter().any(|policy| policy.watches(exe))
+            || self.bounded_by(|bounds| bounds.watches(exe))
     }
 
     /// Whether [`Policy::watches`] says yes to any executable.
     #[must_use]
     pub fn watches_any(&self) -> bool {
-        self.policies.iter().any(Named::watches_any)
+        self.policies.iter().any(Named::watches_any) || self.bounded_by(Policy::watches_any)
     }
 
     /// Adds, for each binary named without a wildcard that is a symlink, what it points to.
@@ -290,9 +301,13 @@ impl Policy {
     /// Judges a connection, before any DNS look-up.
     #[must_use]
     pub fn connect(&self, caller: &Caller, host: &Host, port: u16) -> Connect {
-        match &self.judge {
+        let own = match &self.judge {
             Some(judge) => judge.connect(self, caller, host, port),
             None => self.connect_natively(caller, host, port),
+        };
+        match &self.bounds {
+            Some(bounds) => within::connect(own, bounds.connect(caller, host, port)),
+            None => own,
         }
     }
 
@@ -332,6 +347,7 @@ impl Policy {
             exact_host,
             allow_encoded_slash,
             unread,
+            also: None,
         })
     }
 
@@ -345,9 +361,23 @@ impl Policy {
         port: u16,
         path: &str,
     ) -> Option<Inspection> {
-        if let Some(judge) = &self.judge {
-            return judge.inspection(self, caller, host, port, path);
+        let own = match &self.judge {
+            Some(judge) => judge.inspection(self, caller, host, port, path),
+            None => self.inspection_natively(caller, host, port, path),
+        };
+        match &self.bounds {
+            Some(bounds) => within::inspection(own, bounds.inspection(caller, host, port, path)),
+            None => own,
         }
+    }
+
+    fn inspection_natively(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        path: &str,
+    ) -> Option<Inspection> {
         if !self.ports.get(&port)?.content {
             return None;
         }
@@ -374,7 +404,7 @@ impl Policy {
         port: u16,
         ip: IpAddr,
     ) -> Result<(), DestinationDenied> {
-        destination::judge(grant, host, port, ip)
+        grant.all().try_for_each(|grant| destination::judge(grant, host, port, ip))
     }
 
     /// The endpoints for a host and a port, whoever asks.

@@ -15,7 +15,7 @@ use kube::core::PartialObjectMeta;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 
-use super::{COPY_PREFIX, MANAGED_BY, POLICY_SOURCE, UNUSED_SINCE};
+use super::{COPY_PREFIX, LIVE_PREFIX, MANAGED_BY, POLICY_SOURCE, UNUSED_SINCE};
 
 /// How often to call [`collect_once`].
 pub const COLLECT_INTERVAL: Duration = Duration::from_secs(300);
@@ -106,7 +106,8 @@ async fn copies(
     let mut by_namespace: BTreeMap<String, Vec<PartialObjectMeta<ConfigMap>>> = BTreeMap::new();
     for copy in copies.items {
         let Some(namespace) = copy.namespace() else { continue };
-        if copy.name_any().starts_with(COPY_PREFIX) {
+        let name = copy.name_any();
+        if name.starts_with(COPY_PREFIX) || name.starts_with(LIVE_PREFIX) {
             by_namespace.entry(namespace).or_default().push(copy);
         }
     }

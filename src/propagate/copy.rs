@@ -31,7 +31,7 @@ pub enum CopyError {
     /// The API server refused.
     #[error("cannot {what} the policy copy `{namespace}/{name}`: {}", api_text(.source))]
     Api {
-        /// `read`, `create` or `keep`.
+        /// `read`, `create`, `keep` or `change`.
         what: &'static str,
         /// The pod's namespace.
         namespace: String,
@@ -76,14 +76,7 @@ pub async fn ensure(
     dry_run: bool,
 ) -> Result<(), CopyError> {
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), copy.namespace);
-    let failed = |what| {
-        move |source| CopyError::Api {
-            what,
-            namespace: copy.namespace.to_owned(),
-            name: copy.name.to_owned(),
-            source,
-        }
-    };
+    let failed = |what| api_failed(copy, what);
     // Most pods find their copy, and a read is cheaper for the API server than a refused write.
     let found = match api.get_opt(copy.name).await.map_err(failed("read"))? {
         Some(found) => found,
@@ -98,10 +91,7 @@ pub async fn ensure(
     };
     if found.metadata.deletion_timestamp.is_some() {
         // A pod that was admitted now would wait for it in vain.
-        return Err(CopyError::Ending {
-            namespace: copy.namespace.to_owned(),
-            name: copy.name.to_owned(),
-        });
+        return Err(ending(copy));
     }
     check(&found, copy).map_err(|reason| CopyError::Foreign {
         namespace: copy.namespace.to_owned(),
@@ -119,11 +109,23 @@ pub async fn ensure(
     Ok(())
 }
 
+pub(super) fn api_failed(
+    copy: &PolicyCopy<'_>,
+    what: &'static str,
+) -> impl FnOnce(kube::Error) -> CopyError {
+    let (namespace, name) = (copy.namespace.to_owned(), copy.name.to_owned());
+    move |source| CopyError::Api { what, namespace, name, source }
+}
+
+pub(super) fn ending(copy: &PolicyCopy<'_>) -> CopyError {
+    CopyError::Ending { namespace: copy.namespace.to_owned(), name: copy.name.to_owned() }
+}
+
 pub(super) fn is_marked_unused(object: &ConfigMap) -> bool {
     object.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(UNUSED_SINCE))
 }
 
-fn object(copy: &PolicyCopy<'_>) -> ConfigMap {
+pub(super) fn object(copy: &PolicyCopy<'_>) -> ConfigMap {
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(copy.name.to_owned()),

@@ -13,7 +13,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -44,13 +44,21 @@ const HEAD_MAX: usize = 16 * 1024;
 pub(crate) struct Admin {
     /// 0: there is none.
     port: u16,
-    /// Set when the agent was released: the file with the attestation, if it came.
-    released: OnceLock<Option<File>>,
+    released: Mutex<Released>,
+}
+
+/// Whether the agent runs.
+#[derive(Debug, Clone, Default)]
+enum Released {
+    #[default]
+    NotYet,
+    /// With the attestation, if it came.
+    With(Option<Arc<File>>),
 }
 
 impl Admin {
     pub(crate) fn new(port: u16) -> Arc<Self> {
-        Arc::new(Self { port, released: OnceLock::new() })
+        Arc::new(Self { port, released: Mutex::default() })
     }
 
     /// Whether a port of the pod is the endpoint's.
@@ -58,10 +66,18 @@ impl Admin {
         self.port != 0 && self.port == port
     }
 
-    /// The agent runs; with the attestation's file.
+    /// The agent runs; with the attestation's file as it is now.
     pub(crate) fn released(&self, descriptors: Vec<OwnedFd>) {
-        // Said once; a second time changes nothing.
-        let _ = self.released.set(descriptors.into_iter().next().map(File::from));
+        let file = descriptors.into_iter().next().map(|file| Arc::new(File::from(file)));
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        // A change that came without its file takes nothing away.
+        if file.is_some() || matches!(*released, Released::NotYet) {
+            *released = Released::With(file);
+        }
+    }
+
+    fn attested(&self) -> Released {
+        self.released.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Opens the endpoint, unless there is none. That it cannot be opened is told, and changes

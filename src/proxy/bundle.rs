@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
 
 use memchr::memmem;
 
@@ -17,14 +18,27 @@ const MAX_STORE: u64 = 16 << 20;
 /// What a bundle usually has beside the image's store, in bytes: the sandbox CA.
 const ADDED: usize = 4096;
 
-/// Reads the image's trust store from its beginning.
-pub(crate) fn read(mut image_roots: &File) -> io::Result<Vec<u8>> {
-    io::Seek::rewind(&mut image_roots)?;
+/// Reads the image's trust store from its beginning, whoever else reads it.
+pub(crate) fn read(image_roots: &File) -> io::Result<Vec<u8>> {
     let length = image_roots.metadata()?.len().min(MAX_STORE) as usize;
     // Room for what is added, which would be a copy of all of it.
     let mut pem = Vec::with_capacity(length + ADDED);
-    image_roots.take(MAX_STORE).read_to_end(&mut pem)?;
+    FromStart { file: image_roots, at: 0 }.take(MAX_STORE).read_to_end(&mut pem)?;
     Ok(pem)
+}
+
+/// Reads a file without its offset, which all who hold it share.
+struct FromStart<'a> {
+    file: &'a File,
+    at: u64,
+}
+
+impl io::Read for FromStart<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
 
 /// The bundle: PEM, nothing but certificates, the sandbox CA's last.

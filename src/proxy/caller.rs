@@ -20,7 +20,7 @@ use super::Shared;
 use super::control::CallerRecord;
 use super::control_client::{Control, ControlError};
 use super::stream::lives;
-use crate::policy::Caller;
+use crate::policy::{Caller, Policy};
 
 /// The most executables that are remembered. Only those that a policy lets connect are.
 const REMEMBERED: usize = 1024;
@@ -44,6 +44,8 @@ pub(crate) struct Identity {
     pub(crate) pid: u32,
     /// What a policy judges.
     pub(crate) caller: Caller,
+    /// Whether the code that it runs was looked at when it connected.
+    looked_at: bool,
     exe: Mutex<Exe>,
 }
 
@@ -55,7 +57,7 @@ enum Exe {
     Unchecked(OwnedFd),
     /// Hashed already, because the policy pins it.
     Hashed(Digest),
-    Trusted,
+    Trusted(Digest),
     /// Also while it is checked.
     Refused,
 }
@@ -83,23 +85,79 @@ pub(crate) enum CallerError {
     TooMany,
 }
 
+/// What is said of a caller that a policy wants looked at, and that nobody looked at: it connected
+/// under another policy.
+const NOT_LOOKED_AT: &str = "it connected before the policy asked what code it runs";
+
 /// Asks the supervisor whose connection this is, and reads the executable where the policy pins
 /// it: such a policy judges by what is in the file.
 pub(crate) async fn identify(
     shared: &Shared,
+    policy: &Policy,
     tcp: &TcpStream,
     peer: SocketAddr,
 ) -> Result<Identity, CallerError> {
     let (record, exe) = look_up(&shared.control, tcp, peer).await?;
-    let CallerRecord { pid, exe: path, ancestors, tainted } = record;
-    let (exe, sha256) = if shared.policy.pins(&path) {
+    let CallerRecord { pid, exe: path, ancestors, tainted, looked_at } = record;
+    let (exe, sha256) = if policy.pins(&path) {
         let digest = shared.executables.digest(exe).await?;
         (Exe::Hashed(digest), Some(digest))
     } else {
         (Exe::Unchecked(exe), None)
     };
+    let tainted = tainted_for(policy, &path, looked_at, tainted);
     let caller = Caller { exe: path, ancestors, sha256, tainted };
-    Ok(Identity { pid, caller, exe: Mutex::new(exe) })
+    Ok(Identity { pid, caller, looked_at, exe: Mutex::new(exe) })
+}
+
+fn tainted_for(
+    policy: &Policy,
+    exe: &str,
+    looked_at: bool,
+    tainted: Option<String>,
+) -> Option<String> {
+    match tainted {
+        None if !looked_at && policy.watches(exe) => Some(NOT_LOOKED_AT.to_owned()),
+        tainted => tainted,
+    }
+}
+
+impl Identity {
+    /// The same process with what another policy asks of it: a digest, or what code it runs.
+    pub(crate) async fn seen_by(
+        self: &Arc<Self>,
+        policy: &Policy,
+        executables: &Executables,
+    ) -> Result<Arc<Self>, CallerError> {
+        let Caller { exe: path, sha256, tainted, ancestors } = &self.caller;
+        let told = tainted.clone().filter(|_| self.looked_at);
+        let tainted_now = tainted_for(policy, path, self.looked_at, told);
+        let asks_digest = sha256.is_none() && policy.pins(path);
+        if !asks_digest && *tainted == tainted_now {
+            return Ok(Arc::clone(self));
+        }
+        let state = {
+            let mut exe = self.exe.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *exe {
+                Exe::Hashed(digest) => Exe::Hashed(*digest),
+                Exe::Trusted(digest) => Exe::Trusted(*digest),
+                exe => std::mem::replace(exe, Exe::Refused),
+            }
+        };
+        let (exe, sha256) = match state {
+            Exe::Unchecked(exe) if asks_digest => {
+                let digest = executables.digest(exe).await?;
+                (Exe::Hashed(digest), Some(digest))
+            }
+            Exe::Hashed(digest) if asks_digest => (Exe::Hashed(digest), Some(digest)),
+            Exe::Trusted(digest) if asks_digest => (Exe::Trusted(digest), Some(digest)),
+            state => (state, *sha256),
+        };
+        let ancestors = ancestors.clone();
+        let caller = Caller { exe: path.clone(), ancestors, sha256, tainted: tainted_now };
+        let (pid, looked_at) = (self.pid, self.looked_at);
+        Ok(Arc::new(Self { pid, caller, looked_at, exe: Mutex::new(exe) }))
+    }
 }
 
 /// Asks the supervisor whose connection this is. `peer` is what accept(2) said.
@@ -182,20 +240,25 @@ impl Executables {
 
     /// Checks that the executable is what it was when its path was first seen.
     pub(crate) async fn verify(&self, identity: &Identity) -> Result<(), CallerError> {
-        let set = |state| {
-            let mut exe = identity.exe.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::replace(&mut *exe, state)
+        let lock = || identity.exe.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = match &mut *lock() {
+            // Streams of one connection may ask at the same time.
+            Exe::Trusted(_) => return Ok(()),
+            exe => std::mem::replace(exe, Exe::Refused),
         };
-        match set(Exe::Refused) {
+        let digest = match state {
             Exe::Unchecked(exe) => {
                 let digest = self.digest(exe).await?;
                 self.trust(&identity.caller.exe, digest)?;
+                digest
             }
-            Exe::Hashed(digest) => self.trust(&identity.caller.exe, digest)?,
-            Exe::Trusted => {}
-            Exe::Refused => return Err(CallerError::Changed),
-        }
-        set(Exe::Trusted);
+            Exe::Hashed(digest) => {
+                self.trust(&identity.caller.exe, digest)?;
+                digest
+            }
+            Exe::Trusted(_) | Exe::Refused => return Err(CallerError::Changed),
+        };
+        *lock() = Exe::Trusted(digest);
         Ok(())
     }
 
@@ -276,6 +339,7 @@ mod tests {
         Identity {
             pid: 1,
             caller: Caller { exe: exe.to_owned(), ..Caller::default() },
+            looked_at: false,
             exe: Mutex::new(Exe::Unchecked(File::open(file).expect("open").into())),
         }
     }
@@ -328,6 +392,7 @@ mod tests {
         let hashed = |digest| Identity {
             pid: 1,
             caller: Caller { exe: "/bin/tool".to_owned(), ..Caller::default() },
+            looked_at: false,
             exe: Mutex::new(Exe::Hashed(digest)),
         };
         executables.verify(&hashed(digest)).await.expect("first content");

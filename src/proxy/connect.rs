@@ -5,6 +5,7 @@ use super::http::head::{Framing, RequestHead};
 use super::listener::refuse;
 use super::refusal::Refusal;
 use super::session::Session;
+use super::standing::Admitted;
 use super::stream::Conn;
 use super::{report, tunnel};
 use crate::policy::Host;
@@ -12,28 +13,31 @@ use crate::policy::Host;
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 
 /// Serves one CONNECT to the end of its connection.
-pub(crate) async fn serve(session: &Session, mut client: Conn, head: &RequestHead) {
+pub(crate) async fn serve(session: Session, mut client: Conn, head: &RequestHead) {
     let (host, port) = match target(head) {
         Ok(target) => target,
         Err(reason) => {
-            report::request_refused(session, "CONNECT", &head.target(), &reason);
+            report::request_refused(&session, "CONNECT", &head.target(), &reason);
             let refusal = Refusal::new(400, "invalid_request_target", &reason);
             return refuse(client, &refusal).await;
         }
     };
-    let origin = match session.admit("CONNECT", host, port).await {
-        Ok(origin) => origin,
+    let admitted = match session.admit("CONNECT", host, port).await {
+        Ok(admitted) => admitted,
         Err(refusal) => return refuse(client, &refusal).await,
     };
-    let upstream = match dial(&session.shared, &origin).await {
+    // Long connections keep no rules that are not in force.
+    drop(session);
+    let Admitted { session, origin } = &admitted;
+    let upstream = match dial(session, origin).await {
         Ok(upstream) => upstream,
         Err(error) => {
-            return refuse(client, &session.unreachable("CONNECT", &origin, &error)).await;
+            return refuse(client, &session.unreachable("CONNECT", origin, &error)).await;
         }
     };
-    report::connect_allowed(session, &origin);
+    report::connect_allowed(session, origin);
     if client.send(ESTABLISHED).await.is_ok() {
-        tunnel::run(session, client, upstream, &origin).await;
+        tunnel::run(admitted, client, upstream).await;
     }
 }
 

@@ -3,9 +3,10 @@
 //! One `SOCK_SEQPACKET` pair joins the two; each packet is one JSON message of at most
 //! [`MAX_MESSAGE`] bytes, with descriptors beside it (`SCM_RIGHTS`) where the message says so.
 //! The supervisor is uid 0 and parses nothing hostile: what comes from the proxy is bounded,
-//! typed, and only ever asks for the three things below.
+//! typed, and only ever asks for, or answers, the few things below.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,9 @@ use crate::policy::MAX_SIDECAR_PORTS;
 /// The longest message in bytes; a longer one is an error on either side.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
+/// The most bytes beside [`ToProxy::Policy`]: three files of at most 1 MiB, of which JSON may make
+/// up to six times as much.
+pub const MAX_POLICY: u64 = 20 << 20;
 /// The descriptors that always come with [`ToProxy::Start`].
 pub const START_DESCRIPTORS: usize = 6;
 
@@ -60,9 +64,26 @@ pub enum ToProxy {
         /// Sorted, without repeats.
         ports: Vec<u16>,
     },
-    /// The agent runs. With one descriptor: the attestation's file, opened read-only. Sent once, and
-    /// only where there is an admin endpoint.
+    /// The agent runs. With one descriptor: the attestation's file, opened read-only. Only where
+    /// there is an admin endpoint; sent again when there is another file.
     Released,
+    /// The policy has changed. With one descriptor: a file with a [`NewPolicy`] of at most
+    /// [`MAX_POLICY`] bytes, JSON. Answered by [`ToSupervisor::Policy`]; until then no other is sent.
+    Policy {
+        /// One more than the last that was sent.
+        generation: u64,
+        /// Of the policy's files.
+        digest: String,
+        /// Only what the last policy that holds whole allows too may pass.
+        bounded: bool,
+        /// What keeps the old value until the pod is started anew; for a log.
+        kept: Vec<String>,
+    },
+    /// The policy has changed in a way that cannot be followed: the last one holds.
+    PolicyKept {
+        /// Why, for a log.
+        reason: String,
+    },
     /// End: close the listeners, give connections that are open this long to finish, exit 0.
     Stop {
         /// Milliseconds.
@@ -96,10 +117,39 @@ pub enum ToSupervisor {
         /// Chosen by the proxy, never used twice.
         id: u64,
     },
+    /// The answer to [`ToProxy::Policy`].
+    Policy {
+        /// That policy's.
+        generation: u64,
+        /// Why it is not in force; `None`: it is.
+        refused: Option<String>,
+    },
+}
+
+/// A policy on its way to the proxy, which has no files to read it from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NewPolicy {
+    /// `policy.yaml`.
+    pub data: PolicyText,
+    /// `policy.rego`, where there is one.
+    pub rules: Option<PolicyText>,
+    /// More CA certificates that upstreams are verified against, PEM.
+    pub upstream_ca: Option<String>,
+    /// What the binaries that it names are, where those are links.
+    pub links: BTreeMap<String, String>,
+}
+
+/// One file of a policy.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PolicyText {
+    /// For messages.
+    pub name: String,
+    /// What is in it.
+    pub text: String,
 }
 
 /// Who made a connection, as recorded when it called connect(2).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CallerRecord {
     /// The process, as the supervisor numbers it.
     pub pid: u32,
@@ -110,4 +160,6 @@ pub struct CallerRecord {
     /// Why it runs other code than its executable's and the image's; `None` where it does not, or
     /// where no entry of the policy asks for that look.
     pub tainted: Option<String>,
+    /// Whether that was looked at.
+    pub looked_at: bool,
 }

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::session::Session;
 use super::stream::tune;
 use super::{Shared, sidecar};
 use crate::policy::{Grant, Host, IpNet, NameMatch};
@@ -57,18 +58,19 @@ pub(crate) enum DialError {
 
 /// Resolves the judged name, checks all its addresses, and connects to the first that answers; or
 /// asks the operator's proxy for the name.
-pub(crate) async fn dial(shared: &Shared, origin: &Origin) -> Result<TcpStream, DialError> {
+pub(crate) async fn dial(session: &Session, origin: &Origin) -> Result<TcpStream, DialError> {
+    let shared = &*session.shared;
     if let Some(ip) = sidecar_of(shared, origin)? {
         return first_to_answer(vec![ip], origin.port).await;
     }
     if let Some(proxy) = shared.upstream_proxy.as_ref().filter(|proxy| proxy.is_for(origin)) {
         proxy.allows(origin)?;
         if let Some(ip) = origin.host.ip() {
-            check(shared, origin, ip)?;
+            check(session, origin, ip)?;
         }
         return proxy.dial(&shared.resolver, &origin.host, origin.port).await;
     }
-    let addresses = addresses(shared, origin).await?;
+    let addresses = addresses(session, origin).await?;
     first_to_answer(addresses, origin.port).await
 }
 
@@ -129,22 +131,18 @@ fn alternating(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
     }
 }
 
-async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, DialError> {
-    let Origin { host, port, grant } = origin;
+async fn addresses(session: &Session, origin: &Origin) -> Result<Vec<IpAddr>, DialError> {
+    let shared = &*session.shared;
+    let Origin { host, port, .. } = origin;
     if host.as_str() == POD_HOST {
         let own = shared.pod_ips.first().copied();
         let own = own.ok_or(DialError::Resolve("the pod's address is not known".to_owned()))?;
-        if grant.exact_host && !grant.restricted {
-            // The policy named it; the address is the pod's own by definition.
-            not_ours(shared, own, *port)?;
-        } else {
-            check(shared, origin, own)?;
-        }
+        check(session, origin, own)?;
         return Ok(vec![own]);
     }
     // A name that only an endpoint without a host lets pass is any name: looked up outside, it
     // would tell its labels to whoever runs its zone.
-    let named = host.is_ip() || shared.policy.names_host(host) != NameMatch::None;
+    let named = host.is_ip() || session.policy().names_host(host) != NameMatch::None;
     let resolving = tokio::time::timeout(RESOLVE, async {
         if named {
             shared.resolver.resolve(host).await
@@ -163,7 +161,7 @@ async fn addresses(shared: &Shared, origin: &Origin) -> Result<Vec<IpAddr>, Dial
     // One address that must not be dialled spoils the name: whoever answers for it could answer
     // with another order the next time.
     for ip in &addresses {
-        check(shared, origin, ip.to_canonical())?;
+        check(session, origin, ip.to_canonical())?;
     }
     if let Some(proxy) = &shared.upstream_proxy {
         proxy.is_not_among(&shared.resolver, &addresses, *port).await?;
@@ -188,17 +186,48 @@ fn sidecar_of(shared: &Shared, origin: &Origin) -> Result<Option<IpAddr>, DialEr
 const ONLY_INSIDE: &str = "no endpoint of the policy names this host, so that only the hosts file \
                            and the pod's search domains were asked";
 
+/// Whether a connection to this address, which was dialled under other rules, may go on.
+pub(crate) fn may_stay(session: &Session, origin: &Origin, ip: IpAddr) -> Result<(), DialError> {
+    if sidecar_of(&session.shared, origin)?.is_some() {
+        return Ok(());
+    }
+    let proxy = session.shared.upstream_proxy.as_ref().filter(|proxy| proxy.is_for(origin));
+    match (proxy, origin.host.ip()) {
+        // The address is the proxy's.
+        (Some(proxy), None) => proxy.allows(origin),
+        (Some(_), Some(ip)) => check(session, origin, ip),
+        (None, _) => check(session, origin, ip.to_canonical()),
+    }
+}
+
 /// Whether one address may be dialled: by the policy, and the pod's own only if it is listed.
-fn check(shared: &Shared, origin: &Origin, ip: IpAddr) -> Result<(), DialError> {
-    let Origin { host, port, grant } = origin;
-    shared.policy.destination(grant, host, *port, ip).map_err(|denied| DialError::Forbidden {
-        check: check_name(grant),
-        ip,
-        reason: if sidecar::is_loopback(host) {
-            format!("{}, but for ports of sidecars (--sidecar-ports)", denied.refusal)
-        } else {
-            denied.refusal.to_string()
-        },
+fn check(session: &Session, origin: &Origin, ip: IpAddr) -> Result<(), DialError> {
+    origin.grant.all().try_for_each(|grant| check_one(session, origin, grant, ip))
+}
+
+/// The same for one of the grants that hold together.
+fn check_one(
+    session: &Session,
+    origin: &Origin,
+    grant: &Grant,
+    ip: IpAddr,
+) -> Result<(), DialError> {
+    let (shared, Origin { host, port, .. }) = (&*session.shared, origin);
+    // The policy named it; the address is the pod's own by definition.
+    let pod = host.as_str() == POD_HOST && shared.pod_ips.first() == Some(&ip);
+    if pod && grant.exact_host && !grant.restricted {
+        return not_ours(shared, ip, *port);
+    }
+    session.policy().destination(grant, host, *port, ip).map_err(|denied| {
+        DialError::Forbidden {
+            check: check_name(grant),
+            ip,
+            reason: if sidecar::is_loopback(host) {
+                format!("{}, but for ports of sidecars (--sidecar-ports)", denied.refusal)
+            } else {
+                denied.refusal.to_string()
+            },
+        }
     })?;
     if shared.pod_ips.contains(&ip) {
         if !grant.allowed_ips.iter().any(|net| net.contains(&ip)) {

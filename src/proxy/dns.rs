@@ -145,7 +145,7 @@ impl PolicyDns {
         };
         let asked = Asked { metadata, question };
         let known = match &self.shared {
-            Some(shared) => known(&shared.policy, &shared.pool, &asked.question),
+            Some(shared) => known(&shared.rules.load().policy, &shared.pool, &asked.question),
             None => Known::Refused,
         };
         match known {
@@ -217,7 +217,7 @@ fn is_searched(shared: &Shared, name: &str) -> bool {
         let front = name.strip_suffix(domain.as_str()).and_then(|front| front.strip_suffix('.'));
         let host = front.and_then(|front| Host::parse(front).ok());
         host.is_some_and(|host| {
-            is_localhost(&host) || shared.policy.names_host(&host) != NameMatch::None
+            is_localhost(&host) || shared.rules.load().policy.names_host(&host) != NameMatch::None
         })
     })
 }
@@ -247,10 +247,14 @@ fn known(policy: &Policy, pool: &Pool, question: &Query) -> Known {
     if host.is_ip() {
         return Known::Refused;
     }
-    if let Some(ip) = pool.address(&host) {
+    // First: the policy may have named it once, and not any more.
+    let named = policy.names_host(&host);
+    if named != NameMatch::None
+        && let Some(ip) = pool.address(&host)
+    {
         return Known::Answer(address(ip));
     }
-    match policy.names_host(&host) {
+    match named {
         NameMatch::Exact if kind != RecordType::A => Known::Answer(Answer::Empty),
         NameMatch::Exact => {
             Known::Answer(pool.assign(&host, Why::Exact).map_or(Answer::Failed, Answer::Address))

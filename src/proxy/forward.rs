@@ -13,7 +13,7 @@ use super::stream::Conn;
 use crate::policy::Host;
 
 /// Serves the requests of one connection, the first of which was read, to its end.
-pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: RequestHead) {
+pub(crate) async fn serve(mut session: Session, mut client: Conn, mut head: RequestHead) {
     let mut link: Option<Link> = None;
     loop {
         // A connection that carried plain requests may go on as a tunnel.
@@ -23,27 +23,28 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: Request
         let (host, port, path) = match absolute(head.target()) {
             Ok(target) => target,
             Err(reason) => {
-                report::request_refused(session, head.method(), &"the proxy", &reason);
+                report::request_refused(&session, head.method(), &"the proxy", &reason);
                 let refusal = Refusal::new(400, "invalid_request_target", &reason);
                 return refuse(client, &refusal).await;
             }
         };
-        let origin = match session.admit(head.method(), host, port).await {
-            Ok(origin) => origin,
+        let mut admitted = match session.admit(head.method(), host, port).await {
+            Ok(admitted) => admitted,
             Err(refusal) => return refuse(client, &refusal).await,
         };
-        if origin.grant.unread {
-            report::connect_allowed(session, &origin);
+        if admitted.origin.grant.unread {
+            report::connect_allowed(&admitted.session, &admitted.origin);
         }
         let mut here = match link.take() {
-            Some(link) if link.leads_to(&origin) => link,
-            _ => Link::none(&origin, Scheme::Http),
+            Some(link) if link.leads_to(&admitted.origin) => link,
+            _ => Link::none(&admitted.origin, Scheme::Http),
         };
-        let next = rest::request(session, &mut client, &mut here, &origin, &head, &path).await;
+        let next = rest::request(&mut admitted, &mut client, &mut here, &head, &path).await;
         if matches!(next, Next::Request) {
             link = Some(here);
         }
-        let Some(again) = rest::finish(session, client, &origin, next).await else {
+        session = admitted.session.clone();
+        let Some((again, _)) = rest::finish(admitted, client, next).await else {
             return;
         };
         client = again;
@@ -51,7 +52,7 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut head: Request
             Ok(Some(head)) => head,
             Ok(None) => return client.close().await,
             Err(error) => {
-                report::request_refused(session, "-", &"the proxy", &error.to_string());
+                report::request_refused(&session, "-", &"the proxy", &error.to_string());
                 return refuse(client, &refusal_for(error)).await;
             }
         };

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use h2::server::{Builder, Connection, SendResponse};
 use h2::{Reason, RecvStream};
 use http::Request;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -35,6 +35,7 @@ use super::http::head::HEAD_TIMEOUT;
 use super::l7::rest::IDLE;
 use super::report;
 use super::session::Session;
+use super::standing::Admitted;
 use super::stream::Conn;
 use io::{Clogged, Exceeded, Io};
 use meter::Side;
@@ -109,17 +110,12 @@ impl Limits {
 }
 
 /// Serves one connection, from its preface on, to its end.
-pub(crate) async fn serve(
-    session: &Session,
-    place: Place,
-    client: Conn,
-    upstream: Upstream,
-    origin: &Origin,
-) {
+pub(crate) async fn serve(admitted: Admitted, place: Place, client: Conn, upstream: Upstream) {
     let _place = place;
     let (io, exceeded) = Io::new(client, Side::Server);
     let clogged = io.clogged();
-    let served = Served { session: session.clone(), origin: origin.clone(), upstream };
+    let served = Served { admitted, upstream };
+    let Admitted { session, origin } = &served.admitted.clone();
     let mut connection = match timeout(HEAD_TIMEOUT, builder().handshake(io)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(error)) => return ended_by(session, origin, &error),
@@ -148,8 +144,10 @@ async fn streams(
     clogged: &Clogged,
     served: Arc<Served>,
 ) -> Result<(), h2::Error> {
-    let limits = &served.session.shared.http2;
-    let mut stopping = served.session.shared.stopping.subscribe();
+    let mut served = served;
+    let shared = Arc::clone(&served.admitted.session.shared);
+    let limits = &shared.http2;
+    let mut stopping = shared.stopping.subscribe();
     let mut running = JoinSet::new();
     // Of streams that have ended, while the library may still keep what they wrote: heads wait
     // for no window.
@@ -165,11 +163,22 @@ async fn streams(
                 let Some(permit) = limits.stream() else {
                     // One line a connection: a client may try as often as it likes.
                     let first = !std::mem::replace(&mut full, true);
-                    report::too_many_streams(&served.session, &served.origin, first);
+                    let Admitted { session, origin } = &served.admitted;
+                    report::too_many_streams(session, origin, first);
                     // Not looked at: the client may send it again.
                     respond.send_reset(Reason::REFUSED_STREAM);
                     continue;
                 };
+                let admitted = served.in_force(request.method().as_str()).await;
+                if let Ok(Some(renewed)) = admitted {
+                    served = Arc::new(renewed);
+                } else if let Err(refusal) = admitted {
+                    running.spawn(async move {
+                        stream::refused(request, respond, &refusal).await;
+                        permit
+                    });
+                    continue;
+                }
                 let served = Arc::clone(&served);
                 running.spawn(async move {
                     stream::run(&served, request, respond).await;
@@ -190,7 +199,7 @@ async fn streams(
                 end = Instant::now() + GOODBYE;
                 connection.graceful_shutdown();
             }
-            _ = stopping.wait_for(|stopping| *stopping), if !leaving => {
+            () = told_to_stop(&mut stopping), if !leaving => {
                 // What runs may end; nothing new begins.
                 leaving = true;
                 end = Instant::now() + GOODBYE;
@@ -198,6 +207,11 @@ async fn streams(
             }
         }
     }
+}
+
+async fn told_to_stop(stopping: &mut watch::Receiver<bool>) {
+    // Its sender is gone when all is over.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
 type Accepted = Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>;

@@ -18,7 +18,7 @@ use super::control_client::Control;
 use super::listener::accept;
 use super::metrics::{self, Kind};
 use super::report;
-use super::stream::{Conn, Stream, duplex, tune};
+use super::stream::{Carried, Conn, Stream, duplex, tune};
 use crate::policy::SidecarPorts;
 
 /// The fence's address, as the gateway reaches it.
@@ -158,7 +158,7 @@ async fn serve(listener: TcpListener, port: u16, control: Arc<Control>, slots: A
                 Ok(inner) => {
                     let mut outer = Conn::new(Stream::Tcp(tcp));
                     let mut inner = Conn::new(Stream::Tcp(inner));
-                    duplex(&mut outer, &mut inner).await;
+                    duplex(&mut outer, &mut inner, &mut Carried::default()).await;
                 }
                 // As if nothing listened: what a client of a closed port sees.
                 Err(_) => {

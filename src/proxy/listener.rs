@@ -111,7 +111,8 @@ async fn connection(
 ) {
     tune(&tcp);
     // The supervisor looks for the caller while the request is on its way.
-    let identity = caller::identify(&shared, &tcp, peer).await;
+    let rules = shared.rules.load();
+    let identity = caller::identify(&shared, &rules.policy, &tcp, peer).await;
     drop(identifying);
     // Those that nobody is known to have made share what one process gets.
     let who = identity.as_ref().ok().map(|identity| (identity.caller.exe.as_str(), identity.pid));
@@ -125,7 +126,7 @@ async fn connection(
         Ok(None) => return,
         Err(error) => Err(error),
     };
-    match (identity.map(|identity| Session::new(shared, identity)), head) {
+    match (identity.map(|identity| Session::new(shared, rules, identity)), head) {
         (Ok(session), Ok(head)) => serve_client(session, client, head).await,
         (Ok(session), Err(error)) => {
             report::request_refused(&session, "-", &"the proxy", &error.to_string());
@@ -145,9 +146,9 @@ async fn connection(
 /// Hands the first request to who it is for.
 async fn serve_client(session: Session, client: Conn, head: RequestHead) {
     if head.method() == "CONNECT" {
-        connect::serve(&session, client, &head).await;
+        connect::serve(session, client, &head).await;
     } else {
-        forward::serve(&session, client, head).await;
+        forward::serve(session, client, head).await;
     }
 }
 

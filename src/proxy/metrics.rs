@@ -5,8 +5,8 @@
 //! policy's own keys.
 
 use std::fmt::Write as _;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hickory_proto::op::ResponseCode;
@@ -70,10 +70,12 @@ pub(crate) enum Refused {
     Name,
     /// Too many at a time.
     Limit,
+    /// Ended, because the policy changed.
+    Revoked,
 }
 
-const REFUSED: [&str; 7] =
-    ["caller", "executable", "address", "protocol", "direct", "name", "limit"];
+const REFUSED: [&str; 8] =
+    ["caller", "executable", "address", "protocol", "direct", "name", "limit", "revoked"];
 
 /// Whose connections.
 #[derive(Debug, Clone, Copy)]
@@ -104,12 +106,32 @@ const DNS_CODES: [&str; 7] =
 /// One policy's decisions, by layer and verdict.
 type Decisions = [[Counter; VERDICTS.len()]; LAYERS.len()];
 
-/// A policy's key with its decisions.
-type Policies = Vec<(String, Decisions)>;
+/// Policies with their decisions, sorted by key; and those that came later.
+#[derive(Debug, Default)]
+struct Policies {
+    sorted: Vec<(String, Decisions)>,
+    later: OnceLock<Box<Policies>>,
+}
+
+/// How often policies may bring new keys, and how many there may be: what comes beyond is counted
+/// as decisions without a policy.
+const LATER: usize = 64;
+const KEYS: usize = 4_096;
+
+/// The policy in force.
+#[derive(Debug)]
+struct InForce {
+    generation: u64,
+    digest: String,
+    since: SystemTime,
+}
 
 struct Metrics {
-    /// When the proxy began, and its policies, sorted by key.
+    /// When the proxy began, and its policies.
     started: OnceLock<(SystemTime, Policies)>,
+    in_force: Mutex<Option<InForce>>,
+    /// Changes of the policy, by whether they were followed.
+    changes: [Counter; CHANGES.len()],
     /// Decisions that no policy made (`-`).
     without_policy: Decisions,
     refused: [Counter; REFUSED.len()],
@@ -120,8 +142,12 @@ struct Metrics {
     dns: [Counter; DNS_CODES.len()],
 }
 
+const CHANGES: [&str; 2] = ["followed", "kept"];
+
 static METRICS: Metrics = Metrics {
     started: OnceLock::new(),
+    in_force: Mutex::new(None),
+    changes: [const { Counter::new() }; CHANGES.len()],
     without_policy: [const { [const { Counter::new() }; VERDICTS.len()] }; LAYERS.len()],
     refused: [const { Counter::new() }; REFUSED.len()],
     connections: [const { Counter::new() }; KINDS.len()],
@@ -138,12 +164,64 @@ pub(crate) static DOWN: Counter = Counter::new();
 
 /// Begins, with the policy's keys.
 pub(crate) fn start<'a>(policies: impl Iterator<Item = &'a str>) {
-    METRICS.started.get_or_init(|| {
-        let mut policies: Policies =
-            policies.map(|key| (key.to_owned(), Decisions::default())).collect();
-        policies.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        (SystemTime::now(), policies)
-    });
+    METRICS.started.get_or_init(|| (SystemTime::now(), Policies::new(policies)));
+}
+
+/// Makes the keys of another policy known. One at a time.
+pub(crate) fn policies<'a>(keys: impl Iterator<Item = &'a str>) {
+    if let Some((_, policies)) = METRICS.started.get() {
+        policies.add(keys);
+    }
+}
+
+/// Another policy is in force from now on.
+pub(crate) fn policy_in_force(generation: u64, digest: &str) {
+    let mut in_force = METRICS.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+    if in_force.is_some() {
+        METRICS.changes[0].add(1);
+    }
+    let digest = digest.to_owned();
+    *in_force = Some(InForce { generation, digest, since: SystemTime::now() });
+}
+
+/// Counts a change of the policy that is not followed.
+pub(crate) fn policy_kept() {
+    METRICS.changes[1].add(1);
+}
+
+impl Policies {
+    fn new<'a>(keys: impl Iterator<Item = &'a str>) -> Self {
+        let mut sorted: Vec<_> = keys.map(|key| (key.to_owned(), Decisions::default())).collect();
+        sorted.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Self { sorted, later: OnceLock::new() }
+    }
+
+    /// Each part, the first ones first.
+    fn parts(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |part| part.later.get().map(|part| &**part))
+    }
+
+    fn of(&self, key: &str) -> Option<&Decisions> {
+        self.parts().find_map(|part| {
+            let at = part.sorted.binary_search_by(|(have, _)| have.as_str().cmp(key)).ok()?;
+            part.sorted.get(at).map(|(_, decisions)| decisions)
+        })
+    }
+
+    /// Counters are never given up: what they count only grows.
+    fn add<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+        let (mut count, mut known, mut last) = (0, 0, self);
+        for part in self.parts() {
+            count += 1;
+            known += part.sorted.len();
+            last = part;
+        }
+        let room = if count > LATER { 0 } else { KEYS.saturating_sub(known) };
+        let new: Vec<_> = keys.filter(|key| self.of(key).is_none()).take(room).collect();
+        if !new.is_empty() {
+            let _ = last.later.set(Box::new(Self::new(new.into_iter())));
+        }
+    }
 }
 
 /// Counts a decision of the policy `key`.
@@ -214,11 +292,8 @@ pub(crate) fn render(ready: bool) -> String {
 
 impl Metrics {
     fn decisions(&self, key: &str) -> &Decisions {
-        let found = self.started.get().and_then(|(_, policies)| {
-            let at = policies.binary_search_by(|(have, _)| have.as_str().cmp(key)).ok()?;
-            policies.get(at)
-        });
-        found.map_or(&self.without_policy, |(_, decisions)| decisions)
+        let found = self.started.get().and_then(|(_, policies)| policies.of(key));
+        found.unwrap_or(&self.without_policy)
     }
 
     fn render(&self, ready: bool) -> String {
@@ -233,6 +308,7 @@ impl Metrics {
         }
         out.family("ringfence_ready", "gauge", "Whether the agent was released.");
         out.line("ringfence_ready", &[], u8::from(ready));
+        self.render_policy(&mut out);
         self.render_decisions(&mut out);
         out.counters(
             "ringfence_refusals_total",
@@ -278,11 +354,33 @@ impl Metrics {
         out.0
     }
 
+    fn render_policy(&self, out: &mut Text) {
+        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(InForce { generation, digest, since }) = &*in_force {
+            out.family("ringfence_policy_info", "gauge", "The policy in force, by its digest.");
+            out.line("ringfence_policy_info", &[("digest", digest)], 1);
+            let name = "ringfence_policy_generation";
+            out.family(name, "gauge", "How many policies have been in force.");
+            out.line(name, &[], generation);
+            let name = "ringfence_policy_since_seconds";
+            out.family(name, "gauge", "Since when the policy is in force, Unix time.");
+            let since = since.duration_since(UNIX_EPOCH).unwrap_or_default();
+            out.line(name, &[], since.as_secs());
+        }
+        out.counters(
+            "ringfence_policy_changes_total",
+            "Changes of the policy: followed, or not, so that the last one was kept.",
+            ("result", &CHANGES),
+            &self.changes,
+        );
+    }
+
     fn render_decisions(&self, out: &mut Text) {
         const NAME: &str = "ringfence_decisions_total";
         out.family(NAME, "counter", "What the policy said: l4 to host and port, l7 to a request.");
-        let policies = self.started.get().map_or(&[][..], |(_, policies)| policies);
-        let policies = policies.iter().map(|(key, decisions)| (key.as_str(), decisions));
+        let parts = self.started.get().into_iter().flat_map(|(_, policies)| policies.parts());
+        let policies = parts.flat_map(|part| &part.sorted);
+        let policies = policies.map(|(key, decisions)| (key.as_str(), decisions));
         for (policy, layers) in policies.chain([("-", &self.without_policy)]) {
             for (layer, verdicts) in LAYERS.into_iter().zip(layers) {
                 for (verdict, counter) in VERDICTS.into_iter().zip(verdicts) {
@@ -348,12 +446,13 @@ mod tests {
     use super::*;
 
     fn metrics(policies: &[&str]) -> Metrics {
-        let policies = policies.iter().map(|key| ((*key).to_owned(), Decisions::default()));
         Metrics {
             started: OnceLock::from((
                 UNIX_EPOCH + std::time::Duration::from_millis(1_234),
-                policies.collect(),
+                Policies::new(policies.iter().copied()),
             )),
+            in_force: Mutex::default(),
+            changes: Default::default(),
             without_policy: Decisions::default(),
             refused: Default::default(),
             connections: Default::default(),
@@ -378,6 +477,50 @@ mod tests {
             "ringfence_decisions_total{layer=\"l4\",verdict=\"denied\",policy=\"-\"} 3\n",
             "process_start_time_seconds 1.234\n",
             "ringfence_ready 1\n",
+        ] {
+            assert!(text.contains(expected), "{expected} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_keys_of_later_policies_are_counted_beside_the_first_ones() {
+        let metrics = metrics(&["b"]);
+        let (_, policies) = metrics.started.get().expect("started");
+        let count = |key| metrics.decisions(key)[Layer::L4 as usize][0].add(1);
+        count("b");
+        policies.add(["a", "b", "c"].into_iter());
+        for key in ["a", "b", "c", "d"] {
+            count(key);
+        }
+        policies.add(["d"].into_iter());
+        count("d");
+        let text = metrics.render(true);
+        for (key, times) in [("a", 1), ("b", 2), ("c", 1), ("d", 1), ("-", 1)] {
+            let line = format!("{{layer=\"l4\",verdict=\"allowed\",policy=\"{key}\"}} {times}\n");
+            assert!(text.contains(&line), "{line} in\n{text}");
+        }
+        // However often names are changed, what is kept of them is bounded.
+        for round in 0..2 * LATER {
+            let keys: Vec<_> = (0..100).map(|key| format!("{round}-{key}")).collect();
+            policies.add(keys.iter().map(String::as_str));
+        }
+        assert!(policies.parts().count() <= LATER + 1);
+        assert!(policies.parts().map(|part| part.sorted.len()).sum::<usize>() <= KEYS);
+    }
+
+    #[test]
+    fn the_policy_in_force_is_shown() {
+        let metrics = metrics(&[]);
+        let since = UNIX_EPOCH + std::time::Duration::from_secs(7);
+        let digest = "sha256:ab".to_owned();
+        *metrics.in_force.lock().unwrap() = Some(InForce { generation: 3, digest, since });
+        metrics.changes[1].add(2);
+        let text = metrics.render(true);
+        for expected in [
+            "ringfence_policy_info{digest=\"sha256:ab\"} 1\n",
+            "ringfence_policy_generation 3\n",
+            "ringfence_policy_since_seconds 7\n",
+            "ringfence_policy_changes_total{result=\"kept\"} 2\n",
         ] {
             assert!(text.contains(expected), "{expected} in\n{text}");
         }

@@ -198,6 +198,46 @@ pub(crate) fn tunnel_refused(session: &Session, origin: &Origin, reason: &str) {
     });
 }
 
+/// Something that was allowed, and that the policy of now does not allow.
+pub(crate) fn revoked(session: &Session, origin: &Origin, why: &str) {
+    metrics::refused(Refused::Revoked, 1);
+    let event = Event::new(Class::Net, "CLOSE", Severity::Medium)
+        .denied()
+        .subject(flow(session, &origin.host, origin.port))
+        .field("policy", &origin.grant.policy)
+        .reason(format!("the policy has changed: {why}"));
+    emit(&event);
+}
+
+/// Another policy is in force.
+pub(crate) fn policy_followed(generation: u64, digest: &str, bounded: bool, kept: &[String]) {
+    let severity = match (bounded, kept.is_empty()) {
+        (true, _) => Severity::High,
+        (false, false) => Severity::Medium,
+        (false, true) => Severity::Low,
+    };
+    let mut event = Event::new(Class::Config, "POLICY", severity)
+        .subject("the policy has changed and is in force")
+        .field("digest", digest)
+        .field("generation", generation);
+    if bounded {
+        event = event.field("bounded", "what it adds is held back until the pod is started anew");
+    }
+    if !kept.is_empty() {
+        event = event.reason(format!("until the pod is started anew: {}", kept.join("; ")));
+    }
+    emit(&event);
+}
+
+/// The policy has changed, and the last one stays in force.
+pub(crate) fn policy_kept(reason: &str) {
+    metrics::policy_kept();
+    let event = Event::new(Class::Config, "POLICY", Severity::High)
+        .subject("a change of the policy is not followed: the last one stays in force")
+        .reason(reason);
+    emit(&event);
+}
+
 /// Most often an agent's program that does not know the sandbox CA.
 pub(crate) fn handshake_failed(session: &Session, origin: &Origin, reason: &str) {
     metrics::handshake(Side::Agent, false);
@@ -324,7 +364,11 @@ pub(crate) fn more_refused(count: u64, kind: Refused) {
         Refused::Direct => "direct connections",
         Refused::Name => "DNS questions",
         Refused::Limit => "connections: too many at a time",
-        Refused::Caller | Refused::Executable | Refused::Address | Refused::Protocol => "refusals",
+        Refused::Caller
+        | Refused::Executable
+        | Refused::Address
+        | Refused::Protocol
+        | Refused::Revoked => "refusals",
     };
     emit(&more(count, what, true));
 }

@@ -6,13 +6,19 @@ use super::caller::{CallerError, Identity};
 use super::destination::{DialError, Origin};
 use super::metrics::{self, Layer, Verdict};
 use super::refusal::Refusal;
+use super::rules::{Alarm, Rules};
+use super::standing::Admitted;
+use super::upstream::UpstreamTls;
 use super::{Shared, report};
-use crate::policy::{Caller, Connect, Denial, Grant, Host};
+use crate::policy::{Caller, Connect, Denial, Grant, Host, Policy};
 
-/// A connection whose caller is known; each of its streams may have it.
+/// A connection whose caller is known, under one generation of rules; each of its streams may have
+/// it.
 #[derive(Clone)]
 pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
+    rules: Arc<Rules>,
+    alarm: Arc<Alarm>,
     identity: Arc<Identity>,
 }
 
@@ -25,8 +31,44 @@ pub(crate) enum NotAdmitted {
 }
 
 impl Session {
-    pub(crate) fn new(shared: Arc<Shared>, identity: Identity) -> Self {
-        Self { shared, identity: Arc::new(identity) }
+    /// `rules` are those that the caller was identified for.
+    pub(crate) fn new(shared: Arc<Shared>, rules: Arc<Rules>, identity: Identity) -> Self {
+        let alarm = Arc::new(shared.rules.alarm());
+        Self { shared, rules, alarm, identity: Arc::new(identity) }
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.rules.policy
+    }
+
+    pub(crate) fn upstream_tls(&self) -> &UpstreamTls {
+        &self.rules.upstream_tls
+    }
+
+    /// The generation of its rules.
+    pub(crate) fn generation(&self) -> u64 {
+        self.rules.number
+    }
+
+    /// Whether its rules are in force.
+    pub(crate) fn is_current(&self) -> bool {
+        self.shared.rules.is(&self.rules)
+    }
+
+    /// Ends when its rules are not in force any more.
+    pub(crate) async fn outdated(&self) {
+        self.alarm.outdated(&self.rules).await;
+    }
+
+    /// The same connection under the rules in force, which may ask more about its caller.
+    pub(crate) async fn renewed(&self) -> Result<Self, CallerError> {
+        if self.is_current() {
+            return Ok(self.clone());
+        }
+        let rules = self.shared.rules.load();
+        let identity = self.identity.seen_by(&rules.policy, &self.shared.executables).await?;
+        let (shared, alarm) = (Arc::clone(&self.shared), Arc::clone(&self.alarm));
+        Ok(Self { shared, rules, alarm, identity })
     }
 
     pub(crate) fn caller(&self) -> &Caller {
@@ -38,16 +80,28 @@ impl Session {
     }
 
     /// May the caller connect there? Nothing is resolved or dialled before this says yes. `what`
-    /// is the method, for the refusal.
-    pub(crate) async fn admit(&self, what: &str, host: Host, port: u16) -> Result<Origin, Refusal> {
-        match self.judge(&host, port).await {
-            Ok(grant) => Ok(Origin { host, port, grant }),
+    /// is the method, for the refusal. Asked are the rules in force.
+    pub(crate) async fn admit(
+        &self,
+        what: &str,
+        host: Host,
+        port: u16,
+    ) -> Result<Admitted, Refusal> {
+        let (session, judged) = match self.renewed().await {
+            Ok(session) => {
+                let judged = session.judge(&host, port).await;
+                (session, judged)
+            }
+            Err(error) => (self.clone(), Err(NotAdmitted::Caller(error))),
+        };
+        match judged {
+            Ok(grant) => Ok(Admitted { session, origin: Origin { host, port, grant } }),
             Err(NotAdmitted::Policy(denial)) => {
-                report::connect_denied(self, &host, port, &denial);
+                report::connect_denied(&session, &host, port, &denial);
                 Err(Refusal::connection(what, &host, port, &denial))
             }
             Err(NotAdmitted::Caller(error)) => {
-                report::caller_not_trusted(self, &host, port, &error);
+                report::caller_not_trusted(&session, &host, port, &error);
                 let detail = format!("{what} {host}:{port} not permitted by policy");
                 Err(Refusal::new(403, "policy_denied", &detail).because(&error.to_string()))
             }
@@ -56,7 +110,7 @@ impl Session {
 
     /// The same question, with nothing said about a no.
     pub(crate) async fn judge(&self, host: &Host, port: u16) -> Result<Grant, NotAdmitted> {
-        match self.shared.policy.connect(self.caller(), host, port) {
+        match self.policy().connect(self.caller(), host, port) {
             Connect::Deny(denial) => Err(NotAdmitted::Policy(denial)),
             // Only what would pass is worth reading an executable for.
             Connect::Allow(grant) => match self.shared.executables.verify(&self.identity).await {

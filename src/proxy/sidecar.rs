@@ -52,7 +52,7 @@ pub(super) async fn judged_name(
     unclear: impl FnOnce(&str),
 ) -> Option<Host> {
     let names = names();
-    let allowed = |name: &Host| match session.shared.policy.connect(session.caller(), name, port) {
+    let allowed = |name: &Host| match session.policy().connect(session.caller(), name, port) {
         Connect::Allow(grant) => Some(grant.inspect),
         Connect::Deny(_) => None,
     };
@@ -81,11 +81,13 @@ pub(super) fn address(ports: &SidecarPorts, origin: &Origin) -> Result<Option<Ip
     if !ports.contains(*port) || !is_loopback(host) {
         return Ok(None);
     }
-    if !grant.exact_host {
-        return Err(format!("no endpoint names {host} itself, without a wildcard"));
-    }
-    if grant.restricted && !grant.allowed_ips.iter().any(|net| net.contains(&LOOPBACK)) {
-        return Err("not in allowed_ips".to_owned());
+    for grant in grant.all() {
+        if !grant.exact_host {
+            return Err(format!("no endpoint names {host} itself, without a wildcard"));
+        }
+        if grant.restricted && !grant.allowed_ips.iter().any(|net| net.contains(&LOOPBACK)) {
+            return Err("not in allowed_ips".to_owned());
+        }
     }
     Ok(Some(LOOPBACK))
 }
@@ -110,6 +112,7 @@ mod tests {
             exact_host,
             allow_encoded_slash: false,
             unread: false,
+            also: None,
         };
         Origin { host: Host::parse(host).expect("host"), port, grant }
     }

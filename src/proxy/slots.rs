@@ -133,6 +133,22 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn few_callers_of_a_listener_are_looked_for_at_a_time() {
+        let (one, other) = Slots::pair();
+        let mut asked = Vec::new();
+        for _ in 0..64 {
+            asked.push(one.identifying().await.expect("a place"));
+        }
+        let next = one.identifying();
+        tokio::pin!(next);
+        let waits = tokio::time::timeout(std::time::Duration::from_millis(20), &mut next).await;
+        assert!(waits.is_err(), "the next one waits");
+        assert!(other.identifying().await.is_some(), "that of the other listener does not");
+        asked.pop();
+        assert!(next.await.is_some(), "until one is known");
+    }
+
     #[test]
     fn a_listener_leaves_connections_to_the_other() {
         let (one, other) = Slots::pair();

@@ -2,6 +2,7 @@
 //! of both directions at once.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -132,7 +133,7 @@ impl AsyncWrite for Writer {
 const LOOK: Duration = Duration::from_secs(2);
 const ASK: Duration = Duration::from_secs(10);
 
-/// Tells when a peer is gone that has ended its half, or whose bytes nobody reads now. Made and
+/// Tells who a peer is, and when it is gone that has ended its half, or whose bytes nobody reads now. Made and
 /// dropped while its connection is borrowed.
 ///
 /// An end of stream is no sign of that: a client may end its half behind its request and wait for
@@ -141,6 +142,11 @@ const ASK: Duration = Duration::from_secs(10);
 pub(crate) struct Line(Half);
 
 impl Line {
+    /// The address of the other end.
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
+        self.0.stream().tcp().peer_addr().ok().map(|address| address.ip())
+    }
+
     /// Ends when the connection has been reset or has timed out.
     pub(crate) async fn gone(&self) {
         let asked = socket2::TcpKeepalive::new().with_time(ASK).with_interval(ASK);
@@ -360,9 +366,9 @@ pub(crate) struct Carried {
 }
 
 /// Copies both ways until both ends are done. An end of stream is passed on by itself, so
-/// half-closed connections work; an error ends both, and so does an end that is gone.
-pub(crate) async fn duplex(agent: &mut Conn, upstream: &mut Conn) -> Carried {
-    let mut carried = Carried::default();
+/// half-closed connections work; an error ends both, and so does an end that is gone. What was
+/// carried is counted also when this is given up.
+pub(crate) async fn duplex(agent: &mut Conn, upstream: &mut Conn, carried: &mut Carried) {
     let (agent_line, upstream_line) = (agent.rd.line(), upstream.rd.line());
     let up = one_way(&mut agent.rd, &mut upstream.wr, &mut carried.up);
     let down = one_way(&mut upstream.rd, &mut agent.wr, &mut carried.down);
@@ -377,7 +383,6 @@ pub(crate) async fn duplex(agent: &mut Conn, upstream: &mut Conn) -> Carried {
             },
         }
     }
-    carried
 }
 
 async fn one_way(from: &mut Reader, to: &mut Writer, count: &mut u64) -> io::Result<()> {

@@ -21,6 +21,7 @@ use super::metrics::Refused;
 use super::quiet::{Quiet, period};
 use super::session::{NotAdmitted, Session};
 use super::slots::{Slot, Slots};
+use super::standing::Admitted;
 use super::stream::{Conn, Stream, tune};
 use super::{Shared, caller, report, sidecar, tunnel};
 use crate::policy::{Connect, Host, Inspect};
@@ -117,7 +118,7 @@ fn hopeless(shared: &Shared, destination: SocketAddr) -> Option<&'static str> {
         None
     } else if !shared.transparent || is_ours(destination) {
         Some(USE_THE_PROXY)
-    } else if !shared.policy.names_port(port) {
+    } else if !shared.rules.load().policy.names_port(port) {
         Some(NO_PORT)
     } else {
         None
@@ -179,9 +180,10 @@ async fn connection(
     (mut slot, identifying): (Slot, Option<OwnedSemaphorePermit>),
 ) {
     tune(&tcp);
-    let identified = caller::identify(&captured.shared, &tcp, peer).await;
+    let rules = captured.shared.rules.load();
+    let identified = caller::identify(&captured.shared, &rules.policy, &tcp, peer).await;
     drop(identifying);
-    let session = match identified {
+    let mut session = match identified {
         Ok(identity) if !slot.belongs_to(identity.pid) => {
             if captured.tell(to, None) {
                 let who = Some((identity.caller.exe.as_str(), identity.pid));
@@ -190,7 +192,7 @@ async fn connection(
             }
             return reset(tcp);
         }
-        Ok(identity) => Session::new(Arc::clone(&captured.shared), identity),
+        Ok(identity) => Session::new(Arc::clone(&captured.shared), rules, identity),
         Err(error) => {
             if captured.tell(to, None) {
                 report::captured(None, &shown(&captured.shared, to), &error.to_string());
@@ -202,7 +204,15 @@ async fn connection(
     let Some(host) = judged_name(captured, &session, &mut client, to).await else {
         return abort(client);
     };
-    let grant = match session.judge(&host, to.port()).await {
+    // The client may have taken its time, and the policy may have changed.
+    let judged = match session.renewed().await {
+        Ok(renewed) => {
+            session = renewed;
+            session.judge(&host, to.port()).await
+        }
+        Err(error) => Err(NotAdmitted::Caller(error)),
+    };
+    let grant = match judged {
         Ok(grant) => grant,
         Err(why) => {
             // An executable that is not the one it was is a finding, whoever else was refused there.
@@ -214,10 +224,10 @@ async fn connection(
         }
     };
     let origin = Origin { host, port: to.port(), grant };
-    match dial(&session.shared, &origin).await {
+    match dial(&session, &origin).await {
         Ok(upstream) => {
             report::connect_allowed(&session, &origin);
-            tunnel::run(&session, client, upstream, &origin).await;
+            tunnel::run(Admitted { session, origin }, client, upstream).await;
         }
         Err(error) => {
             let finding = matches!(error, DialError::Forbidden { .. } | DialError::NotByProxy(_));
@@ -248,7 +258,7 @@ async fn judged_name(
         return Some(Host::clone(&name));
     }
     let literal = Host::from(to.ip());
-    let allowed = shared.policy.connect(session.caller(), &literal, to.port());
+    let allowed = session.policy().connect(session.caller(), &literal, to.port());
     let opaque = matches!(allowed, Connect::Allow(grant) if grant.inspect == Inspect::None);
     match asked_for(client, if opaque { SERVER_FIRST } else { SILENCE }).await {
         // An address in `Host` that is not the one that was dialled means one of the two is a lie.

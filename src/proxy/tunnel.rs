@@ -8,7 +8,7 @@
 
 mod handshake;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustls::server::Acceptor;
 use tokio::net::TcpStream;
@@ -17,7 +17,6 @@ use tokio_rustls::server::StartHandshake;
 
 use handshake::{Both, Offer, mirror, terminate};
 
-use super::destination::Origin;
 use super::http::head::{HEAD_TIMEOUT, REQUEST_MAX};
 use super::http2::{self, Place, Upstream, Version};
 use super::l7::judge::Scheme;
@@ -26,8 +25,8 @@ use super::listener::refuse;
 use super::metrics;
 use super::refusal::Refusal;
 use super::report;
-use super::session::Session;
-use super::stream::{Conn, Stream, duplex};
+use super::standing::{Admitted, Doing};
+use super::stream::{Conn, Stream};
 use crate::policy::{Host, Inspect, TlsMode};
 
 /// How long the client of an inspected endpoint may stay silent.
@@ -65,27 +64,40 @@ pub(super) enum First {
 }
 
 /// Serves an established tunnel to its end.
-pub(crate) async fn run(session: &Session, mut client: Conn, tcp: TcpStream, origin: &Origin) {
+pub(crate) async fn run(mut admitted: Admitted, mut client: Conn, tcp: TcpStream) {
     let mut upstream = Conn::new(Stream::Tcp(tcp)).counted(&metrics::DOWN);
-    match first(&mut client, &mut upstream, origin.grant.inspect).await {
-        First::Tls => secured(session, client, upstream, origin).await,
-        first => inner(session, client, upstream, origin, Scheme::Http, first).await,
+    match known(&mut admitted, &mut client, &mut upstream).await {
+        First::Tls => secured(admitted, client, upstream).await,
+        first => inner(admitted, client, upstream, Scheme::Http, first).await,
+    }
+}
+
+/// Waits until the client's first bytes say what they are. When the policy changes meanwhile, the
+/// tunnel is judged again.
+async fn known(admitted: &mut Admitted, client: &mut Conn, upstream: &mut Conn) -> First {
+    let line = upstream.rd.line();
+    loop {
+        let inspect = admitted.origin.grant.inspect;
+        let session = admitted.session.clone();
+        tokio::select! {
+            biased;
+            () = session.outdated() => {
+                if admitted.stays(Doing::Nothing, line.peer()).await.is_err() {
+                    return First::Closed;
+                }
+            }
+            first = first(client, upstream, inspect) => return first,
+        }
     }
 }
 
 /// Handles what is not TLS, or what was found inside TLS.
-async fn inner(
-    session: &Session,
-    client: Conn,
-    upstream: Conn,
-    origin: &Origin,
-    scheme: Scheme,
-    first: First,
-) {
+async fn inner(admitted: Admitted, client: Conn, upstream: Conn, scheme: Scheme, first: First) {
+    let Admitted { session, origin } = &admitted;
     match (first, origin.grant.inspect) {
         (First::Http, _) => {
-            let link = Link::open(origin, scheme, upstream);
-            rest::serve(session, client, link, origin).await;
+            let link = Link::open(&admitted, scheme, upstream);
+            rest::serve(admitted, client, link).await;
         }
         (First::Http2, _) => {
             let Some(place) = session.shared.http2.place() else {
@@ -99,11 +111,11 @@ async fn inner(
                 Scheme::Https => Version::Http1,
             };
             let upstream = Upstream::open(scheme, version, upstream);
-            http2::serve(session, place, client, upstream, origin).await;
+            http2::serve(admitted, place, client, upstream).await;
         }
         (First::Closed, _) => client.close().await,
         (First::Tls | First::Other | First::UpstreamSpoke, Inspect::None) => {
-            raw(session, client, upstream, origin).await;
+            raw(admitted, client, upstream, false).await;
         }
         (First::Silent, Inspect::None) => {
             report::tunnel_refused(session, origin, "incomplete HTTP request");
@@ -212,15 +224,14 @@ pub(super) fn recognise(data: &[u8]) -> Option<First> {
 }
 
 /// Copies both ways until both ends are done.
-async fn raw(session: &Session, mut client: Conn, mut upstream: Conn, origin: &Origin) {
-    let start = Instant::now();
-    let carried = duplex(&mut client, &mut upstream).await;
-    report::tunnel_ended(session, origin, carried, start.elapsed());
+async fn raw(mut admitted: Admitted, mut client: Conn, mut upstream: Conn, skipped: bool) {
+    rest::copy(&mut admitted, &mut client, &mut upstream, skipped).await;
 }
 
 /// Reads the `ClientHello`, checks its name, and terminates TLS or, where the grant says so,
 /// passes it through.
-async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &Origin) {
+async fn secured(admitted: Admitted, mut client: Conn, upstream: Conn) {
+    let Admitted { session, origin } = &admitted;
     let accepted = match client_hello(&mut client).await {
         Ok(Some(accepted)) => accepted,
         Ok(None) => return,
@@ -236,7 +247,7 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
     }
     if origin.grant.tls == TlsMode::Skip && origin.grant.inspect == Inspect::None {
         // Nothing of the hello was consumed: it goes out as it came.
-        return raw(session, client, upstream, origin).await;
+        return raw(admitted, client, upstream, true).await;
     }
     let offered: Vec<Vec<u8>> = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
     let offer = Offer::new(offered);
@@ -268,37 +279,37 @@ async fn secured(session: &Session, mut client: Conn, upstream: Conn, origin: &O
         return;
     };
     match place {
-        Some(place) if both.agent == Version::Http2 => streams(session, place, both, origin).await,
+        Some(place) if both.agent == Version::Http2 => streams(admitted, place, both).await,
         // Given back: the two agreed on something else.
         place => {
             drop(place);
-            inside(session, both, origin).await;
+            inside(admitted, both).await;
         }
     }
 }
 
 /// Serves streams.
-async fn streams(session: &Session, place: Place, both: Both, origin: &Origin) {
+async fn streams(admitted: Admitted, place: Place, both: Both) {
     let upstream = match both.upstream {
         Ok((conn, version)) => Upstream::open(Scheme::Https, version, conn),
         // Told in the answer to the first request.
         Err(error) => Upstream::failed(Scheme::Https, error),
     };
-    http2::serve(session, place, both.client, upstream, origin).await;
+    http2::serve(admitted, place, both.client, upstream).await;
 }
 
 /// Serves whatever else is found inside.
-async fn inside(session: &Session, both: Both, origin: &Origin) {
+async fn inside(mut admitted: Admitted, both: Both) {
     let mut client = both.client;
     match both.upstream {
         Ok((mut upstream, _)) => {
-            let first = first(&mut client, &mut upstream, origin.grant.inspect).await;
-            inner(session, client, upstream, origin, Scheme::Https, first).await;
+            let first = known(&mut admitted, &mut client, &mut upstream).await;
+            inner(admitted, client, upstream, Scheme::Https, first).await;
         }
         // Told in the answer to the first request.
         Err(error) => {
-            let link = Link::failed(origin, Scheme::Https, error);
-            rest::serve(session, client, link, origin).await;
+            let link = Link::failed(&admitted.origin, Scheme::Https, error);
+            rest::serve(admitted, client, link).await;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! TLS towards upstreams.
 
 use std::fs::File;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig};
@@ -23,7 +23,7 @@ const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10
 
 /// Verifies and speaks to upstreams. The authorities are parsed when the first one is needed.
 pub(crate) struct UpstreamTls {
-    image_roots: Mutex<Option<File>>,
+    image_roots: Option<Arc<File>>,
     extra_roots_pem: Vec<u8>,
     configs: OnceCell<Configs>,
 }
@@ -36,8 +36,13 @@ struct Configs {
 }
 
 impl UpstreamTls {
-    pub(crate) fn new(image_roots: Option<File>, extra_roots_pem: Vec<u8>) -> Self {
-        Self { image_roots: Mutex::new(image_roots), extra_roots_pem, configs: OnceCell::new() }
+    pub(crate) fn new(image_roots: Option<Arc<File>>, extra_roots_pem: Vec<u8>) -> Self {
+        Self { image_roots, extra_roots_pem, configs: OnceCell::new() }
+    }
+
+    /// Whether these are its authorities beside the public ones and the image's.
+    pub(crate) fn trusts(&self, extra_roots_pem: &[u8]) -> bool {
+        self.extra_roots_pem == extra_roots_pem
     }
 
     /// Does the handshake for `host`, offering `alpn` (none: without the extension), and says
@@ -77,10 +82,12 @@ impl UpstreamTls {
     async fn configs(&self) -> Result<&Configs, rustls::Error> {
         self.configs
             .get_or_try_init(|| async {
-                let image = self.image_roots.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let image = self.image_roots.clone();
                 let extra = self.extra_roots_pem.clone();
                 // A millisecond or two of parsing: not on a thread that serves.
-                let parsed = tokio::task::spawn_blocking(move || roots::store(image, &extra)).await;
+                let parsed =
+                    tokio::task::spawn_blocking(move || roots::store(image.as_deref(), &extra))
+                        .await;
                 let (store, unread) =
                     parsed.map_err(|error| rustls::Error::General(error.to_string()))?;
                 if unread > 0 {

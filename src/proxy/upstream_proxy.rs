@@ -136,7 +136,7 @@ impl UpstreamProxy {
                 "this name stands for something else where the upstream proxy runs: name it in \
                  --no-upstream-proxy",
             ))
-        } else if grant.restricted {
+        } else if grant.all().any(|grant| grant.restricted) {
             Err(DialError::NotByProxy(
                 "the endpoint allows certain addresses only, to which the upstream proxy cannot \
                  be held: name the host in --no-upstream-proxy",
@@ -287,6 +287,7 @@ mod tests {
             exact_host: true,
             allow_encoded_slash: false,
             unread: false,
+            also: None,
         };
         Origin { host: Host::parse(host).expect("host"), port, grant }
     }

@@ -99,6 +99,15 @@ pub struct RunArgs {
     /// What the policy's files must hash to (`sha256:<hex>`); another digest does not start.
     #[arg(long, value_name = "DIGEST")]
     pub policy_digest: Option<String>,
+    /// The policy as a directory that is followed while the agent runs: `policy.yaml`, `policy.rego`
+    /// and `upstream-ca.crt`, as a mounted `ConfigMap` has them. What is said of the network follows
+    /// a change; the rest is the first policy's until the end.
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = ["policy_rules", "policy_data", "policy_digest", "upstream_ca"]
+    )]
+    pub live_policy: Option<PathBuf>,
     /// More CA certificates (PEM) that upstreams are verified against.
     #[arg(long, value_name = "FILE")]
     pub upstream_ca: Option<PathBuf>,
@@ -258,10 +267,11 @@ impl RunArgs {
             return Ok(self);
         }
         let path = |name: &str| lookup(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        if self.policy_rules.is_none() {
+        let followed = self.live_policy.is_some();
+        if self.policy_rules.is_none() && !followed {
             self.policy_rules = path("OPENSHELL_POLICY_RULES");
         }
-        if self.policy_data.is_none() {
+        if self.policy_data.is_none() && !followed {
             self.policy_data = path("OPENSHELL_POLICY_DATA");
         }
         if self.log_level.is_none()
@@ -374,6 +384,19 @@ mod tests {
         assert_eq!(args.clone().complete(lookup).unwrap().policy_data, Some("/forged".into()));
         let args = RunArgs { no_env: true, ..args };
         assert_eq!(args.complete(lookup).unwrap().policy_data, None);
+    }
+
+    #[test]
+    fn a_policy_that_is_followed_is_the_only_one() {
+        let followed = ["--live-policy", "/etc/openshell"];
+        let args = parse(&[&followed[..], &["--", "true"]].concat()).unwrap().run;
+        let all = |name: &str| name.contains("POLICY").then(|| "/forged".to_owned());
+        let args = args.complete(all).unwrap();
+        assert_eq!(args.live_policy, Some("/etc/openshell".into()));
+        assert_eq!((args.policy_data, args.policy_rules), (None, None));
+        for other in ["--policy-data", "--policy-rules", "--policy-digest", "--upstream-ca"] {
+            assert!(parse(&[&followed[..], &[other, "x", "--", "true"]].concat()).is_err());
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What was asked and what is enforced, as JSON: written before the agent runs.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use serde::Serialize;
 
@@ -15,8 +16,10 @@ use crate::fence::landlock::{Access, PathRule};
 pub struct Attestation<'a> {
     /// The supervisor's version.
     pub version: &'static str,
-    /// Digest of the policy's files.
+    /// Digest of the policy's files; of those in force where it is followed.
     pub policy_digest: String,
+    /// How the policy is followed; `None`: it is the same for the agent's whole life.
+    pub live_policy: Option<LivePolicy>,
     /// The agent's user.
     pub user: UserRecord<'a>,
     /// The network namespaces and their rules.
@@ -44,6 +47,34 @@ pub struct Attestation<'a> {
     pub proxy_threads: usize,
     /// Directories that the policy promised and the image lacked.
     pub made: Vec<PathBuf>,
+}
+
+/// A policy that is followed.
+#[derive(Debug, Serialize)]
+pub struct LivePolicy {
+    /// How many policies have been in force.
+    pub generation: u64,
+    /// Since when this one is, Unix time.
+    pub since: u64,
+    /// What it adds is held back until the pod is started anew.
+    pub bounded: bool,
+    /// What is still as the first policy has it.
+    pub kept: Vec<String>,
+}
+
+impl LivePolicy {
+    /// The first, from now on.
+    #[must_use]
+    pub fn first() -> Self {
+        Self { generation: 1, since: Self::now(), bounded: false, kept: Vec::new() }
+    }
+
+    /// Seconds of Unix time.
+    #[must_use]
+    pub fn now() -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs())
+    }
 }
 
 /// The agent's user.

@@ -12,7 +12,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddrV4;
 use std::os::unix::fs::MetadataExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -39,7 +39,7 @@ const MAX_PATHS: usize = 8 * 1024;
 pub struct Callers {
     /// Ancestors are followed up to this process: the keeper.
     root: Pid,
-    watch: Option<Watched>,
+    watch: RwLock<Option<Arc<Watched>>>,
     state: Mutex<State>,
 }
 
@@ -71,7 +71,13 @@ impl Callers {
     /// code a caller runs.
     #[must_use]
     pub fn new(root: Pid, watch: Option<Watched>) -> Self {
-        Self { root, watch, state: Mutex::default() }
+        Self { root, watch: RwLock::new(watch.map(Arc::new)), state: Mutex::default() }
+    }
+
+    /// Looks at others from now on.
+    pub fn watch(&self, watch: Option<Watched>) {
+        let mut now = self.watch.write().unwrap_or_else(PoisonError::into_inner);
+        *now = watch.map(Arc::new);
     }
 
     /// Serves one process's connects on a thread of its own, until the last process under its
@@ -124,9 +130,12 @@ impl Callers {
         let executable = self.executable(pid)?;
         let exe = exe_path(pid)?;
         let ancestors = self.ancestors(status.ppid, MAX_PATHS.saturating_sub(exe.len()));
-        let tainted = self.watch.as_ref().and_then(|watch| watch.look(pid, &exe));
+        let watch = self.watch.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let watch = watch.filter(|watch| watch.watches(&exe));
+        let looked_at = watch.is_some();
+        let tainted = watch.and_then(|watch| watch.look(pid, &exe));
         let pid = pid.as_raw_nonzero().get().unsigned_abs();
-        Ok(Record { caller: CallerRecord { pid, exe, ancestors, tainted }, executable })
+        Ok(Record { caller: CallerRecord { pid, exe, ancestors, tainted, looked_at }, executable })
     }
 
     /// Executables from `parent` up to the keeper, as far as `room` bytes of paths reach.
@@ -224,8 +233,7 @@ mod tests {
     fn what_is_remembered_is_bounded() {
         let callers = Callers::new(Pid::INIT, None);
         let this = rustix::process::getpid();
-        let caller =
-            CallerRecord { pid: 1, exe: "/bin/a".into(), ancestors: vec![], tainted: None };
+        let caller = CallerRecord { pid: 1, exe: "/bin/a".into(), ..CallerRecord::default() };
         let record = Record { caller, executable: callers.executable(this).unwrap() };
         let mut state = State::default();
         for cookie in 0..MAX_RECORDS as u64 + 10 {

@@ -1,5 +1,6 @@
 //! The policy as it lies in the container: read once, checked against the digest, compiled.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
@@ -7,34 +8,41 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::args::RunArgs;
-use crate::policy::{self, Loaded, Source};
+use super::mounted;
+use crate::event::{self, Class, Event, Severity};
+use crate::policy::{self, Loaded, Problem, Source};
+use crate::proxy::control::{NewPolicy, PolicyText};
 
 /// The bytes of the policy's files; also what the proxy gets.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PolicyFiles {
-    data: NamedText,
-    rules: Option<NamedText>,
+    data: PolicyText,
+    rules: Option<PolicyText>,
     /// More CA certificates that upstreams are verified against, PEM.
-    pub upstream_ca: Option<String>,
+    upstream_ca: Option<String>,
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct NamedText {
-    name: String,
-    text: String,
-}
+/// The names that a `ConfigMap` has the files by.
+pub const DATA: &str = "policy.yaml";
+/// See [`DATA`].
+pub const RULES: &str = "policy.rego";
+/// See [`DATA`].
+pub const UPSTREAM_CA: &str = "upstream-ca.crt";
 
 /// The most that is read of one file, in bytes; a ConfigMap holds no more.
-const LIMIT: u64 = 1 << 20;
+pub const LIMIT: u64 = 1 << 20;
 
 impl PolicyFiles {
     /// Reads what the command line names, and checks the digest where one is given.
     pub fn read(args: &RunArgs) -> Result<Self> {
+        if let Some(dir) = &args.live_policy {
+            return mounted::read(dir);
+        }
         let data = args
             .policy_data
             .as_deref()
             .context("no policy: name one with --policy-data FILE (or OPENSHELL_POLICY_DATA)")?;
-        let text = |path: &Path| -> Result<NamedText> {
+        let text = |path: &Path| -> Result<PolicyText> {
             let name = path.display().to_string();
             let meta =
                 fs::metadata(path).with_context(|| format!("cannot read the policy {name}"))?;
@@ -45,7 +53,7 @@ impl PolicyFiles {
             );
             let text = fs::read_to_string(path)
                 .with_context(|| format!("cannot read the policy {name}"))?;
-            Ok(NamedText { name, text })
+            Ok(PolicyText { name, text })
         };
         let files = Self {
             data: text(data)?,
@@ -67,31 +75,68 @@ impl PolicyFiles {
         Ok(files)
     }
 
+    /// From texts that were read already.
+    #[must_use]
+    pub fn new(data: PolicyText, rules: Option<PolicyText>, upstream_ca: Option<String>) -> Self {
+        Self { data, rules, upstream_ca }
+    }
+
+    /// More CA certificates that upstreams are verified against, PEM.
+    #[must_use]
+    pub fn into_upstream_ca(self) -> Vec<u8> {
+        self.upstream_ca.unwrap_or_default().into_bytes()
+    }
+
+    /// Whether both have the same authorities for upstreams.
+    #[must_use]
+    pub fn trusts_as(&self, other: &Self) -> bool {
+        self.upstream_ca == other.upstream_ca
+    }
+
     /// The digest over all files under the names that the ConfigMap has them by.
     #[must_use]
     pub fn digest(&self) -> String {
-        let mut entries = vec![("policy.yaml", self.data.text.as_bytes())];
+        let mut entries = vec![(DATA, self.data.text.as_bytes())];
         if let Some(rules) = &self.rules {
-            entries.push(("policy.rego", rules.text.as_bytes()));
+            entries.push((RULES, rules.text.as_bytes()));
         }
         if let Some(ca) = &self.upstream_ca {
-            entries.push(("upstream-ca.crt", ca.as_bytes()));
+            entries.push((UPSTREAM_CA, ca.as_bytes()));
         }
         policy::digest::digest(entries)
     }
 
     /// Compiles the policy and follows the symlinks of the binaries that it names: the kernel
-    /// reports an executable by its real path.
+    /// reports an executable by its real path. Only before the agent runs, which may own links.
     pub fn load(&self) -> Result<Loaded> {
-        fn source(text: &NamedText) -> Source<'_> {
+        self.load_by(|path| fs::canonicalize(path).ok()?.into_os_string().into_string().ok())
+    }
+
+    /// The same, with what `resolve` says that links lead to.
+    pub fn load_by(&self, resolve: impl Fn(&str) -> Option<String>) -> Result<Loaded> {
+        fn source(text: &PolicyText) -> Source<'_> {
             Source { name: &text.name, bytes: text.text.as_bytes() }
         }
         let rules = self.rules.as_ref().map(source);
         let mut loaded = policy::load(&source(&self.data), rules.as_ref())?;
-        loaded.policy.resolve_binaries(|path| {
-            fs::canonicalize(path).ok()?.into_os_string().into_string().ok()
-        });
+        loaded.policy.resolve_binaries(resolve);
         Ok(loaded)
+    }
+
+    /// What the proxy needs to make the same of it; `links` is what was found in [`Self::load_by`].
+    #[must_use]
+    pub fn to_proxy(&self, links: BTreeMap<String, String>) -> NewPolicy {
+        let Self { data, rules, upstream_ca } = self.clone();
+        NewPolicy { data, rules, upstream_ca, links }
+    }
+}
+
+/// Says what is doubtful in a policy.
+pub fn tell_of(warnings: &[Problem]) {
+    for warning in warnings {
+        event::emit(
+            &Event::new(Class::Config, "VALIDATED", Severity::Medium).subject(warning.to_string()),
+        );
     }
 }
 

@@ -149,9 +149,10 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
     proxy::run(
         proxy::Config {
             policy,
+            policy_digest: config.policy.digest(),
             pod_ips,
             api_server: config.api_server,
-            extra_roots_pem: config.policy.upstream_ca.unwrap_or_default().into_bytes(),
+            extra_roots_pem: config.policy.into_upstream_ca(),
             image_roots,
             java: config.java,
             inbound: match (config.mirror, config.inbound) {
@@ -232,10 +233,10 @@ impl AdminEndpoint {
         ours.map(Self).context("cannot keep the control socket for the admin endpoint")
     }
 
-    /// The agent runs; `attestation` is its file. A failure is told and changes nothing: the agent
+    /// The agent runs; `attestation` is its file, as it is now. A failure is told and changes nothing: the agent
     /// is held by none of this.
-    pub fn released(self, attestation: &Path) {
-        let Some(control) = self.0 else { return };
+    pub fn released(&self, attestation: &Path) {
+        let Some(control) = &self.0 else { return };
         let sent = File::open(attestation)
             .map_err(anyhow::Error::from)
             .with_context(|| format!("cannot open {}", attestation.display()))

@@ -4,6 +4,7 @@
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -29,6 +30,17 @@ pub struct ProxyService {
     pub callers: Arc<Callers>,
     /// Which ports of the fence are told of.
     pub inbound: Inbound,
+    /// Where answers to changes of the policy go, where it is followed.
+    pub answered: Option<Sender<Answered>>,
+}
+
+/// What the proxy says of a change of the policy.
+#[derive(Debug)]
+pub struct Answered {
+    /// Which one.
+    pub generation: u64,
+    /// Why it is not in force; `None`: it is.
+    pub refused: Option<String>,
 }
 
 impl ProxyService {
@@ -83,6 +95,13 @@ impl ProxyService {
                 (id, self.identify(id, client, server))
             }
             ToSupervisor::GatewaySocket { id } => (id, self.gateway_socket(id)),
+            ToSupervisor::Policy { generation, refused } => {
+                if let Some(answered) = &self.answered {
+                    // Whoever followed the policy has ended: nobody is told.
+                    let _ = answered.send(Answered { generation, refused });
+                }
+                return Ok(());
+            }
             // Said once, before this thread began.
             ToSupervisor::Ready { .. } | ToSupervisor::Bundled => return Ok(()),
         };

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -11,7 +12,7 @@ use rustix::process::Pid;
 
 use super::agent_files::{self, AgentFiles};
 use super::args::{self, RunArgs};
-use super::attestation::{Attestation, NetworkRecord, PidRecord};
+use super::attestation::{Attestation, LivePolicy, NetworkRecord, PidRecord};
 use super::caller::Callers;
 use super::entered::{Entered, Setting};
 use super::environment::{self, Ways};
@@ -19,18 +20,20 @@ use super::identity::{Database, User};
 use super::init::Watch;
 use super::keeper::{self, Prepared, ToKeeper};
 use super::launch::{Keeper, LaunchError, Starting};
+use super::links::Links;
+use super::live::Following;
 use super::losses::Losses;
-use super::policy_files::PolicyFiles;
+use super::policy_files::{self, PolicyFiles};
 use super::proxy_process::{self, AdminEndpoint, ProxyConfig};
 use super::proxy_service::ProxyService;
 use super::run_dir::{ATTESTATION, RunDir};
 use super::signals::Signals;
-use super::taint::Watched;
+use super::taint::{Authors, Watched};
 use super::{
     filesystem, gateway, own_path, process_limit, progress, resolv_conf, sockets, stdio, steering,
     upstream_proxy, volumes,
 };
-use crate::event::{self, Class, Event, Severity};
+use crate::event;
 use crate::fence::{credentials, seccomp, sysctl};
 use crate::policy::{Compatibility, Policy};
 
@@ -63,7 +66,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
     let gateway = gateway::start(keeper.try_clone()?, args.sidecar_ports.clone())?;
 
-    let policy = load(&files)?;
+    let (policy, links) = load(&files)?;
     progress::validated(&files, &policy);
 
     // 3. User, working directory, our own directory, those that the policy promises.
@@ -84,7 +87,9 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let rules = filesystem::rules(policy.filesystem(), included, &dir.tls(), &volumes.rules);
     let paths = rules.as_slice().into();
     upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
-    let listener = policy.lets_out();
+    // Without a record of its connect nobody owns a connection. A policy that is followed may come to
+    // allow some, and processes that run cannot be made to report then.
+    let listener = args.live_policy.is_some() || policy.lets_out();
     let taken_over = (sysctl::read(), resolv_conf::write(&dir)?);
     keeper::prepare(
         &keeper,
@@ -101,7 +106,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let ways = Ways { proxy: PROXY_URL, files: &agents };
     let env = environment::agent(std::env::vars_os(), &user, &ways);
     let given = env.iter().map(|(name, value)| (name.clone(), value.clone()));
-    let watched = Watched::new(&policy, std::env::vars_os().chain(given));
+    let authors = Authors::of(std::env::vars_os().chain(given));
+    let watched = Watched::new(&[&policy], &authors);
     let callers = Arc::new(Callers::new(keeper_pid, watched));
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     signals.wait_for(&keeper, "the keeper")?;
@@ -142,6 +148,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let attestation = Attestation {
         version: env!("CARGO_PKG_VERSION"),
         policy_digest: files.digest(),
+        live_policy: args.live_policy.is_some().then(LivePolicy::first),
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
         paths,
@@ -157,18 +164,43 @@ pub fn run(args: RunArgs) -> Result<i32> {
         made,
     };
     let record = dir.path().join(ATTESTATION);
-    dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attestation)?)?;
+    let attested = serde_json::to_value(&attestation)?;
+    dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attested)?)?;
     signals.wait_for(&proxy, "the agent's certificates")?;
     proxy_process::bundled(&proxy)?;
     let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
     let (diag, inbound) = (network.diag, args.inbound);
-    gateway.serve(ProxyService { control: proxy, diag, callers, inbound })?;
+    let followed = match &args.live_policy {
+        Some(dir) => {
+            let (answered, answers) = channel();
+            let control = proxy.try_clone().context("cannot keep the control socket")?;
+            Some((dir.clone(), control, Arc::clone(&callers), answered, answers))
+        }
+        None => None,
+    };
+    let answered = followed.as_ref().map(|(_, _, _, answered, _)| answered.clone());
+    gateway.serve(ProxyService { control: proxy, diag, callers, inbound, answered })?;
     let agent = match keeper.finish(&forked) {
         Ok(agent) => agent,
         Err(error) => return not_run(error),
     };
     admin.released(&record);
     progress::launched(&args.command, agent.pid, &user);
+    if let Some((policy_dir, control, callers, _, answers)) = followed {
+        Following {
+            dir: policy_dir,
+            first_files: files,
+            first: policy,
+            links,
+            callers,
+            authors,
+            control,
+            answers,
+            admin,
+            attested: (attested, record),
+        }
+        .start()?;
+    }
     let entered = Entered::listen(&dir, setting)?;
     let deadline = (args.timeout > 0).then(|| Instant::now() + Duration::from_secs(args.timeout));
     let watch =
@@ -221,15 +253,12 @@ fn not_run(error: LaunchError) -> Result<i32> {
     }
 }
 
-/// Compiles the policy and says what is doubtful in it.
-fn load(files: &PolicyFiles) -> Result<Policy> {
-    let loaded = files.load()?;
-    for warning in &loaded.warnings {
-        event::emit(
-            &Event::new(Class::Config, "VALIDATED", Severity::Medium).subject(warning.to_string()),
-        );
-    }
-    Ok(loaded.policy)
+/// Compiles the policy and says what is doubtful in it; with what the paths in it lead to.
+fn load(files: &PolicyFiles) -> Result<(Arc<Policy>, Links)> {
+    let (loaded, links) = Links::first(|resolve| files.load_by(resolve));
+    let loaded = loaded?;
+    policy_files::tell_of(&loaded.warnings);
+    Ok((Arc::new(loaded.policy), links))
 }
 
 /// The flag, else the policy's user, else nobody; never root.

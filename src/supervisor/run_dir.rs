@@ -4,7 +4,8 @@
 //! user could write if it were left as the runtime makes it (0777). So it is made root's own
 //! before anything is put there; each supervisor works in a random subdirectory which it holds
 //! locked, and removes those that no living supervisor holds (a container's restart keeps the
-//! volume). Files are made with `O_EXCL|O_NOFOLLOW` and never written twice.
+//! volume). Files are made with `O_EXCL|O_NOFOLLOW` and never written twice; one that changes is
+//! replaced.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -123,6 +124,25 @@ impl Drop for RunDir {
     fn drop(&mut self) {
         drop(fs::remove_dir_all(&self.path));
     }
+}
+
+/// Puts another file with this content in the place of one that [`RunDir::write`] made: whoever
+/// reads it reads one of the two whole.
+pub fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    let new = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        // What an attempt before left.
+        drop(fs::remove_file(&new));
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
+            .open(&new)?;
+        file.write_all(bytes)?;
+        fs::rename(&new, path)
+    };
+    write().with_context(|| format!("cannot replace {}", path.display()))
 }
 
 /// The subdirectories of supervisors that live now; `base` itself where it is one of them.

@@ -18,6 +18,7 @@ use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat2, statat};
 use rustix::process::Pid;
@@ -37,28 +38,44 @@ const OTHERS_WRITE: u32 = 0o022;
 /// Which executables are looked at, and what the container itself gave them.
 #[derive(Debug)]
 pub struct Watched {
-    policy: Policy,
+    /// One of them asks.
+    policies: Vec<Arc<Policy>>,
     /// The container's own steering variables: with the author's value one taints nobody.
-    authors: HashMap<OsString, OsString>,
+    authors: Arc<Authors>,
+}
+
+/// The steering variables that the container itself has.
+#[derive(Debug)]
+pub struct Authors(HashMap<OsString, OsString>);
+
+impl Authors {
+    /// Of all its variables.
+    pub fn of(container: impl IntoIterator<Item = (OsString, OsString)>) -> Arc<Self> {
+        let steering = container.into_iter().filter(|(name, _)| steering::steers(name));
+        Arc::new(Self(steering.collect()))
+    }
 }
 
 impl Watched {
-    /// `None` where the policy asks for no look, which then costs nothing.
-    pub fn new(
-        policy: &Policy,
-        container: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Option<Self> {
-        policy.watches_any().then(|| Self {
-            policy: policy.clone(),
-            authors: container.into_iter().filter(|(name, _)| steering::steers(name)).collect(),
-        })
+    /// `None` where no policy asks for a look, which then costs nothing.
+    #[must_use]
+    pub fn new(policies: &[&Arc<Policy>], authors: &Arc<Authors>) -> Option<Self> {
+        let policies: Vec<_> =
+            policies.iter().filter(|policy| policy.watches_any()).copied().cloned().collect();
+        (!policies.is_empty()).then(|| Self { policies, authors: Arc::clone(authors) })
+    }
+
+    /// Whether this executable is looked at.
+    #[must_use]
+    pub fn watches(&self, exe: &str) -> bool {
+        self.policies.iter().any(|policy| policy.watches(exe))
     }
 
     /// Why the process is tainted; `None` also where its executable is not looked at. What cannot
     /// be read taints.
     #[must_use]
     pub fn look(&self, pid: Pid, exe: &str) -> Option<String> {
-        if !self.policy.watches(exe) {
+        if !self.watches(exe) {
             return None;
         }
         let number = pid.as_raw_nonzero().get();
@@ -79,7 +96,7 @@ impl Watched {
         environment.split(|byte| *byte == 0).find_map(|variable| {
             let at = variable.iter().position(|byte| *byte == b'=')?;
             let (name, value) = (OsStr::from_bytes(&variable[..at]), &variable[at + 1..]);
-            let authors = self.authors.get(name).is_some_and(|own| own.as_bytes() == value);
+            let authors = self.authors.0.get(name).is_some_and(|own| own.as_bytes() == value);
             (steering::steers(name) && !authors)
                 .then(|| format!("{} is set", name.to_string_lossy()))
         })
@@ -218,7 +235,7 @@ network_policies:
 ";
         let policy = load(&Source { name: "p", bytes: yaml.as_bytes() }, None).unwrap().policy;
         let container = container.iter().map(|(name, value)| (name.into(), value.into()));
-        Watched::new(&policy, container).unwrap()
+        Watched::new(&[&Arc::new(policy)], &Authors::of(container)).unwrap()
     }
 
     #[test]
@@ -275,7 +292,7 @@ network_policies:
     fn an_unwatched_policy_costs_nothing() {
         let bytes = b"network_policies: { p: { binaries: [{ path: /x }] } }";
         let policy = load(&Source { name: "p", bytes }, None).unwrap().policy;
-        assert!(Watched::new(&policy, []).is_none());
+        assert!(Watched::new(&[&Arc::new(policy)], &Authors::of([])).is_none());
     }
 
     #[test]

@@ -50,7 +50,7 @@ async fn capture_is_switched_off_by_the_namespace_and_by_the_pod() {
 #[tokio::test]
 async fn what_this_version_does_not_have_is_refused() {
     for (key, value, word) in [
-        ("live-policy", "allowed", "not available in this version"),
+        ("live-policy", "on", "the only value is allowed"),
         ("transparent", "yes", "the values are on and off"),
         ("mode", "entrypoint", "the only value is subprocess"),
         ("volume-mounts", "yes", "the only value is allowed"),

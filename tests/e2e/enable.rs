@@ -2,7 +2,9 @@
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::api::{Patch, PatchParams};
 use kube::{Api, ResourceExt as _};
+use serde_json::json;
 
 use crate::place::{supervisor, unlabelled};
 use crate::release::ringfence;
@@ -34,6 +36,15 @@ async fn a_namespace_is_enabled_and_disabled_by_hand() {
         assert_eq!(binding.subjects.expect("one")[0].namespace.as_deref(), Some(RELEASE_NAMESPACE));
         let pod = place.create_dry(&place.agent_pod("after", |_, _| {})).await;
         assert!(supervisor(&pod, "agent").is_some());
+        // What will refuse its pods is said at once.
+        let level = "pod-security.kubernetes.io/enforce";
+        for (value, said) in [("baseline", true), ("privileged", false)] {
+            let patch = Patch::Merge(json!({"metadata": {"labels": {level: value}}}));
+            namespaces.patch(&place.name, &PatchParams::default(), &patch).await.expect("labelled");
+            let done = verb("enable", &[]).await;
+            assert_eq!(done.code, 0, "{done:?}");
+            assert_eq!(done.text.contains("Pod Security level baseline"), said, "{done:?}");
+        }
         // Twice is once, and the value can be changed.
         let done = verb("enable", &["--strict"]).await;
         assert_eq!((done.code, label().await.as_deref()), (0, Some("strict")), "{done:?}");

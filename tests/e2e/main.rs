@@ -20,6 +20,7 @@ mod doctor;
 mod enable;
 mod kernel;
 mod lifecycle;
+mod live;
 mod network;
 mod openings;
 mod rotation;

@@ -101,7 +101,7 @@ pub async fn read(body: &mut RecvStream) -> Result<(Vec<u8>, Option<HeaderMap>),
 }
 
 /// One request without a body: the response, and its body as text.
-async fn get(send: &SendRequest<Bytes>, request: Request<()>) -> (Response<()>, String) {
+pub async fn get(send: &SendRequest<Bytes>, request: Request<()>) -> (Response<()>, String) {
     let (answer, _) = open(send, request, true).await;
     let (head, mut body) = answer.await.expect("response").into_parts();
     let (body, _) = read(&mut body).await.expect("body");

@@ -8,13 +8,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringfence::pki::{Authority, provider};
 use ringfence::policy::{self, Source};
-use ringfence::proxy::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
+use ringfence::proxy::control::{
+    CallerRecord, MAX_MESSAGE, NewPolicy, PolicyText, ToProxy, ToSupervisor,
+};
 use ringfence::proxy::{Config, Inbound, UpstreamProxy, run};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -40,7 +42,8 @@ const OTHER_PID: u32 = 1000;
 const CAPTURED: &str = "10.200.0.1:15001";
 pub const DNS: &str = "10.200.0.1:15053";
 
-const POLICY: &str = r#"
+/// What the proxy begins with.
+pub const POLICY: &str = r#"
 version: 1
 network_policies:
   api:
@@ -149,6 +152,9 @@ pub struct Who {
     pub file: PathBuf,
 }
 
+/// A policy by its number, and why it is not in force; `None`: it is.
+type Change = (u64, Option<String>);
+
 pub struct Rig {
     pub upstream: Upstream,
     /// Signs for upstreams that the proxy trusts.
@@ -163,6 +169,8 @@ pub struct Rig {
     fence: Sender<(u16, Sender<TcpListener>)>,
     captured: Option<Captured>,
     proxy: Option<std::thread::JoinHandle<()>>,
+    /// What the proxy says of changes of the policy, and the number of the last.
+    changes: Mutex<(u64, Receiver<Change>)>,
 }
 
 /// Runs `test` in a new network namespace, as root; otherwise says that it is skipped.
@@ -265,6 +273,7 @@ impl Rig {
         let source = Source { name: "policy.yaml", bytes: POLICY.as_bytes() };
         let config = Config {
             policy: policy::load(&source, None).expect("policy").policy,
+            policy_digest: "sha256:first".into(),
             pod_ips: vec![pod_ip.parse().expect("ip")],
             api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
@@ -316,7 +325,9 @@ impl Rig {
         let who = Arc::new(Mutex::new(Some(curl)));
         let control = Arc::new(ours);
         let pid = Arc::new(AtomicU32::new(42));
-        let fence = fence(Arc::clone(&control), Arc::clone(&who), Arc::clone(&pid));
+        let (answers, changes) = channel();
+        let fence = fence(Arc::clone(&control), Arc::clone(&who), Arc::clone(&pid), answers);
+        let changes = Mutex::new((1, changes));
         let proxy = Some(proxy);
         Self {
             upstream,
@@ -330,7 +341,37 @@ impl Rig {
             fence,
             captured,
             proxy,
+            changes,
         }
+    }
+
+    /// Has the proxy follow another policy, and waits until it does; or why it does not.
+    pub fn follow(&self, yaml: &str) -> Result<(), String> {
+        self.follow_as(yaml, false, None)
+    }
+
+    /// The same with all that may be said of a change.
+    pub fn follow_as(
+        &self,
+        yaml: &str,
+        bounded: bool,
+        upstream_ca: Option<String>,
+    ) -> Result<(), String> {
+        let text = |text: &str| PolicyText { name: "policy.yaml".into(), text: text.into() };
+        let upstream_ca = upstream_ca.or_else(|| Some(self.authority.certificate_pem().to_owned()));
+        let links = std::collections::BTreeMap::new();
+        let new = NewPolicy { data: text(yaml), rules: None, upstream_ca, links };
+        let mut file = tempfile::tempfile().expect("file");
+        file.write_all(&serde_json::to_vec(&new).expect("json")).expect("written");
+        let mut changes = self.changes.lock().expect("lock");
+        changes.0 += 1;
+        let (generation, kept) = (changes.0, Vec::new());
+        let digest = format!("sha256:{generation}");
+        let change = ToProxy::Policy { generation, digest, bounded, kept };
+        send(&self.control, &change, &[file.as_fd()]);
+        let answer = changes.1.recv_timeout(Duration::from_secs(60)).expect("an answer");
+        assert_eq!(answer.0, generation);
+        answer.1.map_or(Ok(()), Err)
     }
 
     /// Says something to the proxy.
@@ -508,11 +549,12 @@ fn fence(
     control: Arc<OwnedFd>,
     who: Arc<Mutex<Option<Who>>>,
     pid: Arc<AtomicU32>,
+    changes: Sender<Change>,
 ) -> Sender<(u16, Sender<TcpListener>)> {
     let (sender, wishes) = channel::<(u16, Sender<TcpListener>)>();
     std::thread::spawn(move || {
         new_namespace(&["link set lo up", "addr add 10.200.0.2/32 dev lo"]);
-        std::thread::spawn(move || answer(&control, &who, &pid));
+        std::thread::spawn(move || answer(&control, &who, &pid, &changes));
         for (port, wisher) in wishes {
             let _ = wisher.send(TcpListener::bind(("10.200.0.2", port)).expect("listener"));
         }
@@ -565,7 +607,7 @@ fn new_namespace(addresses: &[&str]) {
     }
 }
 
-fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
+fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32, changes: &Sender<Change>) {
     while let Some((question, _)) = receive(control) {
         match question {
             ToSupervisor::Identify { id, client, .. } => match who.lock().expect("lock").clone() {
@@ -583,8 +625,7 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
                         OTHER => OTHER_PID,
                         _ => pid.load(Ordering::Relaxed),
                     };
-                    let caller =
-                        Some(CallerRecord { pid, exe, ancestors: Vec::new(), tainted: None });
+                    let caller = Some(CallerRecord { pid, exe, ..CallerRecord::default() });
                     send(control, &ToProxy::Caller { id, caller }, &[file.as_fd()]);
                 }
             },
@@ -594,6 +635,9 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32) {
                     rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None)
                         .expect("socket");
                 send(control, &ToProxy::GatewaySocket { id }, &[socket.as_fd()]);
+            }
+            ToSupervisor::Policy { generation, refused } => {
+                let _ = changes.send((generation, refused));
             }
             ToSupervisor::Ready { .. } | ToSupervisor::Bundled => panic!("ready twice"),
         }

@@ -241,12 +241,12 @@ fn operations_are_told_and_logged() {
 
 /// A server of our own: answers every handshake with what it is told to, then hands the connection
 /// over.
-struct Raw {
+pub struct Raw {
     listener: TcpListener,
 }
 
 impl Raw {
-    fn start() -> Self {
+    pub fn start() -> Self {
         Self { listener: TcpListener::bind((UPSTREAM, RAW_PORT)).expect("listener") }
     }
 
@@ -283,7 +283,7 @@ fn ask(rig: &Rig, host: &str, path: &str, more: &str) -> TcpStream {
 }
 
 /// Both ends of a connection that has been opened.
-fn open(rig: &Rig, raw: &Raw, path: &str, compressed: bool) -> (TcpStream, TcpStream) {
+pub fn open(rig: &Rig, raw: &Raw, path: &str, compressed: bool) -> (TcpStream, TcpStream) {
     let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
     let extension = if compressed { extension } else { "" };
     let mut client = ask(rig, "ws.test", path, extension);
@@ -294,7 +294,7 @@ fn open(rig: &Rig, raw: &Raw, path: &str, compressed: bool) -> (TcpStream, TcpSt
 }
 
 /// A client's frame, masked with zeros but for the first byte of the key.
-fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+pub fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut out = vec![first];
     match payload.len() {
         short @ 0..=125 => out.push(0x80 | u8::try_from(short).expect("short")),
@@ -311,7 +311,7 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Reads one frame of up to 125 bytes: its first byte, its key and its payload.
-fn read_frame(from: &mut impl Read) -> (u8, Option<[u8; 4]>, Vec<u8>) {
+pub fn read_frame(from: &mut impl Read) -> (u8, Option<[u8; 4]>, Vec<u8>) {
     let mut start = [0; 2];
     from.read_exact(&mut start).expect("frame");
     let key = (start[1] & 0x80 != 0).then(|| {
@@ -329,7 +329,7 @@ fn read_frame(from: &mut impl Read) -> (u8, Option<[u8; 4]>, Vec<u8>) {
 }
 
 /// The code of the close frame that must be next, behind which nothing comes.
-fn closed(from: &mut TcpStream) -> (u16, String) {
+pub fn closed(from: &mut TcpStream) -> (u16, String) {
     let (first, _, payload) = read_frame(from);
     assert_eq!(first, 0x88, "{payload:?}");
     assert_eq!(read_to_end(from), "");

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::rig::{Background, Rig, SUPERVISOR, eventually, text};
 
-const PORT: &str = "15200";
+pub const PORT: &str = "15200";
 const ADMIN: &str = "127.0.0.1:15200";
 
 /// A response; empty while nothing listens.
-fn get(path: &str) -> String {
+pub fn get(path: &str) -> String {
     let Ok(mut tcp) = TcpStream::connect(ADMIN) else { return String::new() };
     tcp.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     write!(tcp, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();

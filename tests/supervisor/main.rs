@@ -19,6 +19,7 @@ mod direct;
 mod enter;
 mod ipv6;
 mod life;
+mod live;
 mod many;
 mod openshell;
 mod rego;
@@ -121,6 +122,10 @@ const TESTS: &[Test] = &[
     ("the_authors_variables_stay_and_are_listed", asked::authors_variables),
     ("a_policy_rego_of_ones_own_decides", rego::decides),
     ("a_broken_policy_rego_is_named", rego::broken),
+    ("a_policy_that_changes_is_followed", live::follows),
+    ("a_change_that_cannot_be_followed_keeps_the_last_policy", live::keeps_the_last),
+    ("what_is_fixed_at_the_start_stays_and_nothing_is_gained_by_it", live::what_is_fixed),
+    ("a_policy_that_comes_to_name_binaries_knows_them", live::binaries_are_known),
     ("the_admin_endpoint_is_ready_and_attests", admin::ready_and_attested),
     ("the_admin_endpoint_is_out_of_the_agents_reach", admin::out_of_the_agents_reach),
     ("the_admin_endpoint_may_be_off_or_taken", admin::off_or_taken),

@@ -5,15 +5,20 @@ use serde_json::json;
 
 use super::*;
 use crate::admission::{
-    Class, ImageConfig, Injection, Outcome, PodSecurity, PolicyRef, Refusal, Settings, inject,
+    Class, ImageConfig, Injection, Namespace, Outcome, PodSecurity, PolicyRef, Refusal, Settings,
+    inject,
 };
 
-fn ns(labels: &[(&str, &str)]) -> Namespace {
+fn labels(of_level: &[(&str, &str)]) -> BTreeMap<String, String> {
     let mut all = BTreeMap::from([("ringfence.dev/inject".to_owned(), "enabled".to_owned())]);
-    for (key, value) in labels {
+    for (key, value) in of_level {
         all.insert(format!("pod-security.kubernetes.io/{key}"), (*value).to_owned());
     }
-    Namespace { name: "agents".into(), labels: all, ..Namespace::default() }
+    all
+}
+
+fn ns(of_level: &[(&str, &str)]) -> Namespace {
+    Namespace { name: "agents".into(), labels: labels(of_level), ..Namespace::default() }
 }
 
 fn outcome(labels: &[(&str, &str)], settings: &Settings) -> Result<Injection, Refusal> {
@@ -94,7 +99,7 @@ fn kubernetes_own_examples_are_judged_alike() {
             if name.strip_prefix("v1.").and_then(|minor| minor.parse().ok()) < Some(34) {
                 continue;
             }
-            let enforced = Enforced::of(&ns(&[("enforce", level), ("enforce-version", &name)]))
+            let enforced = Enforced::of(&labels(&[("enforce", level), ("enforce-version", &name)]))
                 .expect("enforced");
             for (dir, passes) in [("pass", true), ("fail", false)] {
                 for file in std::fs::read_dir(version.path().join(dir)).expect("readable") {

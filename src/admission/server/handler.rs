@@ -16,7 +16,8 @@ use crate::admission::restore::image_change;
 use crate::admission::review::{Answer as Decision, Review};
 use crate::admission::{
     Class, Delivery, ImageConfig, Injection, Mode, Namespace, Outcome, PolicyRef, PolicySource,
-    Refusal, Settings, ephemeral, exec, inject, is_fenced, needs, policy_name, restore,
+    Refusal, Settings, ephemeral, exec, inject, is_fenced, is_live, live_name, needs, policy_name,
+    restore,
 };
 use crate::propagate::{self, PolicyCopy};
 
@@ -32,7 +33,7 @@ pub struct ClusterFacts {
 /// What a [`Handler`] is made of.
 pub struct HandlerConfig {
     /// The look-ups.
-    pub lookups: Lookups,
+    pub lookups: Arc<Lookups>,
     /// The chart's values; `delivery` is taken from the cluster's facts.
     pub settings: Settings,
     /// What is known of the cluster.
@@ -99,7 +100,8 @@ impl Handler {
         }
         let outcome = inject(None, pod, &ns, &known.settings, &known.images, &known.policy());
         if let (Outcome::Inject(_), Some((name, policy))) = (&outcome, &known.policy) {
-            self.provide(name, policy, &ns, review.dry_run, deadline).await?;
+            let live = is_live(pod, &ns)?;
+            self.provide(name, policy, (&ns, live), review.dry_run, deadline).await?;
         }
         Ok(outcome)
     }
@@ -129,19 +131,28 @@ impl Handler {
         &self,
         source: &str,
         policy: &PolicySource,
-        ns: &Namespace,
+        (ns, live): (&Namespace, bool),
         dry_run: bool,
         deadline: Deadline,
     ) -> Result<(), Refusal> {
-        let copy = PolicyCopy {
-            namespace: &ns.name,
-            name: &policy.reference.configmap,
-            source,
-            data: &policy.data,
-        };
-        let copying = propagate::ensure(self.0.lookups.client(), &copy, dry_run);
+        let name = if live { live_name(source) } else { policy.reference.configmap.clone() };
+        let copy = PolicyCopy { namespace: &ns.name, name: &name, source, data: &policy.data };
+        let client = self.0.lookups.client();
         let late = |_| Refusal::new(Class::Lookup, "the policy could not be copied in time");
-        deadline.run(copying).await.map_err(late)?.map_err(|error| not_copied(&error))
+        if !live {
+            let copying = propagate::ensure(client, &copy, dry_run);
+            return deadline.run(copying).await.map_err(late)?.map_err(|e| not_copied(&e));
+        }
+        let copying = propagate::ensure_live(client, &copy, dry_run);
+        let same = deadline.run(copying).await.map_err(late)?.map_err(|e| not_copied(&e))?;
+        if same || dry_run {
+            return Ok(());
+        }
+        // The pod must not begin by what the policy was: whoever follows it may be behind.
+        let checked = || self.0.lookups.checked(source.to_owned(), deadline);
+        let changing = propagate::bring_up(client, (&ns.name, &name, source), checked);
+        let changed = deadline.run(changing).await.map_err(late)?.map_err(|e| not_copied(&e))?;
+        changed.map(drop).map_err(|why| Refusal::new(Class::Policy, why))
     }
 
     async fn update(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {

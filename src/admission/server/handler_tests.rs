@@ -25,7 +25,7 @@ fn handler(found: Option<Value>) -> Handler {
     let (_, cluster) = watch::channel(Arc::new(facts));
     let metrics = Arc::new(Metrics::default());
     Handler::new(HandlerConfig {
-        lookups,
+        lookups: Arc::new(lookups),
         settings: Settings::default(),
         cluster,
         metrics,

@@ -22,6 +22,8 @@ pub struct Metrics {
     rejected: Mutex<BTreeMap<&'static str, u64>>,
     /// Pods admitted with a warning, by class slug.
     warned: Mutex<BTreeMap<&'static str, u64>>,
+    /// Policies that pods follow: objects changed, and changes that were not followed.
+    live_policies: [AtomicU64; 2],
     /// Events about verdicts, by what became of them.
     events: Mutex<BTreeMap<&'static str, u64>>,
     self_check_failures: AtomicU64,
@@ -51,6 +53,11 @@ impl Metrics {
     /// Counts a pod of a class that is admitted with a warning.
     pub fn warned(&self, class: &'static str) {
         *lock(&self.warned).entry(class).or_default() += 1;
+    }
+
+    /// Counts a change of a policy that pods follow; `followed`: they do.
+    pub fn live_policy(&self, followed: bool) {
+        self.live_policies[usize::from(!followed)].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a verdict that was to be told by an Event: `written`, `folded` into one that was written,
@@ -121,6 +128,12 @@ impl Metrics {
         );
         let failures = self.self_check_failures.load(Ordering::Relaxed);
         line(&mut out, &format!("ringfence_patch_self_check_failures_total {failures}"));
+        let name = "ringfence_live_policy_changes_total";
+        head(&mut out, name, "counter", "Changes of policies that running pods follow, by result.");
+        for (result, count) in ["followed", "kept"].iter().zip(&self.live_policies) {
+            let count = count.load(Ordering::Relaxed);
+            line(&mut out, &format!("{name}{{result=\"{result}\"}} {count}"));
+        }
         self.render_durations(&mut out);
         head(
             &mut out,
@@ -181,6 +194,7 @@ mod tests {
         metrics.admission("injected", "-", Duration::from_secs(60));
         metrics.rejected("body");
         metrics.self_check_failure();
+        metrics.live_policy(false);
         metrics.event("folded");
         metrics.set_certificate_not_after(SystemTime::UNIX_EPOCH + Duration::from_secs(7));
         let text = metrics.render(true);
@@ -189,6 +203,7 @@ mod tests {
             "ringfence_admissions_total{verdict=\"refused\",class=\"policy\"} 1\n",
             "ringfence_requests_rejected_total{reason=\"body\"} 1\n",
             "ringfence_patch_self_check_failures_total 1\n",
+            "ringfence_live_policy_changes_total{result=\"kept\"} 1\n",
             "ringfence_events_total{result=\"folded\"} 1\n",
             "ringfence_admission_duration_seconds_bucket{le=\"0.0001\"} 1\n",
             "ringfence_admission_duration_seconds_bucket{le=\"0.0005\"} 2\n",

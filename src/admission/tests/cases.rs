@@ -71,6 +71,53 @@ fn a_command_of_the_image_is_looked_up_and_doubled() {
     assert!(matches!(none, Outcome::Refuse(r) if r.class == Class::ImageUnread));
 }
 
+/// What the policy says, and which files it has, may change while the pod runs.
+#[test]
+fn a_pod_that_follows_its_policy_depends_on_its_name_alone() {
+    let ns = namespace(&[("live-policy", "allowed"), ("policy", "mine")]);
+    let settings = Settings::default();
+    let after = fenced(&pod("plain"), &ns, &settings);
+    let command: Vec<&str> = after["spec"]["containers"][0]["command"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|word| word.as_str().unwrap())
+        .collect();
+    let at = command.iter().position(|word| *word == "--live-policy").unwrap();
+    assert_eq!(command[at + 1], "/etc/openshell");
+    for flag in ["--policy-data", "--policy-rules", "--policy-digest", "--upstream-ca"] {
+        assert!(!command.contains(&flag), "{command:?}");
+    }
+    let volumes = after["spec"]["volumes"].as_array().unwrap();
+    let volume = volumes.iter().find(|volume| volume["name"] == "openshell-policy").unwrap();
+    assert_eq!(volume["configMap"]["name"], "ringfence-live-mine");
+    let status = after["metadata"]["annotations"]["ringfence.dev/status"].as_str().unwrap();
+    assert!(status.contains("\"policy\":\"live:mine\""), "{status}");
+    // By the time it is verified the source has another text, and another file.
+    let later = PolicyRef {
+        configmap: "ringfence-policy-0b".into(),
+        digest: "sha256:0b".into(),
+        keys: vec!["policy.yaml".into(), "policy.rego".into()],
+        ..policy()
+    };
+    assert_eq!(verify(None, &after, &ns, &settings, &images(&after), &later), Ok(()));
+    // The annotation is the namespace's, and a pod without it keeps what it was admitted with.
+    let fixed = namespace(&[("policy", "mine")]);
+    assert!(verify(None, &after, &fixed, &settings, &images(&after), &policy()).is_err());
+    let mounted =
+        json!({"name": "openshell-policy", "configMap": {"name": "ringfence-live-other"}});
+    let mut other = after.clone();
+    let index = volumes.iter().position(|volume| volume["name"] == "openshell-policy").unwrap();
+    other["spec"]["volumes"][index] = mounted;
+    assert!(verify(None, &other, &ns, &settings, &images(&other), &policy()).is_err());
+    // An update is compared with what it was.
+    let manifest = pod("plain");
+    let Outcome::Inject(restored) = restore(&after, &manifest, &fixed) else { panic!("restored") };
+    let mut applied = manifest.clone();
+    json_patch::patch(&mut applied, &restored.ops).unwrap();
+    assert_eq!(applied["spec"], after["spec"]);
+}
+
 /// All containers of a pod share its loopback.
 #[test]
 fn each_fenced_container_has_an_admin_port_of_its_own() {

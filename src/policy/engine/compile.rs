@@ -44,6 +44,7 @@ pub(in crate::policy) fn compile(document: &Document, problems: &mut Problems) -
         ports,
         names,
         judge: None,
+        bounds: None,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use super::Policy;
 use crate::policy::host::Host;
+use crate::policy::within;
 
 /// How the endpoints of a policy cover a host, on any port and for any binary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,19 +23,24 @@ impl Policy {
     /// one caller and port at a time, and no name may leave the fence for nothing.
     #[must_use]
     pub fn names_host(&self, host: &Host) -> NameMatch {
-        if self.names.exact.contains(host.as_str()) {
+        let own = if self.names.exact.contains(host.as_str()) {
             NameMatch::Exact
         } else if self.names.wild.iter().any(|wild| wild.matches(host)) {
             NameMatch::Wildcard
         } else {
             NameMatch::None
+        };
+        match &self.bounds {
+            Some(bounds) => within::names(own, bounds.names_host(host)),
+            None => own,
         }
     }
 
     /// Whether some endpoint has this port: on all others nothing is ever allowed.
     #[must_use]
     pub fn names_port(&self, port: u16) -> bool {
-        self.ports.contains_key(&port)
+        let bounded = |bounds: &Policy| !bounds.names_port(port);
+        self.ports.contains_key(&port) && !self.bounded_by(bounded)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::policy::decision::{Caller, Denial, Request, Verdict};
 use crate::policy::document::Protocol;
 use crate::policy::host::Host;
 use crate::policy::payload::short;
-use crate::policy::{overrides, suggestion};
+use crate::policy::{overrides, suggestion, within};
 
 const NO_METHODS: &str = "# a header field or `_method` in the query asks for another method: send \
                           the method that is meant";
@@ -64,7 +64,12 @@ impl Policy {
                 verdict = other;
             }
         }
-        verdict
+        match &self.bounds {
+            Some(bounds) => {
+                within::verdict(verdict, || bounds.request(caller, host, port, request))
+            }
+            None => verdict,
+        }
     }
 
     /// As [`Policy::request`], by the policy's own rules alone.
@@ -97,12 +102,16 @@ impl Policy {
         request: &Request<'_>,
     ) -> Verdict {
         let own = self.natively(caller, host, port, request, Protocol::WebSocket);
-        match (&self.judge, &own) {
+        let own = match (&self.judge, &own) {
             (None, _) | (_, Verdict::Deny(_)) => own,
             (Some(judge), _) => match judge.request(self, caller, host, port, request) {
                 Verdict::Allow { .. } => own,
                 other => other,
             },
+        };
+        match &self.bounds {
+            Some(bounds) => within::verdict(own, || bounds.websocket(caller, host, port, request)),
+            None => own,
         }
     }
 
@@ -112,7 +121,9 @@ impl Policy {
     pub fn messages(&self, caller: &Caller, host: &Host, port: u16, path: &str) -> Option<usize> {
         let inspected = self.matching(caller, host, port).filter_map(|e| e.inspected.as_ref());
         let read = inspected.filter_map(|inspected| inspected.reads_messages(path));
-        read.map(|messages| messages.max).min()
+        let bounds = self.bounds.as_ref();
+        let bounds = bounds.and_then(|bounds| bounds.messages(caller, host, port, path));
+        read.map(|messages| messages.max).chain(bounds).min()
     }
 
     fn natively(

@@ -82,6 +82,7 @@ impl Judge {
                 .configs
                 .iter()
                 .any(|config| config.inspected && config.allow_encoded_slash),
+            also: None,
         })
     }
 

@@ -11,7 +11,7 @@ use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HOST, HeaderValu
 use hyper::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 
 use super::events::{Body, Form, RING};
-use super::{Admin, Leash};
+use super::{Admin, Leash, Released};
 use crate::proxy::connect::authority;
 use crate::proxy::metrics;
 
@@ -39,18 +39,21 @@ pub(super) fn to<B>(admin: &Admin, request: &Request<B>, leash: &Arc<Leash>) -> 
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let released = admin.released.get();
+    let released = admin.attested();
+    let runs = !matches!(released, Released::NotYet);
     match request.uri().path() {
         "/healthz" => text(StatusCode::OK, "ok\n"),
-        "/readyz" if released.is_some() => text(StatusCode::OK, "ok\n"),
+        "/readyz" if runs => text(StatusCode::OK, "ok\n"),
         "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the agent waits\n"),
-        "/metrics" => whole(StatusCode::OK, EXPOSITION, metrics::render(released.is_some())),
+        "/metrics" => whole(StatusCode::OK, EXPOSITION, metrics::render(runs)),
         "/attestation" => match released {
-            None => text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the agent waits\n"),
-            Some(None) => {
+            Released::NotYet => {
+                text(StatusCode::SERVICE_UNAVAILABLE, "not ready: the agent waits\n")
+            }
+            Released::With(None) => {
                 text(StatusCode::INTERNAL_SERVER_ERROR, "the attestation's file did not come\n")
             }
-            Some(Some(file)) => match read(file) {
+            Released::With(Some(file)) => match read(&file) {
                 Ok(attestation) => whole(StatusCode::OK, JSON, attestation),
                 Err(error) => {
                     let what = format!("cannot read the attestation: {error}\n");

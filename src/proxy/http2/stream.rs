@@ -15,14 +15,14 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use super::exchange::{self, Agent, Unanswered};
 use super::upstream::{Open, Upstream};
 use super::{bridge, fields};
-use crate::policy::Instead;
-use crate::proxy::destination::{DialError, Origin};
+use crate::policy::{Instead, Payload};
+use crate::proxy::destination::DialError;
 use crate::proxy::l7::content;
 use crate::proxy::l7::held::Held;
 use crate::proxy::l7::judge::{Facts, Judged, prepare};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::report;
-use crate::proxy::session::Session;
+use crate::proxy::standing::{Admitted, Asked, Doing};
 
 /// How much of a refused body is read, and for how long.
 const DRAIN: usize = 256 * 1024;
@@ -30,9 +30,21 @@ const LINGER: Duration = Duration::from_secs(1);
 
 /// What all streams of one connection have.
 pub(super) struct Served {
-    pub(super) session: Session,
-    pub(super) origin: Origin,
+    pub(super) admitted: Admitted,
     pub(super) upstream: Upstream,
+}
+
+impl Served {
+    /// What new streams have under the rules in force, where these are others: the streams that run
+    /// keep their upstream. `method` is for the refusal.
+    pub(super) async fn in_force(&self, method: &str) -> Result<Option<Self>, Refusal> {
+        let Admitted { session, origin } = &self.admitted;
+        if session.is_current() {
+            return Ok(None);
+        }
+        let admitted = session.admit(method, origin.host.clone(), origin.port).await?;
+        Ok(Some(Self { admitted, upstream: self.upstream.anew().await }))
+    }
 }
 
 /// Takes one request through all its steps.
@@ -43,9 +55,24 @@ pub(super) async fn run(
 ) {
     let (head, mut body) = request.into_parts();
     let refusal = match judged(served, &head, &mut body, &mut respond).await {
-        Ok((judged, mut held)) => {
+        Ok(passed) => {
+            let Passed { judged, payload, mut held } = passed;
             let agent = Agent { body: &mut body, held: &mut held, respond: &mut respond };
-            forward(served, agent, &head, &judged).await.err()
+            let doing = Doing::Request(Asked {
+                method: head.method.as_str(),
+                canonical: judged.canonical.as_ref(),
+                payload: payload.as_ref(),
+                overrides: &judged.overrides,
+                websocket: false,
+            });
+            tokio::select! {
+                biased;
+                _ = served.admitted.revoked_for_one(doing, || served.upstream.peer()) => {
+                    respond.send_reset(Reason::CANCEL);
+                    return;
+                }
+                forwarded = forward(served, agent, &head, &judged, doing) => forwarded.err(),
+            }
         }
         Err(refusal) => Some(refusal),
     };
@@ -53,6 +80,21 @@ pub(super) async fn run(
         refuse(&mut respond, &refusal, head.method == Method::HEAD);
         drain(&mut body).await;
     }
+}
+
+/// Answers a stream that the rules in force do not admit at all.
+pub(super) async fn refused(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    refusal: &Refusal,
+) {
+    let (head, mut body) = request.into_parts();
+    refuse(&mut respond, refusal, head.method == Method::HEAD);
+    drain(&mut body).await;
+}
+
+fn target(head: &Parts) -> &str {
+    head.uri.path_and_query().map_or("", PathAndQuery::as_str)
 }
 
 /// Reads and drops what a client still sends after its refusal, for a moment: some (curl 7.88) take
@@ -82,6 +124,15 @@ fn refuse(respond: &mut SendResponse<Bytes>, refusal: &Refusal, only_head: bool)
     }
 }
 
+/// What may be sent on.
+struct Passed {
+    judged: Judged,
+    /// What its content says, where that was judged.
+    payload: Option<Payload>,
+    /// The body, where it was read.
+    held: Option<Held>,
+}
+
 /// What may be sent on. The library has seen to pseudo-header fields that are missing, repeated,
 /// unknown or late, to names in upper case and to fields of one connection (RFC 9113, 8.2 and 8.3):
 /// such streams are reset before they come here.
@@ -90,8 +141,8 @@ async fn judged(
     head: &Parts,
     body: &mut RecvStream,
     respond: &mut SendResponse<Bytes>,
-) -> Result<(Judged, Option<Held>), Refusal> {
-    let Served { session, origin, upstream } = served;
+) -> Result<Passed, Refusal> {
+    let Served { admitted: Admitted { session, origin }, upstream } = served;
     let method = head.method.as_str();
     let refused = |refusal: Refusal, reason: &str| {
         let to = format!("{}:{}", origin.host, origin.port);
@@ -111,7 +162,7 @@ async fn judged(
     if authorities.is_empty() {
         return Err(invalid("neither :authority nor Host"));
     }
-    let target = head.uri.path_and_query().map_or("", PathAndQuery::as_str);
+    let target = target(head);
     if !target.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(invalid(":path holds a character that must be percent-encoded"));
     }
@@ -124,7 +175,8 @@ async fn judged(
     let facts = Facts { method, target, scheme, authorities, upgrade, websocket, instead };
     let prepared = prepare(session, origin, &facts)?;
     let Some((inspection, target)) = prepared.inspection() else {
-        return Ok((prepared.judge(session, origin, None)?, None));
+        let judged = prepared.judge(session, origin, None)?;
+        return Ok(Passed { judged, payload: None, held: None });
     };
     let facts = content::Facts::new(method, target, fields());
     let (payload, held) = if let Some(payload) = facts.settled(inspection) {
@@ -135,7 +187,8 @@ async fn judged(
         let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
         (content::read(inspection, &facts, &held.bytes), Some(held))
     };
-    Ok((prepared.judge(session, origin, Some(&payload))?, held))
+    let judged = prepared.judge(session, origin, Some(&payload))?;
+    Ok(Passed { judged, payload: Some(payload), held })
 }
 
 /// Asks a client for its body that waits to be asked.
@@ -155,7 +208,9 @@ async fn forward(
     agent: Agent<'_>,
     head: &Parts,
     judged: &Judged,
+    doing: Doing<'_>,
 ) -> Result<(), Refusal> {
+    let Admitted { session, origin } = &served.admitted;
     let Agent { body, held, respond } = agent;
     let bodiless = held.as_ref().map_or_else(|| body.is_end_stream(), |held| held.bytes.is_empty());
     let repeatable = bodiless
@@ -164,11 +219,17 @@ async fn forward(
     loop {
         let opened = tokio::select! {
             biased;
-            opened = served.upstream.connection(&served.session, &served.origin, again) => opened,
+            opened = served.upstream.connection(session, origin, again) => opened,
             // The client has given up while its turn had not come.
             _ = poll_fn(|cx| respond.poll_reset(cx)) => return Ok(()),
         };
-        let (ended, used) = match opened.map_err(|error| unreachable(served, head, &error))? {
+        let opened = opened.map_err(|error| unreachable(served, head, &error))?;
+        // What changed while it was judged and dialled.
+        if !session.is_current() {
+            let stays = served.admitted.clone().stays(doing, served.upstream.peer()).await;
+            stays.map_err(|why| Refusal::new(403, "policy_denied", &why))?;
+        }
+        let (ended, used) = match opened {
             Open::Http2 { send, used } => {
                 let held = &mut *held;
                 let agent = Agent { body: &mut *body, held, respond: &mut *respond };
@@ -215,7 +276,8 @@ async fn forward(
 }
 
 fn unreachable(served: &Served, head: &Parts, error: &DialError) -> Refusal {
-    served.session.unreachable(head.method.as_str(), &served.origin, error)
+    let Admitted { session, origin } = &served.admitted;
+    session.unreachable(head.method.as_str(), origin, error)
 }
 
 /// The request is made anew from what was judged.

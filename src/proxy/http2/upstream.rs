@@ -1,6 +1,8 @@
 //! The upstream of one connection of HTTP/2: one connection for all streams where it speaks HTTP/2
 //! too, a few where it speaks HTTP/1.1. Nothing is shared between two connections of the agent.
 
+use std::net::IpAddr;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -44,6 +46,8 @@ pub(crate) struct Upstream {
     bridged: Semaphore,
     /// As in the slot, to be read without it.
     failures: AtomicU64,
+    /// The address of the last connection.
+    peer: std::sync::Mutex<Option<IpAddr>>,
 }
 
 struct Slot {
@@ -92,6 +96,7 @@ impl Upstream {
         conn: Option<Conn>,
         failed: Option<DialError>,
     ) -> Self {
+        let peer = conn.as_ref().and_then(|conn| conn.rd.line().peer());
         let slot = Slot {
             version,
             conn,
@@ -102,11 +107,27 @@ impl Upstream {
             driving: JoinSet::new(),
         };
         let bridged = Semaphore::new(BRIDGED);
-        Self { scheme, slot: Mutex::new(slot), bridged, failures: AtomicU64::new(0) }
+        Self {
+            scheme,
+            slot: Mutex::new(slot),
+            bridged,
+            failures: AtomicU64::new(0),
+            peer: std::sync::Mutex::new(peer),
+        }
+    }
+
+    /// The same without a connection, for streams under other rules.
+    pub(super) async fn anew(&self) -> Self {
+        Self::new(self.scheme, self.version().await, None, None)
     }
 
     pub(super) fn scheme(&self) -> Scheme {
         self.scheme
+    }
+
+    /// The address that is connected to.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the upstream speaks, as far as is known.
@@ -195,13 +216,15 @@ impl Upstream {
         session: &Session,
         origin: &Origin,
     ) -> Result<Conn, DialError> {
-        let tcp = dial(&session.shared, origin).await?;
+        let tcp = dial(session, origin).await?;
+        let peer = tcp.peer_addr().ok().map(|address| address.ip());
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = peer;
         let stream = match self.scheme {
             // As the client knew it to be.
             Scheme::Http => Stream::Tcp(tcp),
             Scheme::Https => {
                 let offer = [HTTP2.to_vec(), HTTP11.to_vec()];
-                let tls = &session.shared.upstream_tls;
+                let tls = session.upstream_tls();
                 let (stream, agreed) = tls.connect(tcp, &origin.host, &offer).await?;
                 slot.version = version_of(agreed.as_deref());
                 stream

@@ -69,8 +69,12 @@ pub(crate) struct Judged {
     pub(crate) authority: String,
     /// It may ask for the protocol that it named.
     pub(crate) upgrade: bool,
-    /// That is a WebSocket, whose messages are to be judged with this path and this query.
-    pub(crate) websocket: Option<(String, Vec<(String, String)>)>,
+    /// That is a WebSocket, whose messages are to be judged with the path and the query.
+    pub(crate) websocket: bool,
+    /// None where the endpoint is not inspected.
+    pub(crate) canonical: Option<CanonicalTarget>,
+    /// Methods that a server may take instead: what was judged besides.
+    pub(crate) overrides: Vec<String>,
 }
 
 /// A request up to where its content matters.
@@ -133,7 +137,7 @@ pub(crate) fn prepare<'a>(
             refused(&reason);
             Refusal::new(400, "invalid_request_target", &reason)
         })?;
-    let policy = &session.shared.policy;
+    let policy = session.policy();
     // A handshake has no content; where one must be read, there is no WebSocket.
     let inspection = if websocket {
         None
@@ -172,17 +176,24 @@ impl Prepared<'_> {
             let authority = &authority;
             RequestLine { method, scheme: scheme.name(), authority, path, payload }
         };
-        let Some(canonical) = canonical else {
+        let Some(read) = &canonical else {
             let path = target.split('?').next().unwrap_or_default();
             report::request_allowed(&line(path), &origin.grant.policy, "l4");
             let upgrade = facts.upgrade.is_some_and(|protocols| !names_http(protocols));
             let target = target.to_owned();
-            return Ok(Judged { target, authority, upgrade, websocket: None });
+            return Ok(Judged {
+                target,
+                authority,
+                upgrade,
+                websocket: false,
+                canonical,
+                overrides: Vec::new(),
+            });
         };
-        let path = canonical.path.as_str();
+        let path = read.path.as_str();
         let overrides = &facts.instead.methods;
-        let asked = policy::Request { method, path, query: &canonical.pairs, payload, overrides };
-        let policy = &session.shared.policy;
+        let asked = policy::Request { method, path, query: &read.pairs, payload, overrides };
+        let policy = session.policy();
         let websocket = facts.websocket.is_some();
         let verdict = if websocket {
             policy.websocket(session.caller(), &origin.host, origin.port, &asked)
@@ -207,9 +218,9 @@ impl Prepared<'_> {
                 return Err(Refusal::request(&denied, &denial));
             }
         }
-        let target = canonical.origin_form();
-        let socket = websocket.then_some((canonical.path, canonical.pairs));
-        Ok(Judged { target, authority, upgrade: websocket, websocket: socket })
+        let target = read.origin_form();
+        let overrides = overrides.clone();
+        Ok(Judged { target, authority, upgrade: websocket, websocket, canonical, overrides })
     }
 }
 
@@ -281,6 +292,7 @@ mod tests {
             exact_host: true,
             allow_encoded_slash: false,
             unread: false,
+            also: None,
         };
         Origin { host: Host::parse("api.test").expect("host"), port, grant }
     }

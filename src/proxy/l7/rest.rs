@@ -17,7 +17,8 @@ use crate::proxy::metrics;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::report;
 use crate::proxy::session::Session;
-use crate::proxy::stream::{Conn, Stream, duplex};
+use crate::proxy::standing::{Admitted, Asked, Doing};
+use crate::proxy::stream::{Carried, Conn, Stream, duplex};
 use crate::proxy::tls::HTTP11;
 
 /// How long a connection may rest between two requests.
@@ -29,6 +30,8 @@ pub(crate) struct Link {
     to: (Host, u16),
     scheme: Scheme,
     conn: Option<Conn>,
+    /// The generation of the rules under which it was made.
+    generation: Option<u64>,
     /// It has carried a request: the upstream may have closed it since.
     used: bool,
     /// Why the first attempt failed; told once, then tried again.
@@ -36,8 +39,10 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn open(origin: &Origin, scheme: Scheme, conn: Conn) -> Self {
-        Self { conn: Some(conn), ..Self::none(origin, scheme) }
+    /// `conn` was made under the session's rules, or may stay under them.
+    pub(crate) fn open(admitted: &Admitted, scheme: Scheme, conn: Conn) -> Self {
+        let generation = Some(admitted.session.generation());
+        Self { conn: Some(conn), generation, ..Self::none(&admitted.origin, scheme) }
     }
 
     pub(crate) fn failed(origin: &Origin, scheme: Scheme, error: DialError) -> Self {
@@ -50,6 +55,7 @@ impl Link {
             to: (origin.host.clone(), origin.port),
             scheme,
             conn: None,
+            generation: None,
             used: false,
             failed: None,
         }
@@ -68,19 +74,21 @@ impl Link {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
-        if let Some(mut conn) = self.conn.take() {
+        // The address that it leads to was checked by other rules.
+        let made = self.generation.replace(session.generation());
+        if let Some(mut conn) = self.conn.take().filter(|_| made == self.generation) {
             // Bytes that answer nothing, or an end: either way it is of no more use.
             if conn.rd.data().is_empty() && conn.rd.fill_now().await.is_none() {
                 return Ok((conn, self.used));
             }
         }
         self.used = false;
-        let tcp = dial(&session.shared, origin).await?;
+        let tcp = dial(session, origin).await?;
         let stream = match self.scheme {
             Scheme::Http => Stream::Tcp(tcp),
             Scheme::Https => {
                 let alpn = [HTTP11.to_vec()];
-                session.shared.upstream_tls.connect(tcp, &origin.host, &alpn).await?.0
+                session.upstream_tls().connect(tcp, &origin.host, &alpn).await?.0
             }
         };
         Ok((Conn::new(stream).counted(&metrics::DOWN), false))
@@ -109,8 +117,9 @@ pub(crate) enum Next {
 }
 
 /// Serves the requests of one tunnel to its end.
-pub(crate) async fn serve(session: &Session, mut client: Conn, mut link: Link, origin: &Origin) {
+pub(crate) async fn serve(mut admitted: Admitted, mut client: Conn, mut link: Link) {
     loop {
+        let Admitted { session, origin } = &admitted;
         let head = match head::read_request(&mut client.rd, IDLE).await {
             Ok(Some(head)) => head,
             Ok(None) => return client.close().await,
@@ -120,51 +129,70 @@ pub(crate) async fn serve(session: &Session, mut client: Conn, mut link: Link, o
                 return refuse(client, &refusal_for(error)).await;
             }
         };
-        let target = head.target();
-        let next = request(session, &mut client, &mut link, origin, &head, target).await;
-        if let Some(end) = finish(session, client, origin, next).await {
-            client = end;
-        } else {
-            return;
+        if !session.is_current() {
+            admitted = match session.admit(head.method(), origin.host.clone(), origin.port).await {
+                Ok(admitted) => admitted,
+                Err(refusal) => return refuse(client, &refusal).await,
+            };
         }
+        let target = head.target();
+        let next = request(&mut admitted, &mut client, &mut link, &head, target).await;
+        let Some(again) = finish(admitted, client, next).await else { return };
+        (client, admitted) = again;
     }
 }
 
 /// Acts on what comes next; gives the client back when it is another request.
 pub(crate) async fn finish(
-    session: &Session,
+    mut admitted: Admitted,
     mut client: Conn,
-    origin: &Origin,
     next: Next,
-) -> Option<Conn> {
+) -> Option<(Conn, Admitted)> {
     match next {
-        Next::Request => return Some(client),
+        Next::Request => return Some((client, admitted)),
         Next::Close => client.close().await,
         Next::Cut => {}
         Next::Refuse(refusal) => refuse(client, &refusal).await,
         Next::Copy(mut upstream) => {
-            let start = std::time::Instant::now();
-            let carried = duplex(&mut client, &mut upstream).await;
-            report::tunnel_ended(session, origin, carried, start.elapsed());
+            copy(&mut admitted, &mut client, &mut upstream, false).await;
         }
         Next::WebSocket(both) => {
             let (upstream, socket) = *both;
-            websocket::run(session, client, upstream, origin, &socket).await;
+            websocket::run(admitted, client, upstream, &socket).await;
         }
     }
     None
 }
 
+/// Copies both ways until both ends are done, or the policy does not allow it any more. `skipped`:
+/// TLS that the policy passes through.
+pub(crate) async fn copy(
+    admitted: &mut Admitted,
+    client: &mut Conn,
+    upstream: &mut Conn,
+    skipped: bool,
+) {
+    let start = std::time::Instant::now();
+    let mut carried = Carried::default();
+    let line = upstream.rd.line();
+    tokio::select! {
+        biased;
+        _ = admitted.revoked(Doing::Copying { skipped }, || line.peer()) => {}
+        () = duplex(client, upstream, &mut carried) => {}
+    }
+    report::tunnel_ended(&admitted.session, &admitted.origin, carried, start.elapsed());
+}
+
 /// Takes one request through all its steps. `target` is origin-form, as sent.
 pub(crate) async fn request(
-    session: &Session,
+    admitted: &mut Admitted,
     client: &mut Conn,
     link: &mut Link,
-    origin: &Origin,
     head: &RequestHead,
     target: &str,
 ) -> Next {
-    let asked = Offer::is_asked(head).then(|| Offer::read(head));
+    let Admitted { session, origin } = &*admitted;
+    let wished = Offer::is_asked(head).then(|| Offer::read(head));
     let instead = Instead::read(head.fields.not_nominated());
     let facts = Facts {
         method: head.method(),
@@ -172,7 +200,7 @@ pub(crate) async fn request(
         scheme: link.scheme,
         authorities: &head.fields.all("host").collect::<Vec<_>>(),
         upgrade: head.upgrade(),
-        websocket: asked.as_ref(),
+        websocket: wished.as_ref(),
         instead: &instead,
     };
     let prepared = match prepare(session, origin, &facts) {
@@ -188,10 +216,17 @@ pub(crate) async fn request(
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
     };
+    let asked = Asked {
+        method: head.method(),
+        canonical: judged.canonical.as_ref(),
+        payload: payload.as_ref(),
+        overrides: &judged.overrides,
+        websocket: judged.websocket,
+    };
     let upgrade = judged.upgrade && head.fields.connection("upgrade");
     let content = held.as_ref().map(|held| held.bytes.len());
     // On an endpoint that is allowed whole there is nothing to read: what was offered stays.
-    let offer = asked.and_then(Result::ok).filter(|_| judged.websocket.is_some());
+    let offer = wished.and_then(Result::ok).filter(|_| judged.websocket);
     let extensions = offer.as_ref().map(Offer::extensions);
     let rewrite = Rewrite {
         target: &judged.target,
@@ -200,12 +235,13 @@ pub(crate) async fn request(
         content,
         extensions: extensions.as_deref(),
     };
-    match forward(session, client, link, origin, head, (&rewrite, held)).await {
+    match forward(admitted, client, link, head, (&rewrite, held), asked).await {
         Forwarded::Next(next) => next,
         Forwarded::Upgraded(upstream, answer) => {
             let socket = match socket(&answer, offer, judged, link.scheme) {
                 Ok(socket) => socket,
                 Err(error) => {
+                    let Admitted { session, origin } = &*admitted;
                     return Next::Refuse(session.unreachable(head.method(), origin, &error));
                 }
             };
@@ -227,9 +263,10 @@ fn socket(
     judged: Judged,
     scheme: Scheme,
 ) -> Result<Option<Socket>, DialError> {
-    let (Some(offer), Some((path, query))) = (offer, judged.websocket) else {
+    let (Some(offer), Some(canonical)) = (offer, judged.canonical) else {
         return Ok(None);
     };
+    let (path, query) = (canonical.path, canonical.pairs);
     let agreed = offer
         .agree(answer)
         .map_err(|error| DialError::Connect(format!("WebSocket handshake: {error}")))?;
@@ -277,24 +314,39 @@ async fn read_content(
 
 /// Sends a judged request on, and its response back. `held` is its body, where it has been read.
 async fn forward(
-    session: &Session,
+    admitted: &mut Admitted,
     client: &mut Conn,
     link: &mut Link,
-    origin: &Origin,
     head: &RequestHead,
     (rewrite, mut held): (&Rewrite<'_>, Option<Held>),
+    asked: Asked<'_>,
 ) -> Forwarded {
+    let doing = Doing::Request(asked);
     let repeatable = head.framing == head::Framing::Empty
         && matches!(head.method(), "GET" | "HEAD" | "OPTIONS" | "PUT" | "DELETE" | "TRACE");
     loop {
+        let Admitted { session, origin } = &*admitted;
         let (mut upstream, used) = match link.take(session, origin).await {
             Ok(taken) => taken,
             Err(error) => {
                 return Next::Refuse(session.unreachable(head.method(), origin, &error)).into();
             }
         };
+        let line = upstream.rd.line();
+        // Also what changed since it was judged: reading a body and dialling take their time.
+        if let Err(why) = admitted.stays(doing, line.peer()).await {
+            return Next::Refuse(Refusal::new(403, "policy_denied", &why)).into();
+        }
         // Only what has no body is sent a second time.
-        match relay::exchange(client, &mut upstream, head, rewrite, held.take()).await {
+        let held = held.take();
+        let exchanged = tokio::select! {
+            biased;
+            _ = admitted.revoked(doing, || line.peer()) => return Next::Cut.into(),
+            exchanged = relay::exchange(client, &mut upstream, head, rewrite, held) => exchanged,
+        };
+        drop(line);
+        let Admitted { session, origin } = &*admitted;
+        match exchanged {
             Ok(relay::Exchanged { upgraded: Some(answer), .. }) => {
                 return Forwarded::Upgraded(upstream, answer);
             }

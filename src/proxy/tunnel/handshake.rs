@@ -78,7 +78,7 @@ pub(super) async fn terminate(
     let offer: Vec<Vec<u8>> = alpn.map(|_| HTTP11.to_vec()).into_iter().collect();
     let (agent, upstream) = tokio::join!(
         timeout(HANDSHAKE, start.into_stream(config)),
-        session.shared.upstream_tls.connect(upstream, &origin.host, &offer),
+        session.upstream_tls().connect(upstream, &origin.host, &offer),
     );
     let client = accepted(session, origin, agent)?;
     let upstream = upstream.map(|(stream, _)| (Conn::new(stream), Version::Http1));
@@ -95,7 +95,7 @@ pub(super) async fn mirror(
     offer: &Offer,
 ) -> Option<Both> {
     let whole = origin.grant.inspect == Inspect::None;
-    let tls = &session.shared.upstream_tls;
+    let tls = session.upstream_tls();
     let connected = tls.connect(upstream, &origin.host, &offer.to_upstream(whole)).await;
     let agreed = match &connected {
         Ok((_, agreed)) => agreed.as_deref(),

@@ -24,7 +24,7 @@ use crate::supervisor::run_dir::{ENTER_SOCKET, RunDir};
 use crate::supervisor::{enter, filesystem, packet};
 
 /// Valid packets of all who send any.
-const PACKETS: [&str; 21] = [
+const PACKETS: [&str; 24] = [
     r#"{"Run":{"argv":["sh","-c","id"],"workdir":"/tmp","tty":false,"term":null}}"#,
     r#"{"Run":{"argv":[],"workdir":null,"tty":true,"term":"xterm"}}"#,
     r#"{"Signal":{"signal":15}}"#,
@@ -46,6 +46,9 @@ const PACKETS: [&str; 21] = [
     r#"{"type":"failed","id":1,"reason":"x"}"#,
     r#"{"type":"inbound","ports":[80]}"#,
     r#"{"type":"stop","grace_ms":1}"#,
+    r#"{"type":"policy","generation":2,"digest":"sha256:0","bounded":true,"kept":["x"]}"#,
+    r#"{"type":"policy","generation":2,"refused":"x"}"#,
+    r#"{"type":"policy-kept","reason":"x"}"#,
 ];
 const JSON: [&str; 18] = [
     "{",
@@ -202,6 +205,7 @@ fn questions_of_the_proxy() {
         control,
         diag: SockDiag::open().unwrap(),
         callers: Arc::new(Callers::new(Pid::INIT, None)),
+        answered: None,
         inbound: Inbound::None,
     };
     fuzz("questions_of_the_proxy", |random| {

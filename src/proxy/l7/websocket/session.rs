@@ -7,6 +7,7 @@
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt as _;
@@ -17,12 +18,11 @@ use super::Agreed;
 use super::frame::{self, Opcode, Violation};
 use super::message::{Follower, Item, Messages};
 use crate::pki::provider;
-use crate::policy::{Denial, Request, Verdict, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
-use crate::proxy::destination::Origin;
+use crate::policy::{Request, Verdict, WEBSOCKET_BINARY, WEBSOCKET_TEXT};
 use crate::proxy::l7::graphql_ws;
 use crate::proxy::report::{self, RequestLine};
-use crate::proxy::session::Session;
-use crate::proxy::stream::{Carried, Conn, Reader, Writer};
+use crate::proxy::standing::{Admitted, Doing};
+use crate::proxy::stream::{Carried, Conn, Line, Reader, Writer};
 
 /// How long a frame or a message that has begun may pause, and how long it may take.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -87,13 +87,7 @@ impl Stop {
 }
 
 /// Serves a WebSocket, whose 101 the client has got, to its end.
-pub(crate) async fn run(
-    session: &Session,
-    client: Conn,
-    upstream: Conn,
-    origin: &Origin,
-    socket: &Socket,
-) {
+pub(crate) async fn run(admitted: Admitted, client: Conn, upstream: Conn, socket: &Socket) {
     let start = Instant::now();
     let takeover = socket.agreed.takeover;
     let Conn { rd: mut client_rd, wr: mut client_wr } = client;
@@ -101,12 +95,22 @@ pub(crate) async fn run(
     let mut carried = Carried::default();
     let mut follower = Follower::new(takeover.is_some());
     let stop = Stop::default();
+    let line = upstream_rd.line();
+    let judge = Judge { admitted: Mutex::new(Arc::new(admitted)), socket, line };
+    // Nothing more is written to a server whose message may have broken off.
+    let mut revoked = false;
     let (up, down) = {
-        let judge = Judge { session, origin, socket };
         let mut up = pin!(up(&judge, &mut client_rd, &mut upstream_wr, &mut carried.up));
         let mut down =
             pin!(down(&mut upstream_rd, &mut client_wr, &stop, &mut follower, &mut carried.down));
         tokio::select! {
+            biased;
+            ended = judge.revoked() => {
+                revoked = true;
+                stop.ask();
+                let down = timeout(FAREWELL, &mut down).await.ok();
+                (Some(ended), down)
+            }
             ended = &mut up => {
                 let wait = match ended {
                     Up::Left => CLOSING,
@@ -129,6 +133,8 @@ pub(crate) async fn run(
             }
         }
     };
+    let admitted = judge.now();
+    let Admitted { session, origin } = &*admitted;
     let told = match (&up, &down) {
         (Some(Up::Refused { code, reason }), _) => Some((*code, reason.clone())),
         (_, Some(Down::Broken(violation))) => {
@@ -146,8 +152,10 @@ pub(crate) async fn run(
             let _ = timeout(FAREWELL, write(&mut client_wr, &bye)).await;
         }
         // Not why: that is between the client and its fence.
-        let bye = frame::control(Opcode::Close, &frame::close(1001, ""), Some(key()));
-        let _ = timeout(FAREWELL, write(&mut upstream_wr, &bye)).await;
+        if !revoked {
+            let bye = frame::control(Opcode::Close, &frame::close(1001, ""), Some(key()));
+            let _ = timeout(FAREWELL, write(&mut upstream_wr, &bye)).await;
+        }
     }
     report::tunnel_ended(session, origin, carried, start.elapsed());
     let upstream = Conn { rd: upstream_rd, wr: upstream_wr };
@@ -160,18 +168,51 @@ pub(crate) async fn run(
     }
 }
 
-/// Asks the policy about the client's messages.
+/// Asks the policy in force about the connection and the client's messages.
 struct Judge<'a> {
-    session: &'a Session,
-    origin: &'a Origin,
+    admitted: Mutex<Arc<Admitted>>,
     socket: &'a Socket,
+    line: Line,
 }
 
 impl Judge<'_> {
-    fn message(&self, method: &str, said: &[u8]) -> Result<(), Denial> {
-        let Self { session, origin, socket } = self;
-        let Socket { scheme, authority, path, query, .. } = socket;
-        let policy = &session.shared.policy;
+    fn now(&self) -> Arc<Admitted> {
+        Arc::clone(&self.admitted.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Under the rules in force; or why it must end.
+    async fn standing(&self) -> Result<Arc<Admitted>, Up> {
+        let now = self.now();
+        if now.session.is_current() {
+            return Ok(now);
+        }
+        let mut next = Admitted::clone(&now);
+        let Socket { path, query, .. } = self.socket;
+        match next.stays(Doing::WebSocket { path, query }, self.line.peer()).await {
+            Ok(()) => {
+                let next = Arc::new(next);
+                *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+                Ok(next)
+            }
+            Err(why) => Err(Up::Refused { code: 1008, reason: format!("policy_denied: {why}") }),
+        }
+    }
+
+    /// Ends when the policy does not allow the connection any more.
+    async fn revoked(&self) -> Up {
+        loop {
+            self.now().session.outdated().await;
+            if let Err(ended) = self.standing().await {
+                return ended;
+            }
+        }
+    }
+
+    async fn message(&self, method: &str, said: &[u8]) -> Result<(), Up> {
+        let admitted = self.standing().await?;
+        let Admitted { session, origin } = &*admitted;
+        let Socket { scheme, authority, path, query, .. } = self.socket;
+        let policy = session.policy();
         let longest = policy.messages(session.caller(), &origin.host, origin.port, path);
         let payload = longest.map(|longest| graphql_ws::read(method, said, longest));
         let payload = payload.as_ref();
@@ -182,16 +223,19 @@ impl Judge<'_> {
             Verdict::Audit { policy, reason } => report::request_audited(&line, &policy, &reason),
             Verdict::Deny(denial) => {
                 report::request_denied(&line, &denial);
-                return Err(denial);
+                let reason = format!("policy_denied: {}", denial.reason);
+                return Err(Up::Refused { code: 1008, reason });
             }
         }
         Ok(())
     }
 
     fn violation(&self, violation: Violation) -> Up {
-        let to = format!("{}:{}", self.origin.host, self.origin.port);
+        let admitted = self.now();
+        let Admitted { session, origin } = &*admitted;
+        let to = format!("{}:{}", origin.host, origin.port);
         let reason = violation.to_string();
-        report::request_refused(self.session, "WEBSOCKET", &to, &reason);
+        report::request_refused(session, "WEBSOCKET", &to, &reason);
         Up::Refused { code: violation.code(), reason }
     }
 }
@@ -272,12 +316,9 @@ async fn message(
     out: &mut Vec<u8>,
     to: &mut Writer,
 ) -> Result<(), Up> {
-    if let Err(denial) = judge.message(method, messages.message()) {
+    if let Err(refused) = judge.message(method, messages.message()).await {
         let _ = timeout(FAREWELL, write(to, out)).await;
-        return Err(Up::Refused {
-            code: 1008,
-            reason: format!("policy_denied: {}", denial.reason),
-        });
+        return Err(refused);
     }
     let opcode = if method == WEBSOCKET_TEXT { Opcode::Text } else { Opcode::Binary };
     let wire = messages.wire(opcode, key());
