@@ -40,7 +40,7 @@ pub struct PolicyRef {
 
 impl PolicyRef {
     /// The same policy, followed by its name.
-    fn followed(&self, name: &str) -> Self {
+    pub(super) fn followed(&self, name: &str) -> Self {
         let (configmap, follows) = (live_name(name), Some(name.to_owned()));
         // Nothing of the pod but its user depends on what is in it.
         let keys = vec!["policy.yaml".to_owned()];
@@ -120,11 +120,7 @@ fn build(
     let Some(mut plan) = plan(pod, ns, settings)? else {
         return Ok(None);
     };
-    let followed = plan.wishes.live.then(|| {
-        let name = plan.wishes.policy.as_deref().unwrap_or(&settings.default_policy);
-        policy.followed(name)
-    });
-    let policy = followed.as_ref().unwrap_or(policy);
+    let policy = &*plan.wishes.refers_to(policy, settings);
     let delivery = plan.wishes.shape.delivery(settings.delivery);
     let settings = &Settings { delivery, ..settings.clone() };
     let mut target = pod.clone();

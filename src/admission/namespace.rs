@@ -1,6 +1,7 @@
 //! Labels and annotations of Ringfence, read strictly: what is not understood is refused with the
 //! reason, never passed over. Only the namespace, which the administrator holds, can loosen.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use globset::{GlobBuilder, GlobMatcher};
@@ -9,7 +10,7 @@ use serde_json::Value;
 use super::json::{at, text};
 use super::own::Own;
 use super::shape::Shape;
-use super::{Class, Refusal};
+use super::{Class, PolicyRef, Refusal, Settings};
 use crate::policy::SidecarPorts;
 
 /// Prefix of every key of ours.
@@ -120,6 +121,19 @@ pub(super) struct Wishes {
 }
 
 impl Wishes {
+    /// The policy as this pod refers to it: by what it says, or, where the pod follows it, by its name.
+    pub(super) fn refers_to<'p>(
+        &self,
+        policy: &'p PolicyRef,
+        settings: &Settings,
+    ) -> Cow<'p, PolicyRef> {
+        if !self.live {
+            return Cow::Borrowed(policy);
+        }
+        let name = self.policy.as_deref().unwrap_or(&settings.default_policy);
+        Cow::Owned(policy.followed(name))
+    }
+
     /// Reads what the namespace and the pod say.
     ///
     /// # Errors

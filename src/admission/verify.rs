@@ -52,7 +52,8 @@ pub fn verify(
         Outcome::Refuse(refusal) if refusal.class.may_be_ours() => refusal,
         Outcome::Refuse(refusal) => return Err(refusal),
     };
-    let own = Stamp::own(&settings, policy);
+    let policy = Wishes::read(pod, ns)?.refers_to(policy, &settings).into_owned();
+    let own = Stamp::own(&settings, &policy);
     match Stamp::of(pod) {
         Some(other) if other != own => made_by(&other, pod, ns, &settings, difference),
         _ => Err(difference),

@@ -452,23 +452,6 @@ impl Policy {
         (!admitted).then_some(refusal)
     }
 
-    /// The policy whose endpoint reads what many servers take this path for, where none reads it.
-    pub(super) fn near(&self, caller: &Caller, host: &Host, port: u16, path: &str) -> Option<&str> {
-        let mut near = Smallest::default();
-        for endpoint in self.matching(caller, host, port) {
-            let Some(Inspected { scope, content: Some(content), .. }) = &endpoint.inspected else {
-                continue;
-            };
-            if scope.allows(path) {
-                return None;
-            }
-            if content.is_near(path) {
-                near.see(endpoint.policy);
-            }
-        }
-        near.0.map(|index| self.policies[index].key.as_str())
-    }
-
     /// Whether an endpoint for this caller asks that requests are judged.
     pub(super) fn inspects(&self, caller: &Caller, host: &Host, port: u16) -> bool {
         self.matching(caller, host, port).any(|endpoint| endpoint.inspected.is_some())
@@ -516,7 +499,7 @@ impl Policy {
 const NO_HOST: &str = "no policy allows this host and port";
 const NO_BINARY: &str = "the policy allows this host and port, but not for this binary";
 const ONLY_ITSELF: &str = "only the executable itself counts";
-const DENY_RULE: &str = "a deny rule refuses this request";
+pub(super) const DENY_RULE: &str = "a deny rule refuses this request";
 const NO_RULE: &str = "no rule allows this request";
 const ONLY_WEBSOCKET: &str = "only WebSocket connections are allowed here, not plain requests";
 const NO_WEBSOCKET: &str = "no endpoint with `protocol: websocket` covers this path, and no rule \
@@ -526,7 +509,7 @@ pub(super) const ENCODED_SLASH: &str =
     "the endpoint does not allow an encoded slash (%2F) in paths";
 const NO_LINE_FOR_IT: &str = "# an entry of `binaries` names this executable and asks more of it \
                               (`sha256`, `tainted`): run what it asks for, or change the entry";
-const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
+pub(super) const NO_LINE: &str = "# a deny rule refuses this request, and no added line can allow it: remove \
                        that rule or make it narrower";
 
 pub(super) const NEAR: &str =

@@ -126,6 +126,48 @@ impl Policy {
         read.map(|messages| messages.max).chain(bounds).min()
     }
 
+    /// The policy whose endpoint reads what many servers take this path for, where none reads it.
+    pub(in crate::policy) fn near(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        path: &str,
+    ) -> Option<&str> {
+        let mut near = Smallest::default();
+        for endpoint in self.matching(caller, host, port) {
+            let Some(Inspected { scope, content: Some(content), .. }) = &endpoint.inspected else {
+                continue;
+            };
+            if scope.allows(path) {
+                return None;
+            }
+            if content.is_near(path) {
+                near.see(endpoint.policy);
+            }
+        }
+        near.0.map(|index| self.policies[index].key.as_str())
+    }
+
+    /// Which policy has a deny rule that this request falls under, in any spelling: one in audit, and
+    /// one that enforces.
+    pub(in crate::policy) fn denied(
+        &self,
+        caller: &Caller,
+        host: &Host,
+        port: u16,
+        request: &Request<'_>,
+    ) -> [Option<&str>; 2] {
+        let mut denied = [Smallest::default(); 2];
+        for endpoint in self.matching(caller, host, port) {
+            let Some(rules) = &endpoint.inspected else { continue };
+            if rules.unreadable(request).is_none() && rules.denies(request) {
+                denied[usize::from(rules.enforce)].see(endpoint.policy);
+            }
+        }
+        denied.map(|policy| policy.0.map(|index| self.policies[index].key.as_str()))
+    }
+
     fn natively(
         &self,
         caller: &Caller,

@@ -14,7 +14,9 @@ use super::data;
 use super::memory::{Memory, Question};
 use super::runner::{Fault, Runner};
 use crate::policy::decision::{Caller, Connect, Denial, Grant, Inspect, Request, TlsMode, Verdict};
-use crate::policy::engine::{ENCODED_SLASH, NEAR, NO_NEAR, Policy, UNREADABLE, rule_line};
+use crate::policy::engine::{
+    DENY_RULE, ENCODED_SLASH, NEAR, NO_LINE, NO_NEAR, Policy, UNREADABLE, rule_line,
+};
 use crate::policy::host::Host;
 use crate::policy::payload::{Graphql, Inspection};
 use crate::policy::suggestion::printable;
@@ -151,6 +153,11 @@ impl Judge {
                 .configs
                 .iter()
                 .any(|config| config.allow_encoded_slash && config.covers(request.path));
+        // So do its deny rules: a text compares paths as they are written, a server may not.
+        let [audited, enforced] = native.denied(caller, host, port, request);
+        if let Some(by) = enforced {
+            return deny(by.to_owned(), DENY_RULE.into(), NO_LINE.into());
+        }
         if answer.action != Action::Deny
             && let Some(near) = native.near(caller, host, port, request.path)
         {
@@ -160,7 +167,10 @@ impl Judge {
             Action::Allow | Action::Audit if !takes_slash => {
                 deny(policy, ENCODED_SLASH.into(), suggest())
             }
-            Action::Allow => Verdict::Allow { policy },
+            Action::Allow => match audited {
+                Some(by) => Verdict::Audit { policy: by.to_owned(), reason: DENY_RULE.into() },
+                None => Verdict::Allow { policy },
+            },
             Action::Audit => Verdict::Audit { policy, reason },
             Action::Deny => deny(policy, reason, suggest()),
         }

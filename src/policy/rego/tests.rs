@@ -311,6 +311,30 @@ fn a_text_lifts_no_pin_and_no_inspection() {
     assert!(denial.reason.contains("unjudged"), "{denial:?}");
 }
 
+/// A text that compares paths as they are written, or has never heard of deny rules, lifts none.
+#[test]
+fn a_text_lifts_no_deny_rule() {
+    const RULE: &str = "allow_encoded_slash: true, deny_rules: [{ method: GET, path: \"/a/*\" }] }";
+    let asked = |policy: &Policy, path: &str| {
+        let name = host("api.example.com");
+        let request = Request { method: "GET", path, query: &[], payload: None, overrides: &[] };
+        lets(&policy.request(&caller("/usr/bin/curl"), &name, 443, &request))
+    };
+    let enforces = PLAIN.replace("access: read-only }", &format!("access: read-only, {RULE}"));
+    let audits = enforces.replace("enforcement: enforce", "enforcement: audit");
+    assert!(enforces != PLAIN && audits != enforces);
+    let deaf = by_rego().replace("deny_rules", "other_rules");
+    for text in [by_rego(), deaf] {
+        for (yaml, denied) in [(&audits, 1), (&enforces, 0)] {
+            let policy = loaded(yaml, Some(&text));
+            for path in ["/a/b", "/a%2Fb", "/A/B", "/a/b.json"] {
+                assert_eq!(asked(&policy, path), denied, "{path} {yaml}");
+            }
+            assert_eq!(asked(&policy, "/b"), 2);
+        }
+    }
+}
+
 /// What the agent chose is in no word that is shown, unless it is printable.
 #[test]
 fn words_are_printable() {
