@@ -111,6 +111,13 @@ fn captured_connections_leave_room() {
             for _ in 0..550 {
                 held.push(rig.direct((raw, 80)));
             }
+            // Whose they are is asked later than they are made: until the last ones, of which that many
+            // are asked about at a time, have been turned away.
+            for tcp in held.iter_mut().rev().take(64) {
+                tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("timeout");
+                let kind = tcp.read(&mut [0]).map_err(|error| error.kind());
+                assert_eq!(kind, Err(ErrorKind::ConnectionReset));
+            }
         }
         passes(&rig);
         // And a third is caught and served.
@@ -124,7 +131,8 @@ fn captured_connections_leave_room() {
             tcp.read(&mut [0]).map_err(|error| error.kind())
         });
         let reset = reset.filter(|read| *read == Err(ErrorKind::ConnectionReset));
-        assert!(reset.count() > 200);
+        // Beside those that were read above.
+        assert!(reset.count() > 72);
     });
 }
 
