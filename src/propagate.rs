@@ -12,7 +12,7 @@ mod copy;
 mod live;
 
 pub use collect::{COLLECT_INTERVAL, collect_now, collect_once};
-pub use copy::{CopyError, PolicyCopy, ensure};
+pub use copy::{Copies, CopyError, PolicyCopy, ensure};
 pub use live::{Checked, LIVE, bring_up, ensure_live, follow};
 
 /// Prefix of every copy's name; the rest is the beginning of the content's digest.

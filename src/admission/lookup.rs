@@ -1,7 +1,10 @@
 //! What an answer depends on beside the pod: its namespace, the policy, limit ranges, its images.
 //!
-//! Namespaces come from a watch, everything else is read live; nothing that could not be read is
+//! Namespaces come from a watch, everything else is read live, policies at most ten times a second;
+//! nothing that could not be read is
 //! taken as missing, and nothing missing is taken as permission.
+
+mod policies;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -9,27 +12,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::StreamExt as _;
-use k8s_openapi::api::core::v1::{ConfigMap, LimitRange, Namespace as ApiNamespace, Pod, Secret};
+use k8s_openapi::api::core::v1::{LimitRange, Namespace as ApiNamespace, Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::watcher::{self, watcher};
 use kube::runtime::{WatchStreamExt as _, reflector::store::Writer};
 use kube::{Api, Client};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 
 use super::server::{Deadline, TimeIsUp};
-use super::{Class, ImageConfig, Namespace, Needs, POLICY_KEYS, PolicySource, Refusal};
+use super::{Class, ImageConfig, Namespace, Needs, Refusal};
 use crate::api_text::api_text;
 use crate::image::{Images, credentials};
-use crate::propagate::Checked;
+
+pub use policies::Policies;
 
 /// The label that switches Ringfence on; only namespaces that have it are watched.
 pub const INJECT_LABEL: &str = "ringfence.dev/inject";
-/// The key with CAs for upstreams.
-const UPSTREAM_CA: &str = "upstream-ca.crt";
-/// Policies kept parsed.
-const CACHED_POLICIES: usize = 256;
 /// What to do about a registry that keeps silent.
 const SILENT: &str = "see that the registry is up and that the webhook's pods reach it (name, port, network policies); a controller tries again by itself";
 
@@ -37,17 +35,13 @@ const SILENT: &str = "see that the registry is up and that the webhook's pods re
 /// answers: images that never come, named by one author, keep the others' places free.
 const WAITING_PER_NAMESPACE: usize = 32;
 
-/// What tells one version of a source `ConfigMap` from another.
-type Version = (Option<String>, Option<String>);
-
 /// Reads what the answer depends on.
 pub struct Lookups {
     client: Client,
-    release_namespace: String,
     images: Images,
     namespaces: Store<ApiNamespace>,
     watch_is_whole: Arc<AtomicBool>,
-    policies: Mutex<HashMap<String, (Version, Arc<PolicySource>)>>,
+    policies: Policies,
     /// By namespace; none is kept that nobody waits in.
     waiting: Mutex<HashMap<String, usize>>,
 }
@@ -95,12 +89,11 @@ impl Lookups {
         let watch_is_whole = Arc::new(AtomicBool::new(false));
         let watch = watch_namespaces(client.clone(), writer, Arc::clone(&watch_is_whole));
         let lookups = Self {
+            policies: Policies::new(client.clone(), release_namespace),
             client,
-            release_namespace,
             images,
             namespaces,
             watch_is_whole,
-            policies: Mutex::default(),
             waiting: Mutex::default(),
         };
         (lookups, watch)
@@ -168,72 +161,10 @@ impl Lookups {
         values.map_err(|error| Refusal::new(Class::Lookup, format!("{what}: {error}")))
     }
 
-    /// The policy of that name in the release namespace, read and checked.
-    ///
-    /// # Errors
-    /// When it is missing, cannot be read, or does not load; the refusal says what to do.
-    pub async fn policy(
-        &self,
-        name: &str,
-        deadline: Deadline,
-    ) -> Result<Arc<PolicySource>, Refusal> {
-        let place = format!("{}/{name}", self.release_namespace);
-        let what = format!("policy ConfigMap {place}");
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.release_namespace);
-        let Some(source) = read(&what, deadline, api.get_opt(name)).await? else {
-            let fix = format!(
-                "create it: kubectl -n {} create configmap {name} --from-file=policy.yaml",
-                self.release_namespace
-            );
-            return Err(Refusal::with_fix(Class::Policy, format!("{what} does not exist"), &fix));
-        };
-        let version = (source.metadata.uid.clone(), source.metadata.resource_version.clone());
-        if let Some((known, loaded)) = self.known_policies().get(name)
-            && *known == version
-        {
-            return Ok(Arc::clone(loaded));
-        }
-        let loaded = Arc::new(load_aside(what, place, source, deadline).await?);
-        let mut policies = self.known_policies();
-        if policies.len() >= CACHED_POLICIES {
-            policies.clear();
-        }
-        policies.insert(name.to_owned(), (version, Arc::clone(&loaded)));
-        Ok(loaded)
-    }
-
-    /// The data of a policy for those who follow it, read and checked now.
-    ///
-    /// # Errors
-    /// Why it is not to be followed.
-    pub async fn checked(&self, name: String, deadline: Deadline) -> Checked {
-        match self.policy(&name, deadline).await {
-            Ok(source) => Ok(Arc::new(source.data.clone())),
-            Err(refusal) => Err(refusal.to_string()),
-        }
-    }
-
-    /// What is to be said about a policy that is about to be written: warnings for its author.
-    ///
-    /// # Errors
-    /// It does not load, or is no `ConfigMap`.
-    pub async fn judge_policy(
-        &self,
-        name: &str,
-        object: &serde_json::Value,
-        deadline: Deadline,
-    ) -> Result<Vec<String>, Refusal> {
-        let place = format!("{}/{name}", self.release_namespace);
-        let what = format!("policy ConfigMap {place}");
-        let source: ConfigMap = serde_json::from_value(object.clone())
-            .map_err(|error| Refusal::new(Class::Policy, format!("{what}: {error}")))?;
-        load_aside(what, place, source, deadline).await.map(|loaded| loaded.warnings)
-    }
-
-    fn known_policies(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<String, (Version, Arc<PolicySource>)>> {
-        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The policies of the release namespace.
+    #[must_use]
+    pub fn policies(&self) -> &Policies {
+        &self.policies
     }
 
     /// The configurations of the images that `needs` names, by container.
@@ -356,57 +287,6 @@ fn of_api(name: &str, found: &ApiNamespace) -> Namespace {
     }
 }
 
-/// [`load`], where it keeps no other review waiting: compiling takes what the policy makes it take.
-async fn load_aside(
-    what: String,
-    place: String,
-    source: ConfigMap,
-    deadline: Deadline,
-) -> Result<PolicySource, Refusal> {
-    let name = what.clone();
-    let loading = tokio::task::spawn_blocking(move || load(&what, &place, source));
-    match deadline.run(loading).await {
-        Ok(Ok(loaded)) => loaded,
-        Ok(Err(error)) => Err(Refusal::new(Class::Lookup, format!("{name}: {error}"))),
-        Err(TimeIsUp { .. }) => Err(Refusal::with_fix(
-            Class::Policy,
-            format!("{name} takes too long to compile"),
-            "make it smaller",
-        )),
-    }
-}
-
-/// Checks a source `ConfigMap` and prepares its copy.
-fn load(what: &str, place: &str, source: ConfigMap) -> Result<PolicySource, Refusal> {
-    let refused = |problem: &str, fix: &str| {
-        Refusal::with_fix(Class::Policy, format!("{what} {problem}"), fix)
-    };
-    let known = |key: &str| POLICY_KEYS.contains(&key);
-    if let Some(key) = source.binary_data.unwrap_or_default().keys().find(|key| known(key)) {
-        let problem = format!("has {key} as binary data");
-        return Err(refused(&problem, "create the ConfigMap from a UTF-8 text file"));
-    }
-    let data = source.data.unwrap_or_default();
-    for key in data.keys().filter(|key| !known(key)) {
-        tracing::info!(policy = place, key, "a key of the policy ConfigMap is not used");
-    }
-    if let Some(bundle) = data.get(UPSTREAM_CA) {
-        let certificates: Result<Vec<_>, _> =
-            CertificateDer::pem_slice_iter(bundle.as_bytes()).collect();
-        if certificates.map_or(true, |list| list.is_empty()) {
-            return Err(refused(
-                "has an upstream-ca.crt that holds no certificate",
-                "put PEM certificates there, or remove the key",
-            ));
-        }
-    }
-    let loaded = PolicySource::read(place, &data)?;
-    for warning in &loaded.warnings {
-        tracing::warn!(policy = place, "{warning}");
-    }
-    Ok(loaded)
-}
-
 async fn read<T>(
     what: &str,
     deadline: Deadline,
@@ -430,26 +310,6 @@ fn late(what: &str) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const POLICY: &str = "version: 1\nnetwork_policies: {}\n";
-
-    fn source(data: &[(&str, &str)]) -> ConfigMap {
-        let data = data.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        ConfigMap { data: Some(data), ..ConfigMap::default() }
-    }
-
-    fn loaded(data: &[(&str, &str)]) -> Result<PolicySource, Refusal> {
-        load("policy ConfigMap ns/p", "ns/p", source(data))
-    }
-
-    #[test]
-    fn only_what_reaches_the_pod_counts_and_the_copy_has_the_collectors_prefix() {
-        let one = loaded(&[("policy.yaml", POLICY)]).expect("loads");
-        let same = loaded(&[("policy.yaml", POLICY), ("notes.txt", "x")]).expect("loads");
-        assert_eq!(one.reference, same.reference);
-        assert_eq!(one.data.keys().collect::<Vec<_>>(), ["policy.yaml"]);
-        assert!(one.reference.configmap.starts_with(crate::propagate::COPY_PREFIX));
-    }
 
     #[tokio::test]
     async fn images_that_never_come_hold_up_one_namespace_only() {
@@ -501,19 +361,5 @@ mod tests {
         assert!(poll!(&mut read("hostile", last)).is_pending());
         drop(waiting);
         assert!(lookups.waiting.lock().expect("sound").is_empty());
-    }
-
-    #[test]
-    fn a_policy_that_does_not_load_is_refused_and_named() {
-        for data in [
-            &[("policy.yaml", "version: [")][..],
-            &[("other.yaml", POLICY)],
-            &[("policy.yaml", POLICY), ("policy.rego", "package mine\nallow := true\n")],
-            &[("policy.yaml", POLICY), ("upstream-ca.crt", "nonsense")],
-        ] {
-            let refusal = loaded(data).expect_err("does not load");
-            assert_eq!(refusal.class, Class::Policy);
-            assert!(refusal.message.contains("ns/p"), "{}", refusal.message);
-        }
     }
 }

@@ -32,7 +32,7 @@ use crate::image::{Images, ImagesConfig};
 use crate::pki::ca_bundle::{Configuration, ConfigurationKind};
 use crate::pki::plan::Terms;
 use crate::pki::rotation;
-use crate::propagate;
+use crate::propagate::{self, Copies};
 
 /// How long a policy that running pods follow may take to be read and checked.
 const CHECK_PATIENCE: Duration = Duration::from_secs(30);
@@ -316,6 +316,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let lookups = Arc::new(lookups);
     let handler = Handler::new(HandlerConfig {
         lookups: Arc::clone(&lookups),
+        copies: Copies::default(),
         settings,
         cluster,
         metrics: Arc::clone(&metrics),
@@ -370,7 +371,7 @@ async fn told_to_end() {
 
 /// Has running pods follow their policies, where their namespaces say so.
 async fn keep_in_step(client: &Client, namespace: &str, lookups: &Lookups, metrics: &Metrics) {
-    let checked = |name| lookups.checked(name, Deadline::after(CHECK_PATIENCE));
+    let checked = |name| lookups.policies().checked(name, Deadline::after(CHECK_PATIENCE));
     propagate::follow(client, namespace, checked, |followed| metrics.live_policy(followed)).await;
 }
 

@@ -1,6 +1,8 @@
 //! Makes sure that one copy is there, with the right content.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::api_text::api_text;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -61,6 +63,49 @@ pub enum CopyError {
         /// In which way it differs.
         reason: &'static str,
     },
+}
+
+/// For how long a copy that was there counts as there. Nobody but a person deletes one that pods name:
+/// the collector waits for minutes.
+const SEEN: Duration = Duration::from_secs(1);
+/// The most copies whose last look is remembered.
+const MOST_SEEN: usize = 4096;
+
+/// Makes sure of copies, and asks the API server at most once a second about the same one.
+#[derive(Default)]
+pub struct Copies {
+    /// By namespace, name, and whether it was for a dry run.
+    seen: Mutex<HashMap<(String, String, bool), Instant>>,
+}
+
+impl Copies {
+    /// See [`ensure`].
+    ///
+    /// # Errors
+    /// See [`CopyError`].
+    pub async fn ensure(
+        &self,
+        client: &Client,
+        copy: &PolicyCopy<'_>,
+        dry_run: bool,
+    ) -> Result<(), CopyError> {
+        let now = Instant::now();
+        let key = (copy.namespace.to_owned(), copy.name.to_owned(), dry_run);
+        if self.seen().get(&key).is_some_and(|at| at.elapsed() < SEEN) {
+            return Ok(());
+        }
+        ensure(client, copy, dry_run).await?;
+        let mut seen = self.seen();
+        if seen.len() >= MOST_SEEN {
+            seen.clear();
+        }
+        seen.insert(key, now);
+        Ok(())
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<(String, String, bool), Instant>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Makes sure that `copy` exists with exactly its data, immutable; with `dry_run` only checks that
@@ -187,6 +232,43 @@ mod tests {
             assert_eq!(matches!(done, Err(CopyError::Ending { .. })), ending, "{done:?}");
             assert_eq!(done.is_ok(), !ending);
         }
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_was_seen_is_not_asked_for_again_at_once() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let data = data();
+        let copy = PolicyCopy { namespace: "n", name: "c", source: "s", data: &data };
+        let found = serde_json::to_string(&object(&copy)).expect("JSON");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let api = tower::service_fn(move |_: axum::http::Request<kube::client::Body>| {
+            // The first time nobody answers.
+            let answer = match counted.fetch_add(1, Ordering::Relaxed) {
+                0 => Err(std::io::Error::other("nobody")),
+                _ => Ok(axum::http::Response::new(kube::client::Body::from(
+                    found.clone().into_bytes(),
+                ))),
+            };
+            async { answer }
+        });
+        let (client, copies) = (Client::new(api, "n"), Copies::default());
+        copies.ensure(&client, &copy, false).await.expect_err("nobody answered");
+        copies.ensure(&client, &copy, true).await.expect("is there");
+        assert_eq!(asked.load(Ordering::Relaxed), 2, "a failure is not remembered");
+        copies.ensure(&client, &copy, false).await.expect("is there");
+        assert_eq!(asked.load(Ordering::Relaxed), 3, "a dry run makes nothing");
+        // Whatever time has passed since.
+        copies.seen().values_mut().for_each(|at| *at = Instant::now() + SEEN);
+        copies.ensure(&client, &copy, false).await.expect("was seen");
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        let other = PolicyCopy { namespace: "other", ..copy.clone() };
+        copies.ensure(&client, &other, false).await.expect("is there");
+        assert_eq!(asked.load(Ordering::Relaxed), 4);
+        copies.seen().clear();
+        copies.ensure(&client, &copy, false).await.expect("is there");
+        assert_eq!(asked.load(Ordering::Relaxed), 5);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::admission::{
     Refusal, Settings, ephemeral, exec, inject, is_fenced, is_live, live_name, needs, policy_name,
     restore,
 };
-use crate::propagate::{self, PolicyCopy};
+use crate::propagate::{self, Copies, PolicyCopy};
 
 /// What is known of the cluster; it changes while the process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub struct ClusterFacts {
 pub struct HandlerConfig {
     /// The look-ups.
     pub lookups: Arc<Lookups>,
+    /// The copies of policies that pods were given.
+    pub copies: Copies,
     /// The chart's values; `delivery` is taken from the cluster's facts.
     pub settings: Settings,
     /// What is known of the cluster.
@@ -119,7 +121,7 @@ impl Handler {
             return Ok(Known { settings, ..Known::default() });
         }
         let name = policy_name(pod, ns, &settings)?;
-        let policy = self.0.lookups.policy(&name, deadline).await?;
+        let policy = self.0.lookups.policies().get(&name, deadline).await?;
         let needs = needs(pod, ns, &settings, &policy.reference)?;
         let images =
             self.0.lookups.images(&ns.name, &needs, &facts.architectures, deadline).await?;
@@ -140,7 +142,7 @@ impl Handler {
         let client = self.0.lookups.client();
         let late = |_| Refusal::new(Class::Lookup, "the policy could not be copied in time");
         if !live {
-            let copying = propagate::ensure(client, &copy, dry_run);
+            let copying = self.0.copies.ensure(client, &copy, dry_run);
             return deadline.run(copying).await.map_err(late)?.map_err(|e| not_copied(&e));
         }
         let copying = propagate::ensure_live(client, &copy, dry_run);
@@ -149,7 +151,7 @@ impl Handler {
             return Ok(());
         }
         // The pod must not begin by what the policy was: whoever follows it may be behind.
-        let checked = || self.0.lookups.checked(source.to_owned(), deadline);
+        let checked = || self.0.lookups.policies().checked(source.to_owned(), deadline);
         let changing = propagate::bring_up(client, (&ns.name, &name, source), checked);
         let changed = deadline.run(changing).await.map_err(late)?.map_err(|e| not_copied(&e))?;
         changed.map(drop).map_err(|why| Refusal::new(Class::Policy, why))

@@ -26,6 +26,7 @@ fn handler(found: Option<Value>) -> Handler {
     let metrics = Arc::new(Metrics::default());
     Handler::new(HandlerConfig {
         lookups: Arc::new(lookups),
+        copies: Copies::default(),
         settings: Settings::default(),
         cluster,
         metrics,

@@ -77,7 +77,7 @@ impl Handler {
         if old.is_some_and(|old| same(old, "data") && same(old, "binaryData")) {
             return Outcome::Untouched;
         }
-        let judged = self.0.lookups.judge_policy(&review.name, &review.object, deadline).await;
+        let judged = self.0.lookups.policies().judge(&review.name, &review.object, deadline).await;
         match judged {
             Ok(warnings) => Outcome::Inject(Injection { warnings, ..Injection::default() }),
             Err(refusal) => Outcome::Refuse(refusal),
