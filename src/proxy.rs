@@ -106,6 +106,8 @@ pub struct Config {
     pub policy: Policy,
     /// The digest of its files; for people.
     pub policy_digest: String,
+    /// Whether it may be another one later.
+    pub live_policy: bool,
     /// The pod's own addresses.
     pub pod_ips: Vec<IpAddr>,
     /// The addresses of the Kubernetes API in the cluster, as far as they are known.
@@ -202,6 +204,7 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     metrics::policy_in_force(FIRST, &config.policy_digest);
     let admin = Admin::new(config.admin_port);
     let reloader = Reloader::new(config.image_roots, config.extra_roots_pem);
+    let live_policy = config.live_policy;
     let rules = Current::new(reloader.first(config.policy));
     let shared = Arc::new(Shared {
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
@@ -245,6 +248,7 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
         listening.spawn(admin::serve(listener, Arc::clone(&admin)));
     }
 
+    let policies = if live_policy { Some(reload::start(&shared)?) } else { None };
     let grace = loop {
         tokio::select! {
             message = shared.control.next() => match message.context("control socket")? {
@@ -252,7 +256,8 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
                 Some((ToProxy::Inbound { ports }, _)) => shared.inbound.follow(&ports),
                 Some((ToProxy::Released, descriptors)) => admin.released(descriptors),
                 Some((change @ (ToProxy::Policy { .. } | ToProxy::PolicyKept { .. }), fds)) => {
-                    tokio::spawn(reload::follow(Arc::clone(&shared), change, fds));
+                    let policies = policies.as_ref().context("this policy is not followed")?;
+                    policies.send((change, fds)).context("the thread that follows the policy")?;
                 }
                 Some((ToProxy::Stop { grace_ms }, _)) => break Duration::from_millis(grace_ms),
                 Some((other, _)) => bail!("the supervisor said {other:?} at the wrong time"),

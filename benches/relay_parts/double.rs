@@ -46,6 +46,7 @@ pub fn serve(directory: &Path) {
     let config = Config {
         policy: policy::load(&source, None).expect("policy").policy,
         policy_digest: String::new(),
+        live_policy: false,
         pod_ips: vec!["10.88.0.1".parse().expect("address")],
         api_server: Vec::new(),
         extra_roots_pem: std::fs::read(directory.join("upstream-ca.pem")).expect("certificate"),

@@ -18,6 +18,22 @@ pub struct Inspection {
     pub rpc: Option<RpcInspection>,
 }
 
+impl Inspection {
+    /// What was read for this tells all that `other` asks for.
+    #[must_use]
+    pub fn covers(&self, other: &Self) -> bool {
+        let rpc = match (&self.rpc, &other.rpc) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            // MCP's framing is held to more than that of JSON-RPC alone.
+            (Some(own), Some(other)) => {
+                own.mcp == other.mcp && other.params.iter().all(|path| own.params.contains(path))
+            }
+        };
+        rpc && (self.graphql || !other.graphql) && self.max_bytes <= other.max_bytes
+    }
+}
+
 /// What must be read of JSON-RPC messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RpcInspection {
@@ -233,4 +249,29 @@ pub(super) fn short(text: &str) -> String {
         shown.push_str("...");
     }
     shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_for_less_does_not_tell_more() {
+        let read = |graphql, mcp: Option<bool>, params: &[&str]| Inspection {
+            max_bytes: 10,
+            graphql,
+            rpc: mcp.map(|mcp| RpcInspection {
+                mcp,
+                params: params.iter().map(|path| (*path).to_owned()).collect(),
+            }),
+        };
+        let plain = read(false, None, &[]);
+        let rpc = read(false, Some(false), &["a"]);
+        assert!(rpc.covers(&rpc) && rpc.covers(&plain) && plain.covers(&plain));
+        assert!(!plain.covers(&rpc) && !plain.covers(&read(true, None, &[])));
+        assert!(!rpc.covers(&read(false, Some(false), &["a", "b"])));
+        assert!(!rpc.covers(&read(false, Some(true), &["a"])));
+        assert!(read(true, Some(false), &["b", "a"]).covers(&rpc));
+        assert!(!rpc.covers(&Inspection { max_bytes: 9, ..rpc.clone() }), "longer than may be");
+    }
 }

@@ -83,12 +83,12 @@ impl Problems {
     }
 
     pub fn error(&mut self, at: Place, what: impl Into<String>, fix: impl Into<String>) {
-        let problem = problem(&self.file, at, what.into(), fix.into());
+        let problem = problem(&self.file, at, &what.into(), &fix.into());
         self.errors.push(problem);
     }
 
     pub fn warn(&mut self, at: Place, what: impl Into<String>, fix: impl Into<String>) {
-        let problem = problem(&self.file, at, what.into(), fix.into());
+        let problem = problem(&self.file, at, &what.into(), &fix.into());
         self.warnings.push(problem);
     }
 
@@ -100,13 +100,43 @@ impl Problems {
     }
 }
 
-fn problem(file: &str, at: Place, what: String, fix: String) -> Problem {
+fn problem(file: &str, at: Place, what: &str, fix: &str) -> Problem {
     let known = |n: u64| (n > 0).then_some(n);
     Problem {
         file: file.to_owned(),
         line: known(at.line),
         column: known(at.column),
-        what,
-        fix: (!fix.is_empty()).then_some(fix),
+        what: shown(what),
+        fix: (!fix.is_empty()).then(|| shown(fix)),
+    }
+}
+
+/// What moves a terminal's cursor, or turns the direction of its text, as an escape: keys and values of
+/// the file stand in messages.
+fn shown(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut out, c| {
+        match c {
+            '"' | '\'' | '\\' => out.push(c),
+            _ => out.extend(c.escape_debug()),
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_turns_or_moves_the_text_is_escaped() {
+        let mut problems = Problems::new("policy.yaml");
+        problems.error(
+            Place::default(),
+            "\u{202e}m.\u{1b}[1m is \"n\u{f6}\" \\u{7}",
+            "l\u{2066}\n",
+        );
+        let (errors, _) = problems.finish();
+        let text = errors[0].to_string();
+        assert_eq!(text, "policy.yaml: \\u{202e}m.\\u{1b}[1m is \"n\u{f6}\" \\u{7}; l\\u{2066}\\n");
     }
 }

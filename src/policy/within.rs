@@ -30,13 +30,15 @@ pub(super) fn connect(own: Connect, bounds: Connect) -> Connect {
         (_, Connect::Deny(denial)) => return Connect::Deny(held(denial)),
         (Connect::Allow(own), Connect::Allow(other)) => (own, other),
     };
+    // What is not inspected takes any path.
+    let takes = |grant: &Grant| grant.inspect == Inspect::None || grant.allow_encoded_slash;
+    own.allow_encoded_slash = takes(&own) && takes(&other);
     if other.inspect == Inspect::Rest {
         own.inspect = Inspect::Rest;
     }
     if other.tls == TlsMode::Auto || own.inspect == Inspect::Rest {
         own.tls = TlsMode::Auto;
     }
-    own.allow_encoded_slash &= other.allow_encoded_slash;
     own.unread |= other.unread;
     own.also = Some(Box::new(other));
     Connect::Allow(own)
@@ -177,6 +179,39 @@ network_policies:
             ("two.wild.test", NameMatch::None),
         ] {
             assert_eq!(policy.names_host(&host(name)), expected, "{name}");
+        }
+    }
+
+    /// Where nothing is inspected an encoded slash passes, so that is no condition.
+    #[test]
+    fn an_encoded_slash_is_as_both_say() {
+        let inspected = |slash: bool| {
+            let slash = if slash { "allow_encoded_slash: true, " } else { "" };
+            policy(&format!(
+                "network_policies: {{ p: {{ endpoints: [{{ host: h.test, port: 443, protocol: rest, \
+                 {slash}access: full }}], binaries: [{{ path: /bin/a }}] }} }}"
+            ))
+        };
+        let plain = || {
+            policy(
+                "network_policies: { p: { endpoints: [{ host: h.test, port: 443 }], \
+                 binaries: [{ path: /bin/a }] } }",
+            )
+        };
+        for (own, bounds, expected) in [
+            (inspected(true), plain(), true),
+            (plain(), inspected(true), true),
+            (inspected(true), inspected(true), true),
+            (inspected(false), plain(), false),
+            (plain(), inspected(false), false),
+            (inspected(true), inspected(false), false),
+        ] {
+            let both = own.within(Arc::new(bounds));
+            let Connect::Allow(grant) = both.connect(&caller("/bin/a"), &host("h.test"), 443)
+            else {
+                panic!("both allow it")
+            };
+            assert_eq!((grant.inspect, grant.allow_encoded_slash), (Inspect::Rest, expected));
         }
     }
 

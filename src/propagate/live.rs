@@ -90,10 +90,11 @@ pub async fn bring_up<F: Future<Output = Checked>>(
     let what = PolicyCopy { namespace, name, source: of, data: &none };
     let api: Api<ConfigMap> = Api::namespaced(client.clone(), namespace);
     for attempt in 1.. {
-        let found = match api.get_opt(name).await.map_err(api_failed(&what, "read"))? {
-            Some(found) if is_ours(&found, of).is_ok() => found,
-            _ => return Ok(Ok(false)),
-        };
+        let found = api.get_opt(name).await.map_err(api_failed(&what, "read"))?;
+        let Some(found) = found else { return Ok(Ok(false)) };
+        if let Err(why) = is_ours(&found, of) {
+            return Ok(Err(format!("ConfigMap {namespace}/{name} {why}")));
+        }
         let data = match source().await {
             Ok(data) => data,
             Err(why) => return Ok(Err(why)),
@@ -109,7 +110,7 @@ pub async fn bring_up<F: Future<Output = Checked>>(
             Err(error) => return Err(api_failed(&what, "change")(error)),
         }
     }
-    Ok(Ok(false))
+    Ok(Err(format!("ConfigMap {namespace}/{name} is always another one")))
 }
 
 /// Keeps all objects in step with their sources in the release namespace, for ever. `source` reads

@@ -5,8 +5,10 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use tokio::runtime::Handle;
 
 use super::control::{MAX_POLICY, NewPolicy, PolicyText, ToProxy, ToSupervisor};
 use super::rules::Rules;
@@ -61,8 +63,29 @@ struct Compiled {
     upstream_ca: Vec<u8>,
 }
 
-/// Does what the supervisor says of a change, and answers. The supervisor sends one at a time.
-pub(crate) async fn follow(shared: Arc<Shared>, change: ToProxy, fds: Vec<OwnedFd>) {
+/// What the supervisor says of a change, and the descriptors beside it.
+pub(crate) type Change = (ToProxy, Vec<OwnedFd>);
+
+/// The longest reason in characters, so that it fits into a message.
+const MAX_REASON: usize = 4_096;
+
+/// Does what the supervisor says of changes, one after the other, on a thread of its own: compiling
+/// takes what the policy makes it take, and an agent that has used up all processes of the pod must not
+/// keep a change away, so the thread is there before it.
+pub(crate) fn start(shared: &Arc<Shared>) -> Result<Sender<Change>> {
+    let (sender, changes) = channel::<Change>();
+    let (shared, runtime) = (Arc::clone(shared), Handle::current());
+    // The stack that it has in the supervisor, which compiles the same first.
+    let thread = std::thread::Builder::new().name("policy".into()).stack_size(8 << 20);
+    let spawned = thread.spawn(move || {
+        for (change, fds) in changes {
+            follow(&shared, &runtime, change, fds);
+        }
+    });
+    spawned.map(|_| sender).context("cannot start the thread that follows the policy")
+}
+
+fn follow(shared: &Shared, runtime: &Handle, change: ToProxy, fds: Vec<OwnedFd>) {
     let (generation, digest, bounded, kept) = match change {
         ToProxy::Policy { generation, digest, bounded, kept } => {
             (generation, digest, bounded, kept)
@@ -70,26 +93,29 @@ pub(crate) async fn follow(shared: Arc<Shared>, change: ToProxy, fds: Vec<OwnedF
         ToProxy::PolicyKept { reason } => return report::policy_kept(&reason),
         _ => return,
     };
-    // Compiling takes what the policy makes it take: not on a thread that serves.
-    let compiled = tokio::task::spawn_blocking(move || compile(fds)).await;
-    let compiled = compiled.map_err(anyhow::Error::from).and_then(|compiled| compiled);
-    let refused = match compiled {
-        Ok(compiled) => {
-            metrics::policies(compiled.policy.names());
-            let last = shared.rules.load();
-            shared.rules.replace(shared.reloader.next(&last, generation, bounded, compiled));
-            metrics::policy_in_force(generation, &digest);
-            report::policy_followed(generation, &digest, bounded, &kept);
-            None
+    let followed = compile(fds).and_then(|compiled| {
+        let names = compiled.policy.names().map(str::to_owned).collect::<Vec<_>>();
+        let last = shared.rules.load();
+        let next = shared.reloader.next(&last, generation, bounded, compiled);
+        ensure!(
+            shared.rules.replace(next),
+            "policy {generation} is not newer than the one in force"
+        );
+        metrics::policies(names.iter().map(String::as_str));
+        metrics::policy_in_force(generation, &digest);
+        report::policy_followed(generation, &digest, bounded, &kept);
+        Ok(())
+    });
+    let refused = followed.err().map(|error| {
+        let mut reason = format!("{error:#}");
+        if let Some((end, _)) = reason.char_indices().nth(MAX_REASON) {
+            reason.truncate(end);
         }
-        Err(error) => {
-            let reason = format!("{error:#}");
-            report::policy_kept(&reason);
-            Some(reason)
-        }
-    };
+        report::policy_kept(&reason);
+        reason
+    });
     // A supervisor that does not hear this is gone, and so is this process.
-    let _ = shared.control.send(&ToSupervisor::Policy { generation, refused }).await;
+    let _ = runtime.block_on(shared.control.send(&ToSupervisor::Policy { generation, refused }));
 }
 
 fn source(text: &PolicyText) -> Source<'_> {

@@ -57,11 +57,14 @@ impl Current {
         self.number.load(Ordering::Acquire) == rules.number
     }
 
-    /// Replaces the rules and wakes all sessions.
-    pub(crate) fn replace(&self, rules: Rules) {
+    /// Replaces the rules and wakes all sessions. Only by newer ones: whether it did.
+    pub(crate) fn replace(&self, rules: Rules) -> bool {
         let number = rules.number;
         {
             let mut now = self.rules.write().unwrap_or_else(PoisonError::into_inner);
+            if number <= now.number {
+                return false;
+            }
             *now = Arc::new(rules);
             self.number.store(number, Ordering::Release);
         }
@@ -69,6 +72,7 @@ impl Current {
         for session in sessions.values() {
             session.notify_waiters();
         }
+        true
     }
 
     pub(crate) fn alarm(self: &Arc<Self>) -> Alarm {
@@ -126,8 +130,9 @@ mod tests {
         tokio::task::yield_now().await;
         let late = current.alarm();
         assert!(current.is(&first));
-        current.replace(rules(2));
-        assert!(!current.is(&first) && current.is(&current.load()));
+        assert!(current.replace(rules(2)));
+        assert!(!current.replace(rules(2)) && !current.replace(rules(1)), "only newer ones");
+        assert!(current.load().number == 2 && !current.is(&first) && current.is(&current.load()));
         for one in waiting {
             one.await.expect("woken");
         }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::destination::{self, Origin};
 use super::report;
 use super::session::{NotAdmitted, Session};
-use crate::policy::{CanonicalTarget, Inspect, Payload, Request, TlsMode, Verdict};
+use crate::policy::{CanonicalTarget, Inspect, Inspection, Payload, Request, TlsMode, Verdict};
 
 /// A connection that its caller may have, with the rules that say so.
 #[derive(Clone)]
@@ -38,8 +38,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) method: &'a str,
     /// None where the endpoint was not inspected.
     pub(crate) canonical: Option<&'a CanonicalTarget>,
-    /// What its content says, where that was read.
-    pub(crate) payload: Option<&'a Payload>,
+    /// What its content says, where that was read, and what it was read for.
+    pub(crate) payload: Option<(&'a Payload, &'a Inspection)>,
     /// Methods that a server may take instead.
     pub(crate) overrides: &'a [String],
     /// It is the handshake of a WebSocket.
@@ -128,6 +128,15 @@ impl Admitted {
         // Nobody has looked at what else it asks for (another protocol, another target).
         let Some(canonical) = canonical else { return Err(NOT_JUDGED.to_owned()) };
         let (path, query) = (canonical.path.as_str(), &canonical.pairs[..]);
+        // Nor at what the content says beside what was asked for then.
+        let (session, origin) = (&self.session, &self.origin);
+        let (caller, host) = (session.caller(), &origin.host);
+        let wanted = session.policy().inspection(caller, host, origin.port, path);
+        let wanted = wanted.filter(|_| !websocket);
+        if wanted.is_some_and(|wanted| !payload.is_some_and(|(_, read)| read.covers(&wanted))) {
+            return Err(NOT_JUDGED.to_owned());
+        }
+        let payload = payload.map(|(payload, _)| payload);
         let request = Request { method, path, query, payload, overrides };
         self.verdict(&request, websocket)
     }

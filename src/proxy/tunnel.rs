@@ -66,9 +66,13 @@ pub(super) enum First {
 /// Serves an established tunnel to its end.
 pub(crate) async fn run(mut admitted: Admitted, mut client: Conn, tcp: TcpStream) {
     let mut upstream = Conn::new(Stream::Tcp(tcp)).counted(&metrics::DOWN);
+    let dialled = admitted.session.generation();
     match known(&mut admitted, &mut client, &mut upstream).await {
         First::Tls => secured(admitted, client, upstream).await,
-        first => inner(admitted, client, upstream, Scheme::Http, first).await,
+        first => {
+            let upstream = (upstream, dialled);
+            inner(admitted, client, upstream, Scheme::Http, first).await;
+        }
     }
 }
 
@@ -92,11 +96,18 @@ async fn known(admitted: &mut Admitted, client: &mut Conn, upstream: &mut Conn) 
 }
 
 /// Handles what is not TLS, or what was found inside TLS.
-async fn inner(admitted: Admitted, client: Conn, upstream: Conn, scheme: Scheme, first: First) {
+/// The number beside `upstream` is that of the rules it was dialled under.
+async fn inner(
+    admitted: Admitted,
+    client: Conn,
+    (upstream, dialled): (Conn, u64),
+    scheme: Scheme,
+    first: First,
+) {
     let Admitted { session, origin } = &admitted;
     match (first, origin.grant.inspect) {
         (First::Http, _) => {
-            let link = Link::open(&admitted, scheme, upstream);
+            let link = Link::open(&admitted, scheme, upstream, dialled);
             rest::serve(admitted, client, link).await;
         }
         (First::Http2, _) => {
@@ -303,8 +314,9 @@ async fn inside(mut admitted: Admitted, both: Both) {
     let mut client = both.client;
     match both.upstream {
         Ok((mut upstream, _)) => {
+            let dialled = admitted.session.generation();
             let first = known(&mut admitted, &mut client, &mut upstream).await;
-            inner(admitted, client, upstream, Scheme::Https, first).await;
+            inner(admitted, client, (upstream, dialled), Scheme::Https, first).await;
         }
         // Told in the answer to the first request.
         Err(error) => {

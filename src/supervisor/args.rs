@@ -203,7 +203,7 @@ pub enum Transparent {
 }
 
 /// Which of the agent's ports are reachable at the pod's address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Inbound {
     /// What listens in the fence.
     Mirror,

@@ -48,6 +48,8 @@ struct State {
     records: HashMap<u64, Record>,
     order: VecDeque<u64>,
     executables: BTreeMap<ExecutableKey, Arc<File>>,
+    /// Their keys, the oldest first.
+    opened: VecDeque<ExecutableKey>,
 }
 
 #[derive(Debug, Clone)]
@@ -169,10 +171,7 @@ impl Callers {
         // What was opened counts, not what was looked at before.
         let key = ExecutableKey::of(&file.metadata()?);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.executables.len() >= MAX_EXECUTABLES {
-            state.executables.clear();
-        }
-        state.executables.insert(key, Arc::clone(&file));
+        state.hold(key, &file);
         Ok(file)
     }
 
@@ -195,6 +194,22 @@ impl Callers {
 }
 
 impl State {
+    /// Keeps one more executable open. The oldest goes, and with it the records that hold it: an agent
+    /// that runs a file which is always another one must not use up the descriptors.
+    fn hold(&mut self, key: ExecutableKey, file: &Arc<File>) {
+        // Another thread may have opened it meanwhile.
+        if self.executables.insert(key, Arc::clone(file)).is_none() {
+            self.opened.push_back(key);
+        }
+        while self.opened.len() > MAX_EXECUTABLES {
+            let Some(gone) = self.opened.pop_front().and_then(|key| self.executables.remove(&key))
+            else {
+                continue;
+            };
+            self.records.retain(|_, record| !Arc::ptr_eq(&record.executable, &gone));
+        }
+    }
+
     fn remember(&mut self, cookie: u64, record: Record) {
         self.records.insert(cookie, record);
         self.order.push_back(cookie);
@@ -241,6 +256,25 @@ mod tests {
         }
         assert_eq!(state.records.len(), MAX_RECORDS);
         assert!(!state.records.contains_key(&9) && state.records.contains_key(&10));
+    }
+
+    /// A file that is always another one takes no more descriptors than a bound.
+    #[test]
+    fn executables_that_are_held_open_are_bounded_with_their_records() {
+        let mut state = State::default();
+        let mut held = Vec::new();
+        for number in 0..MAX_EXECUTABLES as u64 + 2 {
+            let file = Arc::new(File::open("/proc/self/exe").unwrap());
+            let meta = file.metadata().unwrap();
+            let key = ExecutableKey { inode: number, ..ExecutableKey::of(&meta) };
+            state.hold(key, &file);
+            let caller = CallerRecord { pid: 1, exe: "/x".into(), ..CallerRecord::default() };
+            state.remember(number, Record { caller, executable: Arc::clone(&file) });
+            held.push(Arc::downgrade(&file));
+        }
+        let open = held.iter().filter(|file| file.strong_count() > 0).count();
+        assert_eq!(open, MAX_EXECUTABLES);
+        assert!(!state.records.contains_key(&1) && state.records.contains_key(&2));
     }
 
     #[test]

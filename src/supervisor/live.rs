@@ -47,7 +47,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// depends on what else the container does.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// The longest reason in bytes, so that it fits into a message.
+/// The longest reason in characters, so that it fits into a message.
 const MAX_REASON: usize = 4_096;
 
 /// What following takes. The fields with `first` are as the fence was built.
@@ -79,8 +79,10 @@ struct Follower {
     set: Following,
     /// As it was when it was read last.
     state: Option<State>,
-    /// Of the policy in force; `None` where that is not known.
-    digest: Option<String>,
+    /// As it was at the last look: one that is still being written is left alone.
+    seen: Option<State>,
+    /// Of the policy in force.
+    digest: String,
     generation: u64,
     in_force: Arc<Policy>,
     /// The last policy that holds whole.
@@ -98,7 +100,8 @@ impl Following {
         let follower = Follower {
             // What has changed since it was read is seen at the first look.
             state: None,
-            digest: Some(self.first_files.digest()),
+            seen: None,
+            digest: self.first_files.digest(),
             generation: 1,
             in_force: Arc::clone(&first),
             whole: first,
@@ -124,7 +127,11 @@ impl Follower {
     fn look(&mut self) {
         let state = State::of(&self.set.dir);
         let due = self.again.is_some_and(|at| Instant::now() >= at);
-        if self.state.as_ref() == Some(&state) && self.digest.is_some() && !due {
+        if self.state.as_ref() == Some(&state) && !due {
+            return;
+        }
+        if self.seen.as_ref() != Some(&state) {
+            self.seen = Some(state);
             return;
         }
         // One that cannot be read is looked at again: it may be on its way.
@@ -132,9 +139,12 @@ impl Follower {
             Ok(files) => files,
             Err(error) => return self.keep(&error),
         };
+        if State::of(&self.set.dir) != state {
+            return;
+        }
         self.state = Some(state);
         self.again = None;
-        if self.digest.as_ref() == Some(&files.digest()) {
+        if self.digest == files.digest() {
             self.told = None;
             return;
         }
@@ -180,15 +190,13 @@ impl Follower {
         self.generation += 1;
         let digest = files.digest();
         if let Err(error) = self.hand_over(files, links, &digest, bounded, &kept) {
-            if self.digest.is_some() {
-                self.watch(&[&self.in_force]);
-            }
+            self.watch(&[&self.in_force]);
             return Err(error);
         }
         self.watch(&[&new]);
         (self.in_force, self.whole) = (new, whole);
         self.attest(&digest, bounded, kept);
-        self.digest = Some(digest);
+        self.digest = digest;
         Ok(())
     }
 
@@ -219,18 +227,16 @@ impl Follower {
         let change = ToProxy::Policy { generation, digest, bounded, kept };
         packet::send(&self.set.control, &change, &[file.as_fd()])
             .context("cannot give the policy to the proxy")?;
-        let until = Instant::now() + PATIENCE;
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match self.set.answers.recv_timeout(left) {
-                // To one that was not waited for any more.
+            match self.set.answers.recv_timeout(PATIENCE) {
+                // The proxy's mistake: to none that was sent.
                 Ok(answered) if answered.generation != generation => {}
                 Ok(Answered { refused: None, .. }) => return Ok(()),
                 Ok(Answered { refused: Some(reason), .. }) => return Err(Refused(reason).into()),
-                // It may still come into force: nothing is known, and it is tried again.
+                // It will come into force: another one beside it would only make both later.
                 Err(RecvTimeoutError::Timeout) => {
-                    self.digest = None;
-                    bail!("the proxy has not said within {} s that it holds", PATIENCE.as_secs());
+                    let (is, at) = ("the proxy has not compiled it yet", PATIENCE.as_secs());
+                    self.keep(&anyhow::anyhow!("{is}, {at} s after it was told to"));
                 }
                 Err(RecvTimeoutError::Disconnected) => bail!("the proxy is gone"),
             }

@@ -45,11 +45,11 @@ const RANDOM: [&str; 2] = ["/dev/urandom", "/dev/random"];
 pub struct ProxyConfig {
     parent: i32,
     policy: PolicyFiles,
+    live_policy: bool,
     pod_ips: Vec<IpAddr>,
     api_server: Vec<IpAddr>,
     java: bool,
-    inbound: Option<Vec<u16>>,
-    mirror: bool,
+    inbound: Inbound,
     admin_port: u16,
     transparent: bool,
     upstream_proxy: Option<upstream_proxy::Settings>,
@@ -67,18 +67,14 @@ impl ProxyConfig {
         upstream_proxy: Option<upstream_proxy::Settings>,
         level: Level,
     ) -> Self {
-        let ports = match &args.inbound {
-            Inbound::Ports(ports) => Some(ports.clone()),
-            Inbound::Mirror | Inbound::None => None,
-        };
         Self {
             parent: rustix::process::getpid().as_raw_nonzero().get(),
             policy,
+            live_policy: args.live_policy.is_some(),
             pod_ips,
             api_server,
             java,
-            inbound: ports,
-            mirror: args.inbound == Inbound::Mirror,
+            inbound: args.inbound.clone(),
             admin_port: args.admin_port,
             transparent: args.transparent == Transparent::On,
             upstream_proxy,
@@ -150,15 +146,16 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
         proxy::Config {
             policy,
             policy_digest: config.policy.digest(),
+            live_policy: config.live_policy,
             pod_ips,
             api_server: config.api_server,
             extra_roots_pem: config.policy.into_upstream_ca(),
             image_roots,
             java: config.java,
-            inbound: match (config.mirror, config.inbound) {
-                (true, _) => proxy::Inbound::Mirror,
-                (false, Some(ports)) => proxy::Inbound::Ports(ports),
-                (false, None) => proxy::Inbound::None,
+            inbound: match config.inbound {
+                Inbound::Mirror => proxy::Inbound::Mirror,
+                Inbound::Ports(ports) => proxy::Inbound::Ports(ports),
+                Inbound::None => proxy::Inbound::None,
             },
             admin_port: config.admin_port,
             resolv_conf: PathBuf::from(RESOLV_CONF),

@@ -4,7 +4,7 @@
 use std::net::SocketAddrV4;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::SyncSender;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -31,7 +31,7 @@ pub struct ProxyService {
     /// Which ports of the fence are told of.
     pub inbound: Inbound,
     /// Where answers to changes of the policy go, where it is followed.
-    pub answered: Option<Sender<Answered>>,
+    pub answered: Option<SyncSender<Answered>>,
 }
 
 /// What the proxy says of a change of the policy.
@@ -97,8 +97,8 @@ impl ProxyService {
             ToSupervisor::GatewaySocket { id } => (id, self.gateway_socket(id)),
             ToSupervisor::Policy { generation, refused } => {
                 if let Some(answered) = &self.answered {
-                    // Whoever followed the policy has ended: nobody is told.
-                    let _ = answered.send(Answered { generation, refused });
+                    // One is waited for at a time: more, or none to tell, are not worth memory.
+                    let _ = answered.try_send(Answered { generation, refused });
                 }
                 return Ok(());
             }

@@ -4,7 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -172,7 +172,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let (diag, inbound) = (network.diag, args.inbound);
     let followed = match &args.live_policy {
         Some(dir) => {
-            let (answered, answers) = channel();
+            let (answered, answers) = sync_channel(4);
             let control = proxy.try_clone().context("cannot keep the control socket")?;
             Some((dir.clone(), control, Arc::clone(&callers), answered, answers))
         }
@@ -261,10 +261,14 @@ fn load(files: &PolicyFiles) -> Result<(Arc<Policy>, Links)> {
     Ok((Arc::new(loaded.policy), links))
 }
 
-/// The flag, else the policy's user, else nobody; never root.
+/// The flag, else the policy's user, else nobody; never root. Of a policy that is followed its own user
+/// comes first: the flag says whom it named when the pod was admitted, and what it allows is meant for
+/// whom it names now.
 fn resolve_user(args: &RunArgs, policy: &Policy) -> Result<User> {
     let process = policy.process();
-    let spec = match (&args.run_as, &process.run_as_user) {
+    let named_since = args.live_policy.is_some() && process.run_as_user.is_some();
+    let flag = args.run_as.as_ref().filter(|_| !named_since);
+    let spec = match (flag, &process.run_as_user) {
         (Some(spec), _) => spec.clone(),
         (None, Some(user)) => match &process.run_as_group {
             Some(group) => format!("{user}:{group}"),

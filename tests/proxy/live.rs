@@ -198,6 +198,43 @@ fn an_answer_under_way_is_judged_again() {
     });
 }
 
+/// What a content says beside what was asked for when it was read, nobody has looked at.
+#[test]
+fn a_content_is_not_judged_by_rules_that_ask_for_more_of_it() {
+    in_namespace(|rig| {
+        let access =
+            "host: star.test, port: 8080, protocol: rest, enforcement: enforce, access: full";
+        let rpc = |rules: &str| {
+            let rules = format!(
+                "host: star.test, port: 8080, path: /rpc, protocol: json-rpc, enforcement: enforce, {rules}"
+            );
+            with(&[(access, &rules)])
+        };
+        let all = "rules: [{ allow: { method: '*' } }]";
+        follow(&rig, &rpc(all));
+        let listener = TcpListener::bind((UPSTREAM, 8080)).expect("listener");
+        let mut tcp = rig.tunnel("star.test:8080");
+        let body = r#"{"jsonrpc":"2.0","id":1,"method":"read","params":{"path":"/etc/x"}}"#;
+        let length = body.len();
+        write!(
+            tcp,
+            "POST /rpc HTTP/1.1\r\nHost: star.test:8080\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .expect("send");
+        let mut parts = Parts::accept(&listener);
+        parts.say("one");
+        assert!(read_head(&mut tcp).starts_with("HTTP/1.1 200 "));
+        let mut first = [0; 8];
+        tcp.read_exact(&mut first).expect("part");
+        follow(&rig, &format!("# as before\n{}", rpc(all)));
+        parts.say("two");
+        tcp.read_exact(&mut first).expect("part");
+        let deny = "deny_rules: [{ method: read, params: { path: '/etc/*' } }]";
+        follow(&rig, &rpc(&format!("{all}, {deny}")));
+        assert_eq!(read_to_end(&mut tcp), "");
+    });
+}
+
 #[test]
 fn streams_of_one_connection_are_judged_one_by_one() {
     with_rig(|rig| async move {

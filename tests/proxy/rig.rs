@@ -274,6 +274,7 @@ impl Rig {
         let config = Config {
             policy: policy::load(&source, None).expect("policy").policy,
             policy_digest: "sha256:first".into(),
+            live_policy: true,
             pod_ips: vec![pod_ip.parse().expect("ip")],
             api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),

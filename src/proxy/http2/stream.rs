@@ -15,7 +15,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, Uri};
 use super::exchange::{self, Agent, Unanswered};
 use super::upstream::{Open, Upstream};
 use super::{bridge, fields};
-use crate::policy::{Instead, Payload};
+use crate::policy::{Inspection, Instead, Payload};
 use crate::proxy::destination::DialError;
 use crate::proxy::l7::content;
 use crate::proxy::l7::held::Held;
@@ -61,7 +61,7 @@ pub(super) async fn run(
             let doing = Doing::Request(Asked {
                 method: head.method.as_str(),
                 canonical: judged.canonical.as_ref(),
-                payload: payload.as_ref(),
+                payload: payload.as_ref().map(|(payload, read)| (payload, read)),
                 overrides: &judged.overrides,
                 websocket: false,
             });
@@ -128,7 +128,7 @@ fn refuse(respond: &mut SendResponse<Bytes>, refusal: &Refusal, only_head: bool)
 struct Passed {
     judged: Judged,
     /// What its content says, where that was judged.
-    payload: Option<Payload>,
+    payload: Option<(Payload, Inspection)>,
     /// The body, where it was read.
     held: Option<Held>,
 }
@@ -187,8 +187,9 @@ async fn judged(
         let held = read.map_err(|why| prepared.unread(session, origin, &why))?;
         (content::read(inspection, &facts, &held.bytes), Some(held))
     };
+    let read_for = inspection.clone();
     let judged = prepared.judge(session, origin, Some(&payload))?;
-    Ok(Passed { judged, payload: Some(payload), held })
+    Ok(Passed { judged, payload: Some((payload, read_for)), held })
 }
 
 /// Asks a client for its body that waits to be asked.

@@ -39,9 +39,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// `conn` was made under the session's rules, or may stay under them.
-    pub(crate) fn open(admitted: &Admitted, scheme: Scheme, conn: Conn) -> Self {
-        let generation = Some(admitted.session.generation());
+    /// `conn` was made under the rules of `generation`.
+    pub(crate) fn open(admitted: &Admitted, scheme: Scheme, conn: Conn, generation: u64) -> Self {
+        let generation = Some(generation);
         Self { conn: Some(conn), generation, ..Self::none(&admitted.origin, scheme) }
     }
 
@@ -212,6 +212,7 @@ pub(crate) async fn request(
         Ok(None) => (None, None),
         Err(refusal) => return Next::Refuse(refusal),
     };
+    let read_for = prepared.inspection().map(|(inspection, _)| inspection.clone());
     let judged = match prepared.judge(session, origin, payload.as_ref()) {
         Ok(judged) => judged,
         Err(refusal) => return Next::Refuse(refusal),
@@ -219,7 +220,7 @@ pub(crate) async fn request(
     let asked = Asked {
         method: head.method(),
         canonical: judged.canonical.as_ref(),
-        payload: payload.as_ref(),
+        payload: payload.as_ref().zip(read_for.as_ref()),
         overrides: &judged.overrides,
         websocket: judged.websocket,
     };
