@@ -4,7 +4,7 @@
 //! The review carries only the options (container and command), so the pod is read live by the
 //! caller. `kubectl cp` is an exec too; `attach` reaches the agent itself and needs nothing.
 
-use json_patch::{Patch, PatchOperation, ReplaceOperation};
+use json_patch::{AddOperation, Patch, PatchOperation};
 use serde_json::{Value, json};
 
 use super::command::entered;
@@ -33,6 +33,9 @@ pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
     };
     let malformed =
         || Refusal::new(Class::Malformed, "the command of the exec is not a list of words");
+    if !options.is_object() {
+        return Err(malformed());
+    }
     let command: Vec<String> = list(options, "command")
         .iter()
         .map(|word| word.as_str().map(str::to_owned).ok_or_else(malformed))
@@ -42,7 +45,8 @@ pub fn wrap(options: &Value, pod: &Value) -> Result<Patch, Refusal> {
     }
     let wrapped: Vec<String> = prefix.into_iter().chain(command).collect();
     let path = json_patch::jsonptr::PointerBuf::from_tokens(["command"]);
-    Ok(Patch(vec![PatchOperation::Replace(ReplaceOperation { path, value: json!(wrapped) })]))
+    // Takes the place of what is there, and there may be none.
+    Ok(Patch(vec![PatchOperation::Add(AddOperation { path, value: json!(wrapped) })]))
 }
 
 /// Where the command of an exec will run, in one word for the audit log; and what to say to who sent
@@ -181,6 +185,12 @@ mod tests {
             }
         }
         assert!(wrap(&json!({ "container": "a", "command": [1] }), &pod).is_err());
+        // The API server sends an object, and a command in it.
+        assert!(wrap(&json!("a"), &pod).is_err());
+        let mut without = json!({ "container": "a" });
+        let patch = wrap(&without, &pod).expect("an answer");
+        json_patch::patch(&mut without, &patch).expect("applies");
+        assert_eq!(verify(&without, &pod, &Namespace::default()), Ok(()));
     }
 
     /// A rollback, or the other replica of a roll-out.
