@@ -131,7 +131,10 @@ pub(super) fn recover(command: &[String]) -> Option<Original> {
             | "--run-dir" => {
                 let (value, after) = after.split_first()?;
                 match flag.as_str() {
-                    "--workdir" => found.workdir = Some(single(value)),
+                    // We write no empty one: it would count once and be gone the next time.
+                    "--workdir" => {
+                        found.workdir = Some(single(value)).filter(|dir| !dir.is_empty());
+                    }
                     "--run-as" => found.user = Some(single(value)),
                     _ => {}
                 }
@@ -376,6 +379,9 @@ mod tests {
                 runner: false,
             }
         );
+        // Not one that a second pass would not find again.
+        let empty = json!({"command": argv(&["sh"], Some(""))});
+        assert_eq!(Original::of(&empty).unwrap().workdir, None);
     }
 
     #[test]
