@@ -35,7 +35,7 @@ use super::{
 };
 use crate::event;
 use crate::fence::{credentials, seccomp, sysctl};
-use crate::policy::{Compatibility, Policy};
+use crate::policy::{Compatibility, Policy, Process};
 
 /// Builds the fence, runs the command in it, and returns the exit code to end with.
 #[allow(clippy::too_many_lines, reason = "the order of building is one page, read downwards")]
@@ -261,13 +261,29 @@ fn load(files: &PolicyFiles) -> Result<(Arc<Policy>, Links)> {
     Ok((Arc::new(loaded.policy), links))
 }
 
-/// The flag, else the policy's user, else nobody; never root. Of a policy that is followed its own user
-/// comes first: the flag says whom it named when the pod was admitted, and what it allows is meant for
-/// whom it names now.
+/// Whom a policy that is followed names now, if that is somebody else than the flag, which says whom it
+/// named when the pod was admitted: what it allows is meant for whom it names now. As the webhook reads
+/// it: an empty name is none, root becomes 65534.
+fn named_since(flag: &str, process: &Process) -> Option<String> {
+    let user = process.run_as_user.as_deref().filter(|user| !user.is_empty())?;
+    let root = user == "root" || user.parse() == Ok(0_u32);
+    let user = if root { "65534" } else { user };
+    if flag.split(':').next() == Some(user) {
+        return None;
+    }
+    let group = process.run_as_group.as_deref().filter(|group| !group.is_empty());
+    Some(match group.or(root.then_some("65534")) {
+        Some(group) => format!("{user}:{group}"),
+        None => user.to_owned(),
+    })
+}
+
+/// The flag, else the policy's user, else nobody; never root.
 fn resolve_user(args: &RunArgs, policy: &Policy) -> Result<User> {
     let process = policy.process();
-    let named_since = args.live_policy.is_some() && process.run_as_user.is_some();
-    let flag = args.run_as.as_ref().filter(|_| !named_since);
+    let live = args.live_policy.as_ref().and(args.run_as.as_deref());
+    let other = live.and_then(|flag| named_since(flag, process));
+    let flag = other.as_ref().or(args.run_as.as_ref());
     let spec = match (flag, &process.run_as_user) {
         (Some(spec), _) => spec.clone(),
         (None, Some(user)) => match &process.run_as_group {
@@ -290,4 +306,30 @@ fn resolve_user(args: &RunArgs, policy: &Policy) -> Result<User> {
 fn end(keeper: Pid) {
     // It may have ended already.
     let _ = rustix::process::kill_process(keeper, rustix::process::Signal::KILL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_followed_policy_names_another_user() {
+        let named = |flag: &str, user: &str, group: &str| {
+            let some = |text: &str| Some(text.to_owned());
+            let process = Process {
+                run_as_user: some(user),
+                run_as_group: some(group),
+                ..Process::default()
+            };
+            named_since(flag, &process)
+        };
+        // The flag knows more: the group that the pod asks for.
+        assert_eq!(named("app:web", "app", ""), None);
+        assert_eq!(named("1000:7", "", "x"), None);
+        assert_eq!(named("65534:65534", "root", ""), None);
+        assert_eq!(named("app:web", "other", ""), Some("other".into()));
+        assert_eq!(named("app:web", "other", "g"), Some("other:g".into()));
+        assert_eq!(named("app", "0", ""), Some("65534:65534".into()));
+        assert_eq!(named_since("app", &Process::default()), None);
+    }
 }
