@@ -8,6 +8,11 @@ UPSTREAM_NAMESPACE=ringfence-upstream
 UPSTREAM_HOST=upstream.ringfence-upstream.svc.cluster.local
 OTHER_HOST=other.ringfence-upstream.svc.cluster.local
 POLICY=openshell-policy
+# What the chart makes, and how all of it is labelled.
+OBJECTS=deployment,service,serviceaccount,poddisruptionbudget,role,rolebinding,clusterrole,clusterrolebinding
+OBJECTS+=,mutatingwebhookconfiguration,validatingwebhookconfiguration
+OBJECTS+=,validatingadmissionpolicy,validatingadmissionpolicybinding
+LABELLED=app.kubernetes.io/name=ringfence,app.kubernetes.io/instance=$RELEASE
 # The name that stands in the examples for the agent's image.
 AGENT_PLACEHOLDER=registry.example/agent:latest
 
@@ -24,6 +29,7 @@ use_rig() {
     insecure_registries="{$RINGFENCE_REGISTRY}"
     # What is in the way there is ours.
     unlock_release() { helm_ uninstall $RELEASE --no-hooks -n $RELEASE_NAMESPACE --wait; }
+    clear_unknown() { kube -n $RELEASE_NAMESPACE delete "$OBJECTS" -l "$LABELLED" --wait; }
 }
 
 # From here on `kube`, `helm_` and `push` mean a cluster of the caller's kubeconfig and a registry
@@ -39,6 +45,10 @@ use_context() {
     unlock_release() {
         die "the release $RELEASE in $RELEASE_NAMESPACE is ${1:-locked}: another helm works on it, or one was ended" \
             "in the middle; see helm history, and go back with: helm rollback $RELEASE -n $RELEASE_NAMESPACE"
+    }
+    clear_unknown() {
+        die "objects of $RELEASE are in $RELEASE_NAMESPACE and Helm does not know them, as after kubectl apply of" \
+            "helm template: take them away with kubectl delete -f the same manifests, or go on without Helm"
     }
     push() {
         push_archive "$1" "$registry/$2" "$plain_http" 2>"$LOGS/push.log" || { cat "$LOGS/push.log" >&2; return 1; }
@@ -142,9 +152,15 @@ install_policy() {
     rm -f "$ca"
 }
 
-# A helm that was ended in the middle leaves a release that no other will touch.
+# A helm that was ended in the middle leaves a release that no other will touch. Nothing where there
+# is no release.
 release_status() {
-    helm_ status $RELEASE -n $RELEASE_NAMESPACE 2>/dev/null | sed -n 's/^STATUS: //p'
+    { helm_ status $RELEASE -n $RELEASE_NAMESPACE 2>/dev/null || true; } | sed -n 's/^STATUS: //p'
+}
+
+# A test that installs from the manifests alone may have been ended in the middle.
+installed_without_helm() {
+    [ -n "$(kube -n $RELEASE_NAMESPACE get deployment -l "$LABELLED" -o name 2>/dev/null)" ]
 }
 
 install_ringfence() {
@@ -152,6 +168,7 @@ install_ringfence() {
     status=$(release_status)
     case $status in
         pending-* | uninstalling) unlock_release "$status" ;;
+        '') if installed_without_helm; then clear_unknown; fi ;;
     esac
     local image=(--set "image.repository=${RINGFENCE_IMAGE%:*}" --set "image.tag=${RINGFENCE_IMAGE##*:}")
     if [[ $RINGFENCE_IMAGE == *@* ]]; then

@@ -7,8 +7,8 @@ use std::time::Duration;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingWebhookConfiguration,
 };
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
-use kube::api::{ListParams, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::wait::await_condition;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
@@ -45,10 +45,53 @@ async fn is_there(client: &Client) -> [bool; 3] {
     ]
 }
 
-/// A pod of the place is fenced, as soon as the API server knows the webhook.
+/// A pod of the place, tried: whether it has a fence, or why it was refused.
+async fn tried(place: &Place) -> Result<bool, kube::Error> {
+    let pod = serde_json::from_value(place.agent_pod("again", |_, _| {})).expect("a pod");
+    let dry = PostParams { dry_run: true, ..Default::default() };
+    let made = place.api::<Pod>().create(&dry, &pod).await?;
+    Ok(supervisor(&made, "agent").is_some())
+}
+
+/// A pod of the place is fenced, as soon as the API server knows the webhook and reaches it: the
+/// configuration arrives there by watch, the Service's endpoints at the node within a second or two.
+/// Until then pods are refused; none is made without a fence.
 async fn is_fenced(place: &Place) {
-    let pod = place.create_dry(&place.agent_pod("again", |_, _| {})).await;
-    assert!(supervisor(&pod, "agent").is_some());
+    let mut refusal = String::new();
+    let made = timeout(PATIENCE, async {
+        loop {
+            match tried(place).await {
+                Ok(fenced) => return fenced,
+                Err(error) => refusal = error.to_string(),
+            }
+            sleep(Duration::from_millis(250)).await;
+        }
+    });
+    assert!(made.await.unwrap_or_else(|_| panic!("no pod is admitted: {refusal}")));
+}
+
+/// The namespace counts as labelled, also for the API server, which learns of that by watch.
+async fn enabled(place: &Place) {
+    label(place, Some("enabled")).await;
+    let known = async {
+        while matches!(tried(place).await, Ok(false)) {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, known).await.expect("the label is known");
+}
+
+/// Waits for the replicas to have ended. Helm and kubectl do not; and while no new replica is ready,
+/// the Service leads to those that end, which serve a certificate of the CA before.
+async fn replicas_end(client: &Client) {
+    let pods: Api<Pod> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);
+    let list = ListParams::default().labels("app.kubernetes.io/component=webhook");
+    let gone = async {
+        while !pods.list(&list).await.expect("pods").items.is_empty() {
+            sleep(Duration::from_millis(250)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("the replicas end");
 }
 
 #[tokio::test]
@@ -67,8 +110,7 @@ async fn the_release_goes_when_nobody_counts_on_it_and_comes_back() {
             labels: unused.metadata.labels,
             ..Default::default()
         };
-        let made =
-            place.api::<ConfigMap>().create(&kube::api::PostParams::default(), &unused).await;
+        let made = place.api::<ConfigMap>().create(&PostParams::default(), &unused).await;
         made.expect("a copy that no pod names");
 
         // Somebody counts on it.
@@ -93,6 +135,8 @@ async fn the_release_goes_when_nobody_counts_on_it_and_comes_back() {
         let job = kubectl(&["get", "job", "ringfence-uninstall"], "").await;
         assert!(job.text.contains("NotFound"), "{job:?}");
 
+        replicas_end(&client).await;
+
         // Without Helm's records, from the manifests alone.
         let words = [
             "template",
@@ -111,7 +155,7 @@ async fn the_release_goes_when_nobody_counts_on_it_and_comes_back() {
         let words = ["rollout", "status", "deployment", RELEASE, "--timeout=120s"];
         let rolled = kubectl(&words, "").await;
         assert_eq!(rolled.code, 0, "{rolled:?}");
-        label(&place, Some("enabled")).await;
+        enabled(&place).await;
         is_fenced(&place).await;
         label(&place, None).await;
         let removed = kubectl(&["delete", "--wait", "-f", "-"], &manifests).await;
@@ -119,13 +163,12 @@ async fn the_release_goes_when_nobody_counts_on_it_and_comes_back() {
         assert_eq!(is_there(&client).await, [false; 3]);
         let gone = await_condition(secrets.clone(), CA, |found: Option<&Secret>| found.is_none());
         timeout(PATIENCE, gone).await.expect("the CA goes with it").expect("an answer");
+        replicas_end(&client).await;
 
         // And back, as it was.
         let words = ["install", RELEASE, CHART, "--wait", "--timeout", "180s", "-f", "-"];
         helm_done(&words, &values).await;
-        label(&place, Some("enabled")).await;
-        // The API server learns of a configuration by watch.
-        sleep(Duration::from_secs(1)).await;
+        enabled(&place).await;
         is_fenced(&place).await;
     })
     .await;
