@@ -13,9 +13,15 @@ mod document;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod given;
+mod mirrors;
+mod provider;
 mod registry;
 
 pub use error::{Attempt, ImageError};
+pub use given::{Given, GivenError};
+pub use mirrors::{Mirror, Mirrors};
+pub use provider::{ProviderError, Providers};
 pub use registry::{Images, ImagesConfig};
 
 /// What an image's configuration says about how it is started. Words are as the image has them:

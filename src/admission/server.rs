@@ -7,6 +7,7 @@
 //! What cannot be understood or not be taken now is answered with an HTTP error, which the API
 //! server treats by the failure policy; a decision is always 200.
 
+mod client;
 mod handler;
 mod http;
 mod metrics;
@@ -29,6 +30,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
+pub use client::{ClientAuth, ClientAuthError};
 pub use handler::{ClusterFacts, Handler, HandlerConfig};
 pub use http::{
     Admit, Answer, Deadline, Hook, TimeIsUp, health_router, ready_unless_ending, router,
@@ -245,17 +247,22 @@ impl Connection {
     }
 }
 
-/// The TLS configuration: our resolver, HTTP/1.1 only, TLS 1.2 and 1.3.
+/// The TLS configuration: our resolver, HTTP/1.1 only, TLS 1.2 and 1.3. With `clients` nobody is
+/// talked to who has no certificate that those verify.
 ///
 /// # Errors
 /// When the provider supports neither version, which would be a fault of the build.
 pub fn tls_config(
     resolver: Arc<dyn rustls::server::ResolvesServerCert>,
+    clients: Option<Arc<ClientAuth>>,
 ) -> Result<rustls::ServerConfig, rustls::Error> {
-    let mut config = rustls::ServerConfig::builder_with_provider(crate::pki::provider())
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+    let config = rustls::ServerConfig::builder_with_provider(crate::pki::provider())
+        .with_safe_default_protocol_versions()?;
+    let config = match clients {
+        Some(clients) => config.with_client_cert_verifier(clients),
+        None => config.with_no_client_auth(),
+    };
+    let mut config = config.with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

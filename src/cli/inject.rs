@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail, ensure};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::admission::{
     ImageConfig, Namespace, Needs, Outcome, POLICY_KEYS, PolicySource, Settings, inject, needs,
 };
+use crate::image::Given;
 
 /// The largest manifest in bytes.
 const MAX_MANIFEST: u64 = 64 << 20;
@@ -58,32 +58,6 @@ enum Output {
     Yaml,
 }
 
-/// An image's configuration as the file has it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-struct Image {
-    entrypoint: Vec<String>,
-    cmd: Vec<String>,
-    user: String,
-    working_dir: String,
-    volumes: Vec<String>,
-    digest: Option<String>,
-}
-
-impl From<Image> for ImageConfig {
-    fn from(image: Image) -> Self {
-        Self {
-            entrypoint: image.entrypoint,
-            cmd: image.cmd,
-            user: image.user,
-            working_dir: image.working_dir,
-            env: Vec::new(),
-            volumes: image.volumes,
-            digest: image.digest,
-        }
-    }
-}
-
 fn pair(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
@@ -123,15 +97,14 @@ struct Fencer {
     namespace: Namespace,
     settings: Settings,
     policy: PolicySource,
-    images: BTreeMap<String, ImageConfig>,
+    images: Given,
 }
 
 impl Fencer {
     fn new(args: &Args) -> anyhow::Result<Self> {
         let settings: Settings =
             args.settings.as_deref().map(load).transpose()?.unwrap_or_default();
-        let images: BTreeMap<String, Image> =
-            args.image_config.as_deref().map(load).transpose()?.unwrap_or_default();
+        let images = args.image_config.as_deref().map(load_images).transpose()?;
         let mut data = BTreeMap::new();
         for path in &args.policy {
             let key = policy_key(path)?;
@@ -140,17 +113,6 @@ impl Fencer {
         let policy = PolicySource::read(&settings.default_policy, &data)?;
         let label = if args.strict { "strict" } else { "enabled" };
         let label = ("ringfence.dev/inject".to_owned(), label.to_owned());
-        for (name, image) in &images {
-            let digest = image.digest.as_deref().unwrap_or("sha256:");
-            let hex = digest.strip_prefix("sha256:").map(str::as_bytes);
-            let is_hex = |byte: &u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte);
-            let good =
-                |hex: &[u8]| image.digest.is_none() || hex.len() == 64 && hex.iter().all(is_hex);
-            ensure!(
-                hex.is_some_and(good),
-                "image {name}: digest {digest:?} is not sha256:<64 hex digits>"
-            );
-        }
         Ok(Self {
             namespace: Namespace {
                 name: args.namespace.clone(),
@@ -160,7 +122,7 @@ impl Fencer {
             },
             settings,
             policy,
-            images: images.into_iter().map(|(name, image)| (name, image.into())).collect(),
+            images: images.unwrap_or_default(),
         })
     }
 
@@ -210,19 +172,18 @@ impl Fencer {
 
     /// What the webhook would read from registries.
     fn images_for(&self, needed: &Needs) -> anyhow::Result<BTreeMap<String, ImageConfig>> {
-        let find = |image: &str| self.images.get(image).cloned();
         needed
             .images
             .iter()
             .map(|need| {
-                let config = find(&need.image).with_context(|| {
+                let config = self.images.find(&need.image).with_context(|| {
                     let (container, image, why) = (&need.container, &need.image, need.why());
                     format!(
                         "container {container}: image {image} is not known; {why}; tell what it \
                          is by --image-config"
                     )
                 })?;
-                Ok((need.container.clone(), config))
+                Ok((need.container.clone(), (*config).clone()))
             })
             .collect()
     }
@@ -261,6 +222,10 @@ fn read(path: &Path) -> anyhow::Result<String> {
 
 fn load<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<T> {
     serde_saphyr::from_str(&read(path)?).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn load_images(path: &Path) -> anyhow::Result<Given> {
+    Given::read(&read(path)?).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// The documents of a manifest; empty ones are left out.
@@ -304,8 +269,8 @@ mod tests {
     fn fencer(images: &[&str]) -> Fencer {
         let data = BTreeMap::from([("policy.yaml".to_owned(), "version: 1\n".to_owned())]);
         let label = ("ringfence.dev/inject".to_owned(), "enabled".to_owned());
-        let image =
-            ImageConfig { cmd: vec!["run".into()], user: "7".into(), ..ImageConfig::default() };
+        let lines: Vec<String> =
+            images.iter().map(|name| format!("{name}: {{cmd: [run], user: '7'}}")).collect();
         Fencer {
             namespace: Namespace {
                 name: "default".into(),
@@ -314,7 +279,7 @@ mod tests {
             },
             settings: Settings::default(),
             policy: PolicySource::read("p", &data).unwrap(),
-            images: images.iter().map(|&name| (name.to_owned(), image.clone())).collect(),
+            images: Given::read(&lines.join("\n")).expect("reads"),
         }
     }
 

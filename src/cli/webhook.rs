@@ -7,7 +7,7 @@ mod given;
 mod trust;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,10 +25,11 @@ use self::certificates::Certificates;
 use crate::admission::events::Events;
 use crate::admission::lookup::Lookups;
 use crate::admission::server::{
-    self, Deadline, Handler, HandlerConfig, Limits, Metrics, Shutdown, ready_unless_ending,
+    self, ClientAuth, Deadline, Handler, HandlerConfig, Limits, Metrics, Shutdown,
+    ready_unless_ending,
 };
 use crate::admission::{Delivery, IpFamily, LogLevel, PodSecurity, Profile, Settings};
-use crate::image::{Images, ImagesConfig};
+use crate::image::{Given, Images, ImagesConfig, Mirror, Providers};
 use crate::pki::ca_bundle::{Configuration, ConfigurationKind};
 use crate::pki::plan::Terms;
 use crate::pki::rotation;
@@ -84,6 +85,15 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     ca_settle: u64,
 
+    /// Answer nobody but clients with a certificate by a CA of this file, PEM: the API server, where it
+    /// is configured to show one. None: whoever connects is answered.
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+    /// A DNS name that such a certificate has to have. Repeat for several, of which one is enough; none:
+    /// every certificate of that CA does.
+    #[arg(long = "client-name", value_name = "NAME", requires = "client_ca")]
+    client_names: Vec<String>,
+
     /// The image with /ringfence-supervisor that pods get.
     #[arg(long, value_name = "REFERENCE")]
     supervisor_image: String,
@@ -128,6 +138,21 @@ pub(super) struct Args {
     /// Additional CAs for registries, PEM.
     #[arg(long, value_name = "FILE")]
     registry_ca: Option<PathBuf>,
+    /// Where images of a registry are looked for first, as in `docker.io=mirror.example/hub`. Repeat for
+    /// several. Pull secrets for the mirror's name are used there, those for the registry are not.
+    #[arg(long = "registry-mirror", value_name = "REGISTRY=HOST[/PATH]")]
+    registry_mirrors: Vec<Mirror>,
+    /// What images are, for registries that the webhook does not reach: the file of
+    /// `ringfence inject --image-config`. Of these images no registry is asked.
+    #[arg(long, value_name = "FILE")]
+    image_config: Option<PathBuf>,
+    /// The kubelet's file of the same flag: plugins that log in to the registries of clouds, asked where
+    /// no pull secret does.
+    #[arg(long, value_name = "FILE", requires = "image_credential_provider_bin_dir")]
+    image_credential_provider_config: Option<PathBuf>,
+    /// The directory with these plugins.
+    #[arg(long, value_name = "DIRECTORY", requires = "image_credential_provider_config")]
+    image_credential_provider_bin_dir: Option<PathBuf>,
     /// Architecture of images where the nodes' cannot be read, as kubernetes.io/arch has it.
     #[arg(long, value_name = "ARCH", default_value = "amd64")]
     default_arch: String,
@@ -230,15 +255,48 @@ impl Args {
         all
     }
 
-    fn images(&self) -> anyhow::Result<Images> {
-        let extra_roots_pem = match &self.registry_ca {
-            Some(path) => std::fs::read(path)
-                .with_context(|| format!("cannot read --registry-ca {}", path.display()))?,
-            None => Vec::new(),
-        };
-        let insecure = self.insecure_registries.clone();
-        Ok(Images::new(ImagesConfig { insecure, extra_roots_pem, ..ImagesConfig::default() })?)
+    /// Who may connect; None: anybody.
+    fn clients(&self) -> anyhow::Result<Option<Arc<ClientAuth>>> {
+        let Some(path) = &self.client_ca else { return Ok(None) };
+        let auth = from_file("client-ca", path, |text| {
+            ClientAuth::new(text.as_bytes(), &self.client_names)
+        });
+        Ok(Some(Arc::new(auth?)))
     }
+
+    fn images(&self) -> anyhow::Result<Images> {
+        let mut config = ImagesConfig {
+            insecure: self.insecure_registries.clone(),
+            mirrors: self.registry_mirrors.iter().cloned().collect(),
+            ..ImagesConfig::default()
+        };
+        if let Some(path) = &self.registry_ca {
+            config.extra_roots_pem = std::fs::read(path)
+                .with_context(|| format!("cannot read --registry-ca {}", path.display()))?;
+        }
+        if let Some(path) = &self.image_config {
+            config.given = from_file("image-config", path, Given::read)?;
+        }
+        if let Some((path, directory)) = self
+            .image_credential_provider_config
+            .as_ref()
+            .zip(self.image_credential_provider_bin_dir.as_ref())
+        {
+            let read = |text: &str| Providers::read(text, directory);
+            config.providers = from_file("image-credential-provider-config", path, read)?;
+        }
+        Ok(Images::new(config)?)
+    }
+}
+
+/// What a file says that a flag names.
+fn from_file<T, E: std::error::Error + Send + Sync + 'static>(
+    flag: &str,
+    path: &Path,
+    read: impl FnOnce(&str) -> Result<T, E>,
+) -> anyhow::Result<T> {
+    let named = || format!("cannot read --{flag} {}", path.display());
+    read(&std::fs::read_to_string(path).with_context(named)?).with_context(named)
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -294,6 +352,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
     let client = Client::try_default().await.context("cannot find the API server")?;
     let settings = args.settings();
     let images = args.images()?;
+    let clients = args.clients()?;
     let certificates = tokio::select! {
         certificates = Certificates::obtain(&client, &args, &trust) => certificates?,
         () = told_to_end() => return Ok(()),
@@ -323,7 +382,7 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         events,
     });
     let app = server::router(handler, limits.clone(), Arc::clone(&metrics), ready);
-    let tls = Arc::new(server::tls_config(certificates.resolver())?);
+    let tls = Arc::new(server::tls_config(certificates.resolver(), clients)?);
     let reviews =
         tokio::spawn(server::serve(listener, Some(tls), app, limits.clone(), shutdown.clone()));
     tracing::info!(address = %args.listen, "serving reviews");

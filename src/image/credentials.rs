@@ -1,4 +1,4 @@
-//! Registry credentials out of pull secrets: parsing, and which of them fit an image.
+//! Registry credentials, those of pull secrets above all: parsing, and which of them fit an image.
 //!
 //! The rules are the kubelet's: an entry fits when its host matches (a `*` stands within one
 //! label) and its path is a prefix of the image's; longer paths are tried first; Docker Hub has
@@ -16,8 +16,8 @@ use sha2::{Digest as _, Sha256};
 /// One entry of a pull secret.
 #[derive(Clone)]
 pub struct Credential {
-    /// The secret it came from, for messages.
-    pub secret: String,
+    /// Where it came from, for messages: a secret of the pod, a credential provider.
+    pub source: String,
     host: String,
     path: String,
     auth: RegistryAuth,
@@ -25,7 +25,7 @@ pub struct Credential {
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credential({} for {}{})", self.secret, self.host, self.path)
+        write!(f, "Credential({} for {}{})", self.source, self.host, self.path)
     }
 }
 
@@ -66,8 +66,7 @@ pub fn parse<'a>(
     let mut credentials = Vec::new();
     for (server, entry) in entries {
         if let Some(auth) = auth_of(entry) {
-            let (host, path) = server_key(server);
-            credentials.push(Credential { secret: secret.to_owned(), host, path, auth });
+            credentials.push(Credential::of(&format!("secret `{secret}`"), server, auth));
         }
     }
     Ok(credentials)
@@ -102,14 +101,26 @@ fn server_key(server: &str) -> (String, String) {
 }
 
 /// Docker Hub under one of its names.
-fn hub_name(host: &str) -> &str {
+pub(super) fn hub_name(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => "docker.io",
         other => other,
     }
 }
 
+/// Whether a pattern like those of pull secrets' keys (`*.registry.example/path`) names the image.
+pub(super) fn is_named(pattern: &str, image: &Reference) -> bool {
+    let any = Credential::of("", pattern, RegistryAuth::Anonymous);
+    any.fits(image.registry(), image.repository())
+}
+
 impl Credential {
+    /// What `source` gives for the images that a key of such a configuration names.
+    pub(super) fn of(source: &str, server: &str, auth: RegistryAuth) -> Self {
+        let (host, path) = server_key(server);
+        Self { source: source.to_owned(), host, path, auth }
+    }
+
     fn fits(&self, registry: &str, repository: &str) -> bool {
         let path_fits = self.path.is_empty()
             || repository == self.path

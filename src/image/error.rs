@@ -10,7 +10,8 @@ use super::cache::FetchDied;
 /// One try: with which credentials, and what came of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Attempt {
-    /// `secret NAME` or `anonymously`.
+    /// ``secret `NAME` ``, ``credential provider `NAME` `` or `anonymously`; before it the mirror, where
+    /// it was one.
     pub with: String,
     /// What happened.
     pub outcome: String,

@@ -23,7 +23,7 @@ use super::cache::{Cache, Life};
 use super::credentials::{Credential, auth_and_identity, matching};
 use super::document::{Plain, parse_config};
 use super::error::judge;
-use super::{Attempt, Config, ImageError};
+use super::{Attempt, Config, Given, ImageError, Mirrors, Providers};
 
 /// An image configuration past this many bytes is not one.
 const MAX_CONFIG: usize = 4 << 20;
@@ -49,9 +49,18 @@ const MANIFESTS: &[&str] = &[
     manifest::OCI_IMAGE_MEDIA_TYPE,
     manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
 ];
+/// A mirror that has not answered by then is passed over: the registry itself needs its time, too.
+const MIRROR_LIMIT: Duration = Duration::from_secs(3);
+
 /// How registries are reached.
 #[derive(Debug, Clone)]
 pub struct ImagesConfig {
+    /// Images of which no registry is asked.
+    pub given: Given,
+    /// Where images of a registry are looked for first.
+    pub mirrors: Mirrors,
+    /// Credentials of the nodes, where a pull secret does not do.
+    pub providers: Providers,
     /// Registries (`host[:port]`) spoken to by plain HTTP.
     pub insecure: Vec<String>,
     /// Additional CAs, PEM. The system's store is always used too.
@@ -69,6 +78,9 @@ pub struct ImagesConfig {
 impl Default for ImagesConfig {
     fn default() -> Self {
         Self {
+            given: Given::default(),
+            mirrors: Mirrors::default(),
+            providers: Providers::default(),
             insecure: Vec::new(),
             extra_roots_pem: Vec::new(),
             tag_life: Duration::from_secs(30),
@@ -141,7 +153,8 @@ impl Images {
     }
 
     /// The configuration of `image` on every one of `architectures` (as `kubernetes.io/arch` spells
-    /// them), which must agree. Every fitting credential is tried, then anonymous access.
+    /// them), which must agree. Every fitting credential is tried, then those of the nodes, then
+    /// anonymous access; first on the mirrors of its registry, then there.
     ///
     /// The caller bounds the time by dropping the future; what was begun goes on and serves the
     /// next caller.
@@ -157,6 +170,9 @@ impl Images {
         let reference: Reference = image.parse().map_err(|e: oci_client::ParseError| {
             ImageError::Reference { image: image.to_owned(), reason: e.to_string() }
         })?;
+        if let Some(config) = self.shared.config.given.find(image) {
+            return Ok(config);
+        }
         let mut found: Option<(&String, Arc<Config>)> = None;
         for architecture in architectures {
             let config = self.config_on(&reference, architecture, credentials).await?;
@@ -184,52 +200,122 @@ impl Images {
 
     async fn config_on(
         &self,
-        reference: &Reference,
+        image: &Reference,
         architecture: &str,
         credentials: &[Credential],
     ) -> Result<Arc<Config>, ImageError> {
-        let tries = matching(credentials, reference).into_iter().map(Some).chain([None]);
-        let mut attempts = Vec::new();
-        let mut may_succeed_soon = false;
-        for credential in tries {
-            let (auth, identity) = auth_and_identity(credential);
-            let key =
-                Key { image: reference.whole(), identity, architecture: architecture.to_owned() };
-            let (shared, image) = (Arc::clone(&self.shared), reference.clone());
-            let architecture = architecture.to_owned();
-            let answer = self
-                .shared
-                .cache
-                .get(key, || async move {
-                    let answer = shared.bounded(&image, &architecture, &auth, identity).await;
-                    let life = match (&answer, image.digest()) {
-                        (Err(_), _) => shared.config.failure_life,
-                        (Ok(_), Some(_)) => shared.config.digest_life,
-                        (Ok(_), None) => shared.config.tag_life,
-                    };
-                    (answer, Life(life))
-                })
-                .await;
-            match answer {
-                Ok(config) => return Ok(config),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Attempt { text, try_next, retryable }) => {
-                    let with = credential
-                        .map_or("anonymously".to_owned(), |c| format!("secret `{}`", c.secret));
-                    attempts.push(Attempt { with, outcome: text });
-                    may_succeed_soon |= retryable;
-                    if !try_next {
-                        break;
-                    }
+        let mut tries = Tries::default();
+        for mirror in self.shared.config.mirrors.of(image) {
+            let found = self.config_at(&mirror, true, architecture, credentials, &mut tries).await;
+            // Whatever is wrong with a mirror, its registry may do better.
+            if let Ok(Some(config)) = found {
+                return Ok(config);
+            }
+        }
+        let found = self.config_at(image, false, architecture, credentials, &mut tries).await?;
+        found.ok_or_else(|| ImageError::Registry {
+            image: image.whole(),
+            registry: image.registry().to_owned(),
+            attempts: tries.attempts,
+            retryable: tries.may_succeed_soon,
+        })
+    }
+
+    /// The image by this name, by each fitting credential in turn; None where all of them failed, and
+    /// `tries` tells how.
+    async fn config_at(
+        &self,
+        image: &Reference,
+        is_mirror: bool,
+        architecture: &str,
+        credentials: &[Credential],
+        tries: &mut Tries,
+    ) -> Result<Option<Arc<Config>>, ImageError> {
+        let limit = self.shared.config.limit;
+        let limit = if is_mirror { limit.min(MIRROR_LIMIT) } else { limit };
+        let place = if is_mirror { format!("{}, ", image.registry()) } else { String::new() };
+        for credential in matching(credentials, image) {
+            let answer = self.attempt(image, architecture, Some(credential), limit).await;
+            if let Some(done) = tries.judge(answer, format!("{place}{}", credential.source)) {
+                return done;
+            }
+        }
+        // A plugin takes its time: only where no secret of the pod did.
+        for provider in self.shared.config.providers.of(image) {
+            let given = match provider.credentials(image).await {
+                Ok(given) => given,
+                Err(failed) => {
+                    tries.failed(format!("{place}{}", provider.source()), failed.0);
+                    continue;
+                }
+            };
+            for credential in matching(&given, image) {
+                let answer = self.attempt(image, architecture, Some(credential), limit).await;
+                if let Some(done) = tries.judge(answer, format!("{place}{}", credential.source)) {
+                    return done;
                 }
             }
         }
-        Err(ImageError::Registry {
-            image: reference.whole(),
-            registry: reference.registry().to_owned(),
-            attempts,
-            retryable: may_succeed_soon,
-        })
+        let answer = self.attempt(image, architecture, None, limit).await;
+        tries.judge(answer, format!("{place}anonymously")).unwrap_or(Ok(None))
+    }
+
+    /// One try, from the cache where it is known.
+    async fn attempt(
+        &self,
+        image: &Reference,
+        architecture: &str,
+        credential: Option<&Credential>,
+        limit: Duration,
+    ) -> Result<Arc<Config>, Failure> {
+        let (auth, identity) = auth_and_identity(credential);
+        let key = Key { image: image.whole(), identity, architecture: architecture.to_owned() };
+        let (shared, image) = (Arc::clone(&self.shared), image.clone());
+        let architecture = architecture.to_owned();
+        self.shared
+            .cache
+            .get(key, || async move {
+                let answer = shared.bounded(&image, &architecture, &auth, identity, limit).await;
+                let life = match (&answer, image.digest()) {
+                    (Err(_), _) => shared.config.failure_life,
+                    (Ok(_), Some(_)) => shared.config.digest_life,
+                    (Ok(_), None) => shared.config.tag_life,
+                };
+                (answer, Life(life))
+            })
+            .await
+    }
+}
+
+/// What was tried, while it may go on.
+#[derive(Default)]
+struct Tries {
+    attempts: Vec<Attempt>,
+    may_succeed_soon: bool,
+}
+
+impl Tries {
+    /// What comes of one try; None when the next one may do better.
+    fn judge(
+        &mut self,
+        answer: Result<Arc<Config>, Failure>,
+        with: String,
+    ) -> Option<Result<Option<Arc<Config>>, ImageError>> {
+        match answer {
+            Ok(config) => Some(Ok(Some(config))),
+            Err(Failure::Final(error)) => Some(Err(error)),
+            Err(Failure::Attempt { text, try_next, retryable }) => {
+                self.attempts.push(Attempt { with, outcome: text });
+                self.may_succeed_soon |= retryable;
+                (!try_next).then_some(Ok(None))
+            }
+        }
+    }
+
+    /// A credential that could not be had; it may be there soon.
+    fn failed(&mut self, with: String, why: &str) {
+        self.attempts.push(Attempt { with, outcome: why.to_owned() });
+        self.may_succeed_soon = true;
     }
 }
 
@@ -240,6 +326,7 @@ impl Shared {
         architecture: &str,
         auth: &RegistryAuth,
         identity: [u8; 32],
+        limit: Duration,
     ) -> Result<Arc<Config>, Failure> {
         let late = |text: &str| Failure::Attempt {
             text: text.to_owned(),
@@ -248,7 +335,7 @@ impl Shared {
         };
         let began = tokio::time::Instant::now();
         // Shorter than the 10 s that the API server waits, so that the author of the pod is told.
-        let turn = began + self.config.limit * 2 / 5;
+        let turn = began + limit * 2 / 5;
         let registry = self.permits_of(image.registry());
         // The registry's own first: whoever waits for it takes nothing from the others. Neither
         // semaphore is ever closed.
@@ -259,7 +346,7 @@ impl Shared {
             late("not asked: too many look-ups wait for the answers of other registries")
         })?;
         let fetch = self.fetch(image, architecture, auth, identity);
-        tokio::time::timeout_at(began + self.config.limit, fetch)
+        tokio::time::timeout_at(began + limit, fetch)
             .await
             .unwrap_or_else(|_| Err(late("the registry did not answer in time")))
     }

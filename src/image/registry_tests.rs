@@ -436,3 +436,104 @@ async fn every_image_that_a_runtime_may_take_is_read() {
         assert!(error.to_string().contains(word), "{tag}: {error}");
     }
 }
+
+#[tokio::test]
+async fn an_image_that_is_given_is_asked_of_nobody() {
+    let given = Given::read("r.example/app: {cmd: [run]}").expect("reads");
+    let images =
+        Images::new(ImagesConfig { given, ..ImagesConfig::default() }).expect("a configuration");
+    let config = images.config("r.example/app:latest", &amd64(), &[]).await.expect("an answer");
+    assert_eq!(config.cmd, ["run"]);
+}
+
+#[tokio::test]
+async fn a_mirror_is_asked_first_and_the_registry_where_it_fails() {
+    if skipped() {
+        return;
+    }
+    let (mut registry, mut mirror) = (Store::default(), Store::default());
+    for tag in ["both", "here"] {
+        registry.image("app", Some(tag), &json!({ "Cmd": ["registry"] }));
+    }
+    for tag in ["both", "there"] {
+        mirror.image("cache/app", Some(tag), &json!({ "Cmd": ["mirror"] }));
+    }
+    // base64 of `u:right`: it is asked with what is for the mirror, not with what is for the registry.
+    mirror.basic = Some("dTpyaWdodA==");
+    let (registry, mirror) = (Arc::new(registry), Arc::new(mirror));
+    let (host, other) = (serve(Arc::clone(&registry)).await, serve(Arc::clone(&mirror)).await);
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let dead = silent.local_addr().expect("an address").to_string();
+    drop(silent);
+    let mirrors = [format!("{host}={dead}"), format!("{host}={other}/cache")]
+        .iter()
+        .map(|text| text.parse().expect("a mirror"))
+        .collect();
+    let insecure = vec![host.clone(), other.clone(), dead.clone()];
+    let images = Images::new(ImagesConfig { mirrors, insecure, ..ImagesConfig::default() })
+        .expect("a configuration");
+    let secret = |host: &str, user: &str, password: &str| {
+        let text = json!({ "auths": { host: { "username": user, "password": password } } });
+        let text = text.to_string();
+        credentials::parse("s", |key| (key == ".dockerconfigjson").then_some(text.as_bytes()))
+            .expect("parses")
+    };
+    let all = [secret(&host, "registry", "x"), secret(&other, "u", "right")].concat();
+    for (tag, cmd) in [("both", "mirror"), ("there", "mirror"), ("here", "registry")] {
+        let config = images.config(&format!("{host}/app:{tag}"), &amd64(), &all).await;
+        assert_eq!(config.expect(tag).cmd, [cmd], "{tag}");
+    }
+    let error = images.config(&format!("{host}/app:none"), &amd64(), &all).await;
+    let error = error.expect_err("nowhere");
+    let text = error.to_string();
+    for part in [
+        &format!("{dead}, anonymously"),
+        &format!("{other}, secret `s`"),
+        &format!("registry `{host}`"),
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn the_nodes_credentials_come_after_the_pods_and_before_none() {
+    if skipped() {
+        return;
+    }
+    let mut store = Store::default();
+    store.image("app", Some("1"), &json!({ "Cmd": ["x"] }));
+    store.basic = Some("dTpyaWdodA==");
+    let host = serve(Arc::new(store)).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let program = dir.path().join("cloud");
+    let answer = json!({ "apiVersion": "credentialprovider.kubelet.k8s.io/v1",
+        "cacheKeyType": "Registry", "auth": { &host: { "username": "u", "password": "right" } } });
+    let asked = dir.path().join("asked");
+    let script = format!("#!/bin/sh\necho >>{}\necho '{answer}'\n", asked.display());
+    std::fs::write(&program, script).expect("written");
+    let mode = <std::fs::Permissions as std::os::unix::fs::PermissionsExt>::from_mode(0o755);
+    std::fs::set_permissions(&program, mode).expect("set");
+    let config = format!(
+        "apiVersion: kubelet.config.k8s.io/v1\nkind: CredentialProviderConfig\nproviders:\n- name: cloud\n  \
+         matchImages: ['{host}']\n  defaultCacheDuration: 1h\n  apiVersion: credentialprovider.kubelet.k8s.io/v1\n"
+    );
+    let providers = Providers::read(&config, dir.path()).expect("reads");
+    let config =
+        ImagesConfig { providers, insecure: vec![host.clone()], ..ImagesConfig::default() };
+    let images = Images::new(config).expect("a configuration");
+    let secret = |password: &str| {
+        let text = json!({ "auths": { &host: { "username": "u", "password": password } } });
+        let text = text.to_string();
+        credentials::parse("s", |key| (key == ".dockerconfigjson").then_some(text.as_bytes()))
+            .expect("parses")
+    };
+    let image = format!("{host}/app:1");
+    images.config(&image, &amd64(), &secret("right")).await.expect("the pod's own");
+    assert!(!asked.exists(), "no plugin for what the pod can read");
+    images.config(&image, &amd64(), &secret("wrong")).await.expect("the nodes'");
+    assert!(asked.exists());
+    std::fs::write(&program, "#!/bin/sh\nexit 1\n").expect("written");
+    let other = images.config(&format!("{host}/none:1"), &amd64(), &[]).await;
+    let text = other.expect_err("no such image").to_string();
+    assert!(text.contains("credential provider `cloud`") && text.contains("anonymously"), "{text}");
+}

@@ -11,49 +11,22 @@ use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
 };
 use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, ResourceExt as _};
 use ringfence::pki::{Authority, LeafKey, SubjectName, certificate_pem};
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use crate::place::{PATIENCE, Place, fenced, is_ready};
+use crate::release::{RELEASE, Release, ask};
 use crate::rig::RELEASE_NAMESPACE;
 
-const RELEASE: &str = "ringfence";
 const SECRET: &str = "e2e-certificate";
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// The release, with the values it has when the test begins.
-struct Release {
-    client: Client,
-    place: Place,
-    values: Value,
-}
-
+/// What these tests do with the release's certificate.
 impl Release {
-    async fn of(place: &Place) -> Self {
-        let words = ["get", "values", RELEASE, "-o", "json"];
-        let values = serde_json::from_str(&helm(&words, "").await).expect("values");
-        Self { client: place.rig.client.clone(), place: place.clone(), values }
-    }
-
-    /// `helm upgrade --wait`, with `more` beside the values that the release had.
-    async fn upgrade(&self, more: Value, wait: bool) {
-        let mut values = self.values.clone();
-        for (key, value) in more.as_object().expect("values") {
-            values[key] = value.clone();
-        }
-        let mut words = vec!["upgrade", RELEASE, "charts/ringfence", "--reset-values", "-f", "-"];
-        if wait {
-            words.extend(["--wait", "--timeout", "180s"]);
-        }
-        helm(&words, &values.to_string()).await;
-    }
-
     fn secrets(&self) -> Api<Secret> {
         Api::namespaced(self.client.clone(), RELEASE_NAMESPACE)
     }
@@ -72,13 +45,6 @@ impl Release {
             .duration_since(SystemTime::UNIX_EPOCH)
             .expect("after 1970")
             .as_secs()
-    }
-
-    async fn pods(&self) -> Vec<Pod> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), RELEASE_NAMESPACE);
-        let list = ListParams::default().labels("app.kubernetes.io/component=webhook");
-        let all = api.list(&list).await.expect("pods").items;
-        all.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
     }
 
     /// When what each replica serves expires, Unix time; 0 for one that is not ready.
@@ -104,22 +70,6 @@ impl Release {
         .await;
     }
 
-    async fn until(&self, what: &str, condition: impl AsyncFn() -> bool) {
-        let waiting = async {
-            while !condition().await {
-                sleep(Duration::from_millis(500)).await;
-            }
-        };
-        if timeout(PATIENCE, waiting).await.is_err() {
-            let mut said = String::new();
-            for pod in self.pods().await {
-                let answer = ask(&pod, "/readyz").await;
-                said.extend([pod.name_any().as_str(), ": ", answer.as_str(), "\n"]);
-            }
-            panic!("no release that {what} after {PATIENCE:?}: {said}");
-        }
-    }
-
     /// The bundle of the first entry, PEM.
     async fn bundle(&self) -> String {
         let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
@@ -128,57 +78,11 @@ impl Release {
         String::from_utf8(bundle.expect("a bundle").0).expect("PEM")
     }
 
-    /// Waits until pods are admitted, whatever was between.
-    async fn admits(&self) {
-        self.until("admits pods", async || {
-            let pod = self.place.agent_pod("tried", |_, _| {});
-            let pod = serde_json::from_value(pod).expect("a pod");
-            let dry = kube::api::PostParams { dry_run: true, ..Default::default() };
-            self.place.api::<Pod>().create(&dry, &pod).await.is_ok()
-        })
-        .await;
-    }
-
-    /// Back to what it was.
-    async fn restore(&self) {
-        self.upgrade(json!({}), true).await;
-        self.admits().await;
+    /// Back to what it was, without the certificate.
+    async fn give_up(&self) {
+        self.restore().await;
         drop(self.secrets().delete(SECRET, &DeleteParams::default()).await);
     }
-}
-
-async fn helm(words: &[&str], input: &str) -> String {
-    let mut child = Command::new("helm")
-        .args(["-n", RELEASE_NAMESPACE])
-        .args(words)
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("helm is in PATH");
-    let mut stdin = child.stdin.take().expect("it is piped");
-    // It may not read any.
-    drop(stdin.write_all(input.as_bytes()).await);
-    drop(stdin);
-    let output = child.wait_with_output().await.expect("helm ends");
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "helm {words:?}: {error}");
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// What a replica answers on its health port; nothing where it does not.
-async fn ask(pod: &Pod, path: &str) -> String {
-    let ip = pod.status.as_ref().and_then(|status| status.pod_ip.clone()).unwrap_or_default();
-    let asking = async {
-        let mut stream = TcpStream::connect((ip.as_str(), 8080)).await?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await?;
-        Ok::<_, std::io::Error>(text)
-    };
-    timeout(Duration::from_secs(5), asking).await.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 fn authority() -> Authority {
@@ -277,7 +181,7 @@ async fn no_pod_is_refused_on_the_way_to_ones_own_certificate_and_to_the_next() 
             release.pods().await.iter().map(kube::ResourceExt::name_any).collect();
         assert_eq!(now, names, "nothing was restarted");
         creators.end().await;
-        release.restore().await;
+        release.give_up().await;
     })
     .await;
 }
@@ -331,7 +235,7 @@ async fn a_certificate_that_does_not_fit_is_told_and_replaces_nothing() {
             .await;
         let answer = place.refused(&pod).await;
         assert!(answer.contains("certificate"), "{answer}");
-        release.restore().await;
+        release.give_up().await;
     })
     .await;
 }
@@ -394,7 +298,7 @@ async fn what_cainjector_writes_is_waited_for_and_left_alone() {
         let managers: Vec<String> =
             managers.unwrap_or_default().into_iter().filter_map(|entry| entry.manager).collect();
         assert!(managers.contains(&"cert-manager-cainjector".to_owned()), "{managers:?}");
-        release.restore().await;
+        release.give_up().await;
     })
     .await;
 }
@@ -465,37 +369,11 @@ async fn cert_manager_issues_injects_and_renews() {
         creators.go_on().await;
         creators.end().await;
 
-        release.restore().await;
+        release.give_up().await;
         for program in [&mut controller, &mut cainjector] {
             assert!(program.try_wait().expect("a child").is_none(), "it runs to the end");
         }
         kubectl(&["delete", "-f", &crds, "--wait=false"], "").await;
-    })
-    .await;
-}
-
-#[tokio::test]
-#[ignore = "changes the release"]
-async fn by_value_what_pod_security_will_refuse_is_refused_at_once() {
-    fenced("preflight", &[], async |place| {
-        let release = Release::of(&place).await;
-        release.upgrade(json!({ "podSecurity": "refuse" }), true).await;
-        let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(release.client.clone());
-        let enforce = async |level: &str| {
-            let labels = json!({ "pod-security.kubernetes.io/enforce": level });
-            let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
-            api.patch(&place.name, &PatchParams::default(), &patch).await.expect("labelled");
-        };
-        enforce("baseline").await;
-        release
-            .until("answers before the API server does", async || {
-                let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
-                answer.contains("ringfence: namespace") && answer.contains("level baseline")
-            })
-            .await;
-        // The release is back when pods are admitted again.
-        enforce("privileged").await;
-        release.restore().await;
     })
     .await;
 }

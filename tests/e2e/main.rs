@@ -29,5 +29,6 @@ mod strict;
 mod told;
 mod uninstall;
 mod upgrade;
+mod values;
 mod verified;
 mod workloads;

@@ -59,7 +59,7 @@ impl Other {
         let key = LeafKey::generate().expect("a key");
         let leaf = authority.leaf(&[SubjectName::Ip(ip)], LIFE, &key).expect("a leaf");
         let resolver = Arc::new(rustls::sign::SingleCertAndKey::from(leaf));
-        let tls = Arc::new(server::tls_config(resolver).expect("a configuration"));
+        let tls = Arc::new(server::tls_config(resolver, None).expect("a configuration"));
         let shutdown = Shutdown::default();
         let app = server::router(
             Meddler(patch),

@@ -56,7 +56,7 @@ async fn rig(limits: Limits) -> Rig {
     let app = router(echo, limits.clone(), Arc::clone(&metrics), ready);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
-    let tls = Arc::new(tls_config(Arc::new(serving)).expect("a configuration"));
+    let tls = Arc::new(tls_config(Arc::new(serving), None).expect("a configuration"));
     let task = tokio::spawn(serve(listener, Some(tls), app, limits, shutdown.clone()));
     Rig {
         address,

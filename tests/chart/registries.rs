@@ -1,0 +1,113 @@
+//! Mirrors, given images, plugins of clouds and the API server's certificate: values become flags, and
+//! files where the flags look for them.
+
+use serde_json::{Value, json};
+
+use crate::render::{Chart, Objects};
+
+fn values() -> Value {
+    json!({
+        "registries": {
+            "mirrors": { "docker.io": ["m.example:5000/hub", "n.example"], "r.example": ["n.example/r"] },
+            "images": { "r.example/agent:1": { "entrypoint": ["/a"], "user": "1000" } },
+            "credentialProviders": {
+                "config": { "apiVersion": "kubelet.config.k8s.io/v1", "kind": "CredentialProviderConfig",
+                    "providers": [] },
+                "volume": { "hostPath": { "path": "/opt/plugins" } },
+            },
+        },
+        "webhook": { "clientCa": { "configMap": "api-ca", "names": ["a.example", "b.example"] } },
+    })
+}
+
+fn pod(objects: &Objects) -> &Value {
+    &objects.of("Deployment").next().expect("a Deployment")["spec"]["template"]
+}
+
+#[test]
+fn flags_name_the_files_that_are_mounted() {
+    let Some(chart) = Chart::here() else { return };
+    let objects = chart.objects(&values());
+    let args = objects.webhook_args();
+    let mirrors: Vec<&String> =
+        args.iter().filter(|arg| arg.starts_with("--registry-mirror=")).collect();
+    assert_eq!(
+        mirrors,
+        [
+            "--registry-mirror=docker.io=m.example:5000/hub",
+            "--registry-mirror=docker.io=n.example",
+            "--registry-mirror=r.example=n.example/r",
+        ]
+    );
+    for arg in ["--client-name=a.example", "--client-name=b.example"] {
+        assert!(args.iter().any(|one| one == arg), "{arg}: {args:?}");
+    }
+    let spec = &pod(&objects)["spec"];
+    let mounts = spec["containers"][0]["volumeMounts"].as_array().expect("mounts");
+    for (flag, volume, source) in [
+        ("--client-ca=", "client-ca", json!({ "configMap": { "name": "api-ca" } })),
+        (
+            "--image-config=",
+            "registries",
+            json!({ "configMap": { "name": "ringfence-registries" } }),
+        ),
+        (
+            "--image-credential-provider-config=",
+            "registries",
+            json!({ "configMap": { "name": "ringfence-registries" } }),
+        ),
+        (
+            "--image-credential-provider-bin-dir=",
+            "credential-providers",
+            json!({ "hostPath": { "path": "/opt/plugins" } }),
+        ),
+    ] {
+        let path = args.iter().find_map(|arg| arg.strip_prefix(flag)).expect(flag);
+        let mount = mounts.iter().find(|mount| mount["name"] == volume).expect(volume);
+        assert!(path.starts_with(mount["mountPath"].as_str().expect("a path")), "{path} {mount}");
+        let volumes = spec["volumes"].as_array().expect("volumes");
+        let mut found = volumes.iter().find(|one| one["name"] == volume).expect(volume).clone();
+        found.as_object_mut().expect("an object").remove("name");
+        assert_eq!(found, source);
+    }
+    let data = &objects
+        .of("ConfigMap")
+        .find(|map| map["metadata"]["name"] == "ringfence-registries")
+        .expect("the files")["data"];
+    for (file, value) in [
+        ("images.yaml", &values()["registries"]["images"]),
+        ("credential-providers.yaml", &values()["registries"]["credentialProviders"]["config"]),
+    ] {
+        let text = data[file].as_str().expect(file);
+        assert_eq!(&serde_saphyr::from_str::<Value>(text).expect("YAML"), value);
+    }
+}
+
+#[test]
+fn other_files_need_other_pods_and_none_leave_nothing() {
+    let Some(chart) = Chart::here() else { return };
+    let mark = |values: &Value| {
+        let objects = chart.objects(values);
+        pod(&objects)["metadata"]["annotations"]["ringfence.dev/registries"].clone()
+    };
+    let mut other = values();
+    other["registries"]["images"]["r.example/agent:1"]["user"] = "1001".into();
+    assert!(mark(&values()).is_string() && mark(&values()) != mark(&other));
+    let objects = chart.objects(&json!({}));
+    let pod = pod(&objects);
+    assert!(pod["metadata"]["annotations"].is_null() && pod["spec"]["volumes"].is_null(), "{pod}");
+    let maps = objects.of("ConfigMap").map(|map| map["metadata"]["name"].clone());
+    assert!(!maps.into_iter().any(|name| name == "ringfence-registries"));
+}
+
+#[test]
+fn plugins_without_programs_are_refused() {
+    let Some(chart) = Chart::here() else { return };
+    let mut values = values();
+    values["registries"]["credentialProviders"]["volume"] = json!({});
+    let error = chart.text(&values).expect_err("no programs");
+    assert!(error.contains("registries.credentialProviders.volume"), "{error}");
+    let values = json!({ "registries": { "images": { "a": { "entrypiont": ["x"] } } } });
+    let error = chart.text(&values).expect_err("a word that nobody knows");
+    assert!(error.contains("entrypiont"), "{error}");
+}

@@ -1,0 +1,75 @@
+//! Values of the chart that change what is admitted. These tests change the release, and run alone:
+//! `E2E_THREADS=1 tests/e2e/run --ignored`.
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use crate::place::fenced;
+use crate::release::Release;
+
+#[tokio::test]
+#[ignore = "changes the release"]
+async fn by_value_what_pod_security_will_refuse_is_refused_at_once() {
+    fenced("preflight", &[], async |place| {
+        let release = Release::of(&place).await;
+        release.upgrade(json!({ "podSecurity": "refuse" }), true).await;
+        let api: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(release.client.clone());
+        let enforce = async |level: &str| {
+            let labels = json!({ "pod-security.kubernetes.io/enforce": level });
+            let patch = Patch::Merge(json!({ "metadata": { "labels": labels } }));
+            api.patch(&place.name, &PatchParams::default(), &patch).await.expect("labelled");
+        };
+        enforce("baseline").await;
+        release
+            .until("answers before the API server does", async || {
+                let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
+                answer.contains("ringfence: namespace") && answer.contains("level baseline")
+            })
+            .await;
+        // The release is back when pods are admitted again.
+        enforce("privileged").await;
+        release.restore().await;
+    })
+    .await;
+}
+
+/// Registries that nobody reaches: one has a mirror, of the other's images it is told what they are.
+#[tokio::test]
+#[ignore = "changes the release"]
+async fn images_come_from_mirrors_and_from_what_is_given() {
+    fenced("elsewhere", &[], async |place| {
+        let release = Release::of(&place).await;
+        let mut registries = release.values()["registries"].clone();
+        let real = &place.rig.agent_image;
+        let (host, path) = real.split_once('/').expect("a registry and a path");
+        registries["mirrors"] = json!({ "mirrored.invalid": [host] });
+        registries["images"] =
+            json!({ "given.invalid/agent:1": { "entrypoint": ["/usr/bin/given"], "user": "7:7" } });
+        let try_one = async |image: &str| -> Result<Pod, kube::Error> {
+            let pod = place.agent_pod("agent", |container, _| container["image"] = image.into());
+            let pod = serde_json::from_value(pod).expect("a pod");
+            let dry = PostParams { dry_run: true, ..PostParams::default() };
+            place.api::<Pod>().create(&dry, &pod).await
+        };
+        let mirrored = format!("mirrored.invalid/{path}");
+        for image in [mirrored.as_str(), "given.invalid/agent:1"] {
+            let error = try_one(image).await.expect_err("nobody has it").to_string();
+            assert!(error.contains(image), "{error}");
+        }
+        release.upgrade(json!({ "registries": registries }), true).await;
+        release.admits().await;
+        // The words of the agent, behind those of its supervisor.
+        let words = |pod: &Pod| {
+            let container = &pod.spec.as_ref().expect("a spec").containers[0];
+            container.args.clone().expect("a fence has them")
+        };
+        let (found, same) = (try_one(&mirrored).await, try_one(real).await);
+        assert_eq!(words(&found.expect("by the mirror")), words(&same.expect("by the registry")));
+        let given = words(&try_one("given.invalid/agent:1").await.expect("given"));
+        assert!(given.ends_with(&["--".to_owned(), "/usr/bin/given".to_owned()]), "{given:?}");
+        release.restore().await;
+    })
+    .await;
+}
