@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod certificates;
+mod network;
 mod render;
 
 use serde_json::json;
