@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod certificates;
+mod monitoring;
 mod network;
 mod render;
 
