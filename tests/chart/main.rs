@@ -7,6 +7,7 @@
 mod certificates;
 mod monitoring;
 mod network;
+mod openshift;
 mod render;
 
 use serde_json::json;
