@@ -1,5 +1,8 @@
-//! `ringfence enable` and `ringfence disable`: the label of a namespace, and the grant by which the
-//! webhook reads its pull secrets.
+//! `ringfence enable` and `ringfence disable`: the label of a namespace, and the grants that go with it.
+
+mod grants;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -7,15 +10,13 @@ use std::process::ExitCode;
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::api::rbac::v1::RoleBinding;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
-use kube::{Api, Client, ResourceExt as _};
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::{Api, Client};
 use serde_json::{Value, json};
 
 use crate::admission::lookup::INJECT_LABEL;
 use crate::admission::{enforced_level, fenced_containers};
 use crate::api_text::api_text;
-use crate::propagate::MANAGED_BY;
 
 /// Who writes.
 const FIELD_MANAGER: &str = "ringfence-cli";
@@ -33,6 +34,13 @@ pub(super) struct Enable {
     /// `RoleBinding` `RELEASE-pull-secrets`.
     #[arg(long)]
     pull_secrets: bool,
+    /// On an `OpenShift`, let pods of the namespace use the chart's `SecurityContextConstraints`, which
+    /// fenced ones need: makes the `RoleBinding` `RELEASE-scc`.
+    #[arg(long)]
+    scc: bool,
+    /// Only pods of this service account, instead of all of the namespace. Repeat for several.
+    #[arg(long = "service-account", value_name = "NAME", requires = "scc")]
+    service_accounts: Vec<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -54,68 +62,62 @@ struct Place {
 }
 
 pub(super) fn enable(args: &Enable) -> anyhow::Result<ExitCode> {
-    run(async |client| {
-        let Place { namespace, release, release_namespace } = &args.place;
-        if namespace == release_namespace || namespace.starts_with("kube-") {
-            bail!(
-                "namespace {namespace}: pods of the release's namespace and of kube-* are never fenced"
-            );
-        }
-        is_installed(&client, release).await?;
-        let value = if args.strict { "strict" } else { "enabled" };
-        if args.pull_secrets {
-            grant(&client, &args.place).await?;
-        }
-        let labels = label(&client, namespace, json!(value)).await?;
-        println!("namespace {namespace}: new pods are fenced ({INJECT_LABEL}={value})");
-        if let Some(level) = enforced_level(&labels) {
-            println!(
-                "warning: it enforces the Pod Security level {level}, which refuses fenced pods unless the API server exempts them: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
-            );
-        }
-        let (fenced, bare) = pods(&client, namespace).await?;
-        if bare > 0 {
-            println!(
-                "{bare} of {} pods run as they were made, outside a fence; make them anew, as in: kubectl -n {namespace} rollout restart deployment",
-                fenced + bare
-            );
-        }
-        Ok(())
-    })
+    run(async |client| set_up(&client, args).await)
 }
 
 pub(super) fn disable(args: &Disable) -> anyhow::Result<ExitCode> {
-    run(async |client| {
-        let Place { namespace, release, .. } = &args.place;
-        label(&client, namespace, Value::Null).await?;
-        println!("namespace {namespace}: new pods are no longer fenced");
-        let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), namespace);
-        let name = format!("{release}-pull-secrets");
-        match bindings.get_opt(&name).await {
-            // One that somebody else made is theirs to remove.
-            Ok(Some(found))
-                if found.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1) =>
-            {
-                let removed = bindings.delete(&name, &DeleteParams::default()).await;
-                removed.map_err(|error| {
-                    failed(&format!("remove rolebinding {namespace}/{name}"), &error)
-                })?;
-                println!("the webhook no longer reads its pull secrets");
-            }
-            Ok(_) => {}
-            Err(error) => {
-                eprintln!(
-                    "warning: cannot read rolebinding {namespace}/{name}: {}",
-                    api_text(&error)
-                );
-            }
-        }
-        let (fenced, _) = pods(&client, namespace).await?;
-        if fenced > 0 {
-            println!("{fenced} pods that run keep their fence until they are made anew");
-        }
-        Ok(())
-    })
+    run(async |client| take_away(&client, &args.place).await)
+}
+
+async fn set_up(client: &Client, args: &Enable) -> anyhow::Result<()> {
+    let Place { namespace, release, release_namespace } = &args.place;
+    if namespace == release_namespace || namespace.starts_with("kube-") {
+        bail!(
+            "namespace {namespace}: pods of the release's namespace and of kube-* are never fenced"
+        );
+    }
+    is_installed(client, release).await?;
+    // Grants before the label: with it and without them pods would be refused.
+    if args.scc {
+        grants::scc(client, &args.place, &args.service_accounts).await?;
+    }
+    if args.pull_secrets {
+        grants::pull_secrets(client, &args.place).await?;
+    }
+    let value = if args.strict { "strict" } else { "enabled" };
+    let labels = label(client, namespace, json!(value)).await?;
+    println!("namespace {namespace}: new pods are fenced ({INJECT_LABEL}={value})");
+    if let Some(level) = enforced_level(&labels) {
+        println!(
+            "warning: it enforces the Pod Security level {level}, which refuses fenced pods unless the API server exempts them: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
+        );
+    }
+    let (fenced, bare) = pods(client, namespace).await?;
+    if bare > 0 {
+        println!(
+            "{bare} of {} pods run as they were made, outside a fence; make them anew, as in: kubectl -n {namespace} rollout restart deployment",
+            fenced + bare
+        );
+    }
+    Ok(())
+}
+
+async fn take_away(client: &Client, place: &Place) -> anyhow::Result<()> {
+    let Place { namespace, release, .. } = place;
+    // Before the label: after it nothing would hold a pod that uses them.
+    if grants::revoke(client, namespace, &grants::scc_name(release)).await? {
+        println!("its pods no longer use securitycontextconstraints {release}");
+    }
+    label(client, namespace, Value::Null).await?;
+    println!("namespace {namespace}: new pods are no longer fenced");
+    if grants::revoke(client, namespace, &grants::pull_secrets_name(release)).await? {
+        println!("the webhook no longer reads its pull secrets");
+    }
+    let (fenced, _) = pods(client, namespace).await?;
+    if fenced > 0 {
+        println!("{fenced} pods that run keep their fence until they are made anew");
+    }
+    Ok(())
 }
 
 fn run(work: impl AsyncFnOnce(Client) -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
@@ -164,24 +166,6 @@ async fn label(
         Ok(found) => Ok(found.metadata.labels.unwrap_or_default()),
         Err(error) => Err(failed(&format!("label namespace {namespace}"), &error)),
     }
-}
-
-/// Binds the chart's `ClusterRole` for pull secrets to the webhook, in this namespace.
-async fn grant(client: &Client, place: &Place) -> anyhow::Result<()> {
-    let Place { namespace, release, release_namespace } = place;
-    let name = format!("{release}-pull-secrets");
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
-        "metadata": {"name": name, "labels": {MANAGED_BY.0: MANAGED_BY.1}},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-        "subjects": [{"kind": "ServiceAccount", "name": release, "namespace": release_namespace}],
-    });
-    let api: Api<RoleBinding> = Api::namespaced(client.clone(), namespace);
-    let params = PatchParams::apply(FIELD_MANAGER).force();
-    let applied = api.patch(&name, &params, &Patch::Apply(&binding)).await;
-    applied.map_err(|error| failed(&format!("make rolebinding {namespace}/{name}"), &error))?;
-    println!("the webhook may read the pull secrets of namespace {namespace}");
-    Ok(())
 }
 
 /// How many pods of the namespace are fenced, and how many are not, of those that have not ended.

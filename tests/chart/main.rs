@@ -5,6 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod certificates;
+mod monitoring;
+mod network;
+mod openshift;
 mod registries;
 mod render;
 

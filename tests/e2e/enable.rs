@@ -1,8 +1,8 @@
 //! `ringfence enable` and `disable`.
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
-use k8s_openapi::api::rbac::v1::RoleBinding;
-use kube::api::{Patch, PatchParams};
+use k8s_openapi::api::rbac::v1::{ClusterRole, RoleBinding};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use serde_json::json;
 
@@ -66,6 +66,65 @@ async fn a_namespace_is_enabled_and_disabled_by_hand() {
         let done = ringfence(&[&["enable", "no-such"], &release[..]].concat()).await;
         assert!(done.code == 1 && done.text.contains("no-such"), "{done:?}");
         assert_eq!(label().await, None);
+    })
+    .await;
+}
+
+/// Without an OpenShift: the role is all that the verb looks at, and here it grants nothing.
+#[tokio::test]
+async fn the_use_of_constraints_is_granted_by_hand() {
+    unlabelled("enable-scc", async |place| {
+        let release = ["--release-namespace", RELEASE_NAMESPACE];
+        let verb = async |verb: &str, more: &[&str]| {
+            let words = [&[verb, place.name.as_str()], &release[..], more].concat();
+            ringfence(&words).await
+        };
+        let namespaces: Api<Namespace> = Api::all(place.rig.client.clone());
+        let label = async || {
+            let found = namespaces.get(&place.name).await.expect("the namespace");
+            found.labels().get("ringfence.dev/inject").cloned()
+        };
+        let bindings = place.api::<RoleBinding>();
+        let subjects = async || {
+            let found = bindings.get_opt("ringfence-scc").await.expect("an answer")?;
+            let subjects = found.subjects.unwrap_or_default();
+            Some(subjects.into_iter().map(|subject| subject.name).collect::<Vec<_>>())
+        };
+        let roles: Api<ClusterRole> = Api::all(place.rig.client.clone());
+        // What a test before this one may have left.
+        drop(roles.delete("ringfence-scc", &DeleteParams::default()).await);
+
+        // The chart is installed without openshift.enabled.
+        let done = verb("enable", &["--scc"]).await;
+        assert!(done.code == 1 && done.text.contains("openshift.enabled=true"), "{done:?}");
+        assert_eq!((label().await, subjects().await), (None, None));
+
+        let role = json!({"metadata": {"name": "ringfence-scc"}, "rules": [{
+            "apiGroups": ["security.openshift.io"], "resources": ["securitycontextconstraints"],
+            "resourceNames": ["ringfence"], "verbs": ["use"]}]});
+        let role = serde_json::from_value(role).expect("a role");
+        roles.create(&PostParams::default(), &role).await.expect("made");
+        let done = verb("enable", &["--scc", "--service-account", "runner"]).await;
+        assert_eq!(done.code, 0, "{done:?}");
+        assert_eq!(label().await.as_deref(), Some("enabled"));
+        assert_eq!(subjects().await, Some(vec!["runner".to_owned()]));
+        // What is there is made what it should be.
+        let done = verb("enable", &["--scc"]).await;
+        assert_eq!(done.code, 0, "{done:?}");
+        let all = format!("system:serviceaccounts:{}", place.name);
+        assert_eq!(subjects().await, Some(vec![all]));
+        let done = verb("disable", &[]).await;
+        assert_eq!((done.code, label().await, subjects().await), (0, None, None), "{done:?}");
+
+        // A binding to another role cannot be changed: an error, and no label.
+        let other = json!({"metadata": {"name": "ringfence-scc"}, "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}});
+        let other = serde_json::from_value(other).expect("a binding");
+        bindings.create(&PostParams::default(), &other).await.expect("made");
+        let done = verb("enable", &["--scc"]).await;
+        assert!(done.code == 1 && done.text.contains("cannot make rolebinding"), "{done:?}");
+        assert_eq!(label().await, None);
+        roles.delete("ringfence-scc", &DeleteParams::default()).await.expect("removed");
     })
     .await;
 }

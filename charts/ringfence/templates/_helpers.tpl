@@ -56,8 +56,11 @@ capabilities:
 
 {{- define "ringfence.podSecurity" -}}
 runAsNonRoot: true
+{{- /* OpenShift gives the user, from the namespace's range, and refuses any other. */}}
+{{- if not (.Values.openshift | default dict).enabled }}
 runAsUser: 65532
 runAsGroup: 65532
+{{- end }}
 seccompProfile:
   type: RuntimeDefault
 {{- end -}}

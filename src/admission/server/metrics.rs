@@ -6,12 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use crate::admission::Class;
+
 /// Upper bounds of the latency histogram, in microseconds. Peers start at 100 ms, where all of our
 /// work would be one bucket.
 const BUCKETS: [u64; 13] = [
     100, 250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 500_000, 1_000_000, 5_000_000,
     30_000_000,
 ];
+
+/// Refusals that the chart's alerts look at: told as zero from the start, like `busy`, because what
+/// begins at one has not increased.
+const ALERTED: [Class; 2] = [Class::Lookup, Class::Policy];
 
 /// Counters of one process.
 #[derive(Debug, Default)]
@@ -87,7 +93,11 @@ impl Metrics {
             "counter",
             "Pods answered, by verdict and class.",
         );
-        for ((verdict, class), count) in &*lock(&self.admissions) {
+        let mut admissions = lock(&self.admissions).clone();
+        for class in ALERTED {
+            admissions.entry(("refused", class.slug())).or_default();
+        }
+        for ((verdict, class), count) in &admissions {
             line(
                 &mut out,
                 &format!(
@@ -101,7 +111,9 @@ impl Metrics {
             "counter",
             "Requests refused before they were understood as a review.",
         );
-        for (reason, count) in &*lock(&self.rejected) {
+        let mut rejected = lock(&self.rejected).clone();
+        rejected.entry("busy").or_default();
+        for (reason, count) in &rejected {
             line(
                 &mut out,
                 &format!("ringfence_requests_rejected_total{{reason=\"{reason}\"}} {count}"),
@@ -185,6 +197,20 @@ fn line(out: &mut String, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_alerts_look_at_is_there_before_it_happens() {
+        let text = Metrics::default().render(false);
+        for expected in [
+            "ringfence_admissions_total{verdict=\"refused\",class=\"lookup-failed\"} 0\n",
+            "ringfence_admissions_total{verdict=\"refused\",class=\"policy\"} 0\n",
+            "ringfence_requests_rejected_total{reason=\"busy\"} 0\n",
+            "ringfence_live_policy_changes_total{result=\"kept\"} 0\n",
+            "ringfence_patch_self_check_failures_total 0\n",
+        ] {
+            assert!(text.contains(expected), "{expected} in\n{text}");
+        }
+    }
 
     #[test]
     fn the_exposition_has_cumulative_buckets_and_all_counters() {

@@ -1,0 +1,175 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::to_bytes;
+use axum::http::{Method, Request, Response};
+use clap::Parser as _;
+
+use super::*;
+use crate::propagate::MANAGED_BY;
+
+/// An API server with an installed chart: what it was asked to write, and what it refuses.
+#[derive(Clone, Default)]
+struct Cluster(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    /// Method, path and body of every write, in order.
+    writes: Vec<(String, String, Value)>,
+    /// Objects by their paths.
+    objects: BTreeMap<String, Value>,
+    /// A part of a path that may not be written to.
+    refuses: Option<&'static str>,
+}
+
+const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/ringfence-scc";
+const BINDING: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/ns/rolebindings/ringfence-scc";
+const NAMESPACE: &str = "/api/v1/namespaces/ns";
+
+impl Cluster {
+    fn new(objects: &[(&str, Value)]) -> Self {
+        let chart = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/ringfence";
+        let pods = "/api/v1/namespaces/ns/pods";
+        let always =
+            [(chart, json!({"metadata": {}})), (pods, json!({"metadata": {}, "items": []}))];
+        let all = always.iter().chain(objects);
+        let objects = all.map(|(path, object)| ((*path).to_owned(), object.clone())).collect();
+        Self(Arc::new(Mutex::new(State { objects, ..State::default() })))
+    }
+
+    fn refusing(self, what: &'static str) -> Self {
+        self.state().refuses = Some(what);
+        self
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn client(&self) -> Client {
+        let cluster = self.clone();
+        let service = tower::service_fn(move |request: Request<kube::client::Body>| {
+            let cluster = cluster.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = to_bytes(axum::body::Body::new(body), 1 << 20).await.expect("a body");
+                let (code, answer) = cluster.answer(&parts.method, parts.uri.path(), &body);
+                Response::builder().status(code).body(answer.to_string())
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    fn answer(&self, method: &Method, path: &str, body: &[u8]) -> (u16, Value) {
+        let status = |code: u16, reason: &str| {
+            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+                "code": code, "reason": reason, "message": format!("{path}: {reason}")});
+            (code, status)
+        };
+        let mut state = self.state();
+        if method == Method::GET {
+            let found = state.objects.get(path).cloned();
+            return found.map_or_else(|| status(404, "NotFound"), |object| (200, object));
+        }
+        let body = serde_json::from_slice(body).unwrap_or(Value::Null);
+        state.writes.push((method.to_string(), path.to_owned(), body));
+        if state.refuses.is_some_and(|part| path.contains(part)) {
+            return status(403, "Forbidden");
+        }
+        (200, json!({"metadata": {}, "roleRef": {"apiGroup": "", "kind": "", "name": ""}}))
+    }
+
+    /// What was written: method and path.
+    fn writes(&self) -> Vec<(String, String)> {
+        self.state().writes.iter().map(|(how, path, _)| (how.clone(), path.clone())).collect()
+    }
+}
+
+#[derive(clap::Parser)]
+struct Line {
+    #[command(flatten)]
+    args: Enable,
+}
+
+fn words(more: &[&str]) -> Enable {
+    let all = ["enable", "ns"].iter().chain(more);
+    Line::try_parse_from(all).unwrap_or_else(|error| panic!("{error}")).args
+}
+
+fn place() -> Place {
+    words(&[]).place
+}
+
+fn wrote(how: &str, path: &str) -> (String, String) {
+    (how.to_owned(), path.to_owned())
+}
+
+#[tokio::test]
+async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
+    let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
+    set_up(&cluster.client(), &words(&["--scc"])).await.expect("enabled");
+    assert_eq!(cluster.writes(), [wrote("PATCH", BINDING), wrote("PATCH", NAMESPACE)]);
+    let binding = cluster.state().writes[0].2.clone();
+    assert_eq!(
+        binding["roleRef"],
+        json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "ringfence-scc"})
+    );
+    assert_eq!(
+        binding["subjects"],
+        json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group",
+            "name": "system:serviceaccounts:ns"}])
+    );
+    assert_eq!(binding["metadata"]["labels"], json!({MANAGED_BY.0: MANAGED_BY.1}));
+
+    let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
+    let args = words(&["--scc", "--service-account=a", "--service-account=b"]);
+    set_up(&cluster.client(), &args).await.expect("enabled");
+    let subjects = cluster.state().writes[0].2["subjects"].clone();
+    let account = |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": "ns"});
+    assert_eq!(subjects, json!([account("a"), account("b")]));
+    // Nobody is granted anything by it alone.
+    assert!(Line::try_parse_from(["enable", "ns", "--service-account=a"]).is_err());
+}
+
+#[tokio::test]
+async fn without_the_charts_role_nothing_is_written() {
+    let cluster = Cluster::new(&[]);
+    let error = set_up(&cluster.client(), &words(&["--scc", "--pull-secrets"])).await;
+    let error = error.expect_err("refused").to_string();
+    assert!(error.contains("no clusterrole ringfence-scc"), "{error}");
+    assert!(error.contains("openshift.enabled=true"), "{error}");
+    assert_eq!(cluster.writes(), []);
+    // A namespace that does not ask for it does not need it.
+    set_up(&cluster.client(), &words(&[])).await.expect("enabled");
+    assert_eq!(cluster.writes(), [wrote("PATCH", NAMESPACE)]);
+}
+
+#[tokio::test]
+async fn a_grant_that_fails_is_an_error_and_leaves_the_label_off() {
+    for (grant, flag) in [("ringfence-scc", "--scc"), ("ringfence-pull-secrets", "--pull-secrets")]
+    {
+        let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]).refusing(grant);
+        let error = set_up(&cluster.client(), &words(&[flag])).await.expect_err("refused");
+        let error = error.to_string();
+        assert!(error.contains(&format!("cannot make rolebinding ns/{grant}")), "{error}");
+        assert!(!cluster.writes().contains(&wrote("PATCH", NAMESPACE)), "{grant}");
+    }
+}
+
+#[tokio::test]
+async fn disabling_takes_away_what_was_granted_and_nothing_of_others() {
+    let role = json!({"apiGroup": "", "kind": "", "name": ""});
+    let binding = |by: &str| json!({"metadata": {"labels": {MANAGED_BY.0: by}}, "roleRef": role});
+    let ours = Cluster::new(&[(BINDING, binding(MANAGED_BY.1))]);
+    take_away(&ours.client(), &place()).await.expect("disabled");
+    // The right goes first: with the label gone nothing would hold a pod that uses it.
+    assert_eq!(ours.writes(), [wrote("DELETE", BINDING), wrote("PATCH", NAMESPACE)]);
+
+    let theirs = Cluster::new(&[(BINDING, binding("somebody"))]);
+    take_away(&theirs.client(), &place()).await.expect("disabled");
+    assert_eq!(theirs.writes(), [wrote("PATCH", NAMESPACE)]);
+
+    let stuck = Cluster::new(&[(BINDING, binding(MANAGED_BY.1))]).refusing("ringfence-scc");
+    let error = take_away(&stuck.client(), &place()).await.expect_err("refused").to_string();
+    assert!(error.contains("cannot remove rolebinding ns/ringfence-scc"), "{error}");
+    assert_eq!(stuck.writes(), [wrote("DELETE", BINDING)]);
+}
