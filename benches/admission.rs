@@ -12,10 +12,14 @@ use std::time::{Duration, Instant};
 use axum::http::{Method, StatusCode, Uri};
 use ringfence::admission::review::{Answer, Review};
 use ringfence::admission::{
-    ImageConfig, Namespace, Outcome, PolicyRef, Settings, inject, is_fenced, needs, policy_name,
-    verify,
+    ImageConfig, Namespace, Outcome, PolicyRef, Settings, inject, inject_into, is_fenced, needs,
+    policy_name, verify,
 };
 use serde_json::{Value, json};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ROUNDS: usize = 2000;
 
@@ -121,9 +125,11 @@ impl Bench {
     }
 
     fn mutate(&self) -> Vec<u8> {
-        let review = Review::parse(&self.created).expect("a review");
+        let mut review = Review::parse(&self.created).expect("a review");
         self.plan(&review.object);
-        let answer = Answer::of(self.inject(&review.object));
+        let pod = &mut review.object;
+        let outcome = inject_into(pod, &self.ns, &self.settings, &self.images, &self.policy);
+        let answer = Answer::of(outcome);
         assert!(answer.allowed());
         answer.to_bytes(&review.id)
     }

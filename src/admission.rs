@@ -66,7 +66,9 @@ mod volumes;
 
 pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
-pub use inject::{Cause, Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject};
+pub use inject::{
+    Cause, Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject, inject_into,
+};
 pub use namespace::{Mode, Namespace};
 pub use plan::{ImageNeed, Needs, is_fenced, is_live, needs, policy_name};
 pub use pod_security::enforced_level;

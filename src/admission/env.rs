@@ -106,14 +106,12 @@ fn rewrite_urls(list: &mut [Value], settings: &Settings, ports: &SidecarPorts) -
     };
     let mut unread = Vec::new();
     for entry in list {
-        let Some(name) = text(entry, "name").map(str::to_owned) else {
-            continue;
-        };
-        if !settings.localhost_url_env.contains(&name) {
+        let Some(name) = text(entry, "name") else { continue };
+        if !settings.localhost_url_env.iter().any(|listed| listed == name) {
             continue;
         }
         if field(entry, "valueFrom").is_some() {
-            unread.push(name);
+            unread.push(name.to_owned());
         } else if let Some(value) = text(entry, "value") {
             let rewritten = rewrite(value, settings.ip_family, stays);
             if rewritten != value {

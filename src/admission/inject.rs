@@ -109,6 +109,26 @@ pub fn inject(
     }
 }
 
+/// As [`inject()`] for a pod that nobody needs as it was: where it is admitted it becomes what the
+/// operations make of it, which is how they are checked, and no copy is made for that.
+#[must_use]
+pub fn inject_into(
+    pod: &mut Value,
+    ns: &Namespace,
+    settings: &Settings,
+    images: &BTreeMap<String, ImageConfig>,
+    policy: &PolicyRef,
+) -> Outcome {
+    match build(pod, ns, settings, images, policy) {
+        Ok(None) => Outcome::Untouched,
+        Ok(Some((target, notes))) => {
+            let ops = patch::diff(pod, &target);
+            checked(become_target(pod, &target, &ops), ops, notes)
+        }
+        Err(refusal) => Outcome::Refuse(refusal),
+    }
+}
+
 /// The pod as it is to be: the same document with what is ours put right.
 fn build(
     pod: &Value,
@@ -316,28 +336,38 @@ fn annotate(
 /// Turns a target into operations and applies them to the input before anybody else does.
 pub(super) fn finish(pod: &Value, target: &Value, notes: Notes) -> Outcome {
     let ops = patch::diff(pod, target);
-    if let Err(what) = check(pod, target, &ops) {
-        return Outcome::Refuse(Refusal::new(Class::SelfCheck, what));
-    }
-    let mut audit = notes.audit;
-    if !notes.causes.is_empty() {
-        let slugs: Vec<&str> = notes.causes.iter().map(|cause| cause.class.slug()).collect();
-        audit.insert("classes".into(), slugs.join(","));
-    }
-    Outcome::Inject(Injection { ops, warnings: notes.warnings, audit, causes: notes.causes })
+    // Verification's usual case: a copy would be most of its work.
+    let same = if ops.is_empty() {
+        Ok(patch::same(pod, target))
+    } else {
+        become_target(&mut pod.clone(), target, &ops)
+    };
+    checked(same, ops, notes)
 }
 
-/// Whether the operations make the target, and nothing else, of the pod.
-fn check(pod: &Value, target: &Value, ops: &Patch) -> Result<(), String> {
-    let same = if ops.is_empty() {
-        // Verification's usual case: a copy would be most of its work.
-        pod == target
-    } else {
-        let mut applied = pod.clone();
-        json_patch::patch(&mut applied, ops).map_err(|error| error.to_string())?;
-        applied == *target
+/// Whether the operations make the target, and nothing else, of the pod, which then is that.
+fn become_target(pod: &mut Value, target: &Value, ops: &Patch) -> Result<bool, String> {
+    json_patch::patch(pod, ops).map_err(|error| error.to_string())?;
+    Ok(patch::same(pod, target))
+}
+
+/// The answer, unless the operations do not do what they should.
+fn checked(same: Result<bool, String>, ops: Patch, notes: Notes) -> Outcome {
+    let what = match same {
+        Ok(true) => {
+            let mut audit = notes.audit;
+            if !notes.causes.is_empty() {
+                let slugs: Vec<&str> =
+                    notes.causes.iter().map(|cause| cause.class.slug()).collect();
+                audit.insert("classes".into(), slugs.join(","));
+            }
+            let (warnings, causes) = (notes.warnings, notes.causes);
+            return Outcome::Inject(Injection { ops, warnings, audit, causes });
+        }
+        Ok(false) => "the result differs".to_owned(),
+        Err(error) => error,
     };
-    if same { Ok(()) } else { Err("the result differs".to_owned()) }
+    Outcome::Refuse(Refusal::new(Class::SelfCheck, what))
 }
 
 /// Names of the containers of a (live) pod that an injection has made its own, in either shape.

@@ -13,39 +13,72 @@ use serde_json::Value;
 /// Each search is linear and the list comes from a stranger; past this it is written as a whole.
 const LOOKS: usize = 1 << 20;
 
+/// Where one is in a document. On the stack, and written out only where something differs: most of a
+/// pod does not.
+#[derive(Clone, Copy)]
+enum Path<'a> {
+    Root,
+    Key(&'a Path<'a>, &'a str),
+    Index(&'a Path<'a>, usize),
+}
+
+impl Path<'_> {
+    fn pointer(&self) -> PointerBuf {
+        let mut pointer = match self {
+            Path::Root => return PointerBuf::new(),
+            Path::Key(parent, _) | Path::Index(parent, _) => parent.pointer(),
+        };
+        match self {
+            Path::Root => {}
+            Path::Key(_, key) => pointer.push_back(*key),
+            Path::Index(_, index) => pointer.push_back(*index),
+        }
+        pointer
+    }
+}
+
 /// Operations that make `to` out of `from`. Parents come before what they hold.
 pub(super) fn diff(from: &Value, to: &Value) -> Patch {
     let mut ops = Vec::new();
-    walk(&mut ops, &mut PointerBuf::new(), from, to);
+    walk(&mut ops, &Path::Root, from, to);
     Patch(ops)
 }
 
+/// Whether two documents are the same. As `==`, without a search for each key where both have the same
+/// in the same order.
+pub(super) fn same(a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) if a.len() == b.len() && a.keys().eq(b.keys()) => {
+            a.values().zip(b.values()).all(|(a, b)| same(a, b))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
+        }
+        _ => a == b,
+    }
+}
+
 /// Containers are walked without being compared first: a tree is read once, not once a level.
-fn walk(ops: &mut Vec<PatchOperation>, path: &mut PointerBuf, from: &Value, to: &Value) {
+fn walk(ops: &mut Vec<PatchOperation>, path: &Path<'_>, from: &Value, to: &Value) {
     match (from, to) {
         (Value::Object(from), Value::Object(to)) => {
             // Most objects are as they were, and the same keys in the same order need no search.
             if from.len() == to.len() && from.keys().eq(to.keys()) {
                 for ((key, value), wanted) in from.iter().zip(to.values()) {
-                    path.push_back(key.as_str());
-                    walk(ops, path, value, wanted);
-                    path.pop_back();
+                    walk(ops, &Path::Key(path, key), value, wanted);
                 }
                 return;
             }
             for (key, value) in from {
-                path.push_back(key.as_str());
+                let path = Path::Key(path, key);
                 match to.get(key) {
-                    Some(wanted) => walk(ops, path, value, wanted),
-                    None => ops.push(remove(path)),
+                    Some(wanted) => walk(ops, &path, value, wanted),
+                    None => ops.push(remove(&path)),
                 }
-                path.pop_back();
             }
             for (key, value) in to {
                 if !from.contains_key(key) {
-                    path.push_back(key.as_str());
-                    ops.push(add(path, value));
-                    path.pop_back();
+                    ops.push(add(&Path::Key(path, key), value));
                 }
             }
         }
@@ -96,19 +129,14 @@ impl PartialEq for Element<'_> {
 }
 
 /// Turns one list into another. False where that takes too many searches.
-fn align(
-    ops: &mut Vec<PatchOperation>,
-    path: &mut PointerBuf,
-    old: &[Value],
-    new: &[Value],
-) -> bool {
+fn align(ops: &mut Vec<PatchOperation>, path: &Path<'_>, old: &[Value], new: &[Value]) -> bool {
     let mut work: Vec<Element<'_>> = old.iter().map(Element::of).collect();
     let new: Vec<Element<'_>> = new.iter().map(Element::of).collect();
     let mut looks = 0;
     for (index, wanted) in new.iter().enumerate() {
         while work.get(index).is_none_or(|there| there != wanted) {
             let Some(there) = work.get(index) else {
-                ops.push(add(&pushed(path, index), wanted.value));
+                ops.push(add(&Path::Index(path, index), wanted.value));
                 work.push(*wanted);
                 continue;
             };
@@ -117,47 +145,39 @@ fn align(
                 return false;
             }
             if !new[index..].contains(there) {
-                ops.push(remove(&pushed(path, index)));
+                ops.push(remove(&Path::Index(path, index)));
                 work.remove(index);
             } else if let Some(offset) = work[index..].iter().position(|w| w == wanted) {
                 let from = index + offset;
                 ops.push(PatchOperation::Move(MoveOperation {
-                    from: pushed(path, from),
-                    path: pushed(path, index),
+                    from: Path::Index(path, from).pointer(),
+                    path: Path::Index(path, index).pointer(),
                 }));
                 let moved = work.remove(from);
                 work.insert(index, moved);
             } else {
-                ops.push(add(&pushed(path, index), wanted.value));
+                ops.push(add(&Path::Index(path, index), wanted.value));
                 work.insert(index, *wanted);
             }
         }
-        path.push_back(index);
-        walk(ops, path, work[index].value, wanted.value);
-        path.pop_back();
+        walk(ops, &Path::Index(path, index), work[index].value, wanted.value);
     }
     for index in (new.len()..work.len()).rev() {
-        ops.push(remove(&pushed(path, index)));
+        ops.push(remove(&Path::Index(path, index)));
     }
     true
 }
 
-fn pushed(path: &PointerBuf, index: usize) -> PointerBuf {
-    let mut path = path.clone();
-    path.push_back(index);
-    path
+fn add(path: &Path<'_>, value: &Value) -> PatchOperation {
+    PatchOperation::Add(AddOperation { path: path.pointer(), value: value.clone() })
 }
 
-fn add(path: &PointerBuf, value: &Value) -> PatchOperation {
-    PatchOperation::Add(AddOperation { path: path.clone(), value: value.clone() })
+fn replace(path: &Path<'_>, value: &Value) -> PatchOperation {
+    PatchOperation::Replace(ReplaceOperation { path: path.pointer(), value: value.clone() })
 }
 
-fn replace(path: &PointerBuf, value: &Value) -> PatchOperation {
-    PatchOperation::Replace(ReplaceOperation { path: path.clone(), value: value.clone() })
-}
-
-fn remove(path: &PointerBuf) -> PatchOperation {
-    PatchOperation::Remove(RemoveOperation { path: path.clone() })
+fn remove(path: &Path<'_>) -> PatchOperation {
+    PatchOperation::Remove(RemoveOperation { path: path.pointer() })
 }
 
 #[cfg(test)]
@@ -193,6 +213,18 @@ mod tests {
                 {"op": "replace", "path": "/2/value", "value": "3"},
             ])
         );
+    }
+
+    #[test]
+    fn the_order_of_keys_is_no_difference() {
+        let text = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        let (a, b) = (text(r#"{"a": [{"x": 1, "y": 2}]}"#), text(r#"{"a": [{"y": 2, "x": 1}]}"#));
+        assert!(same(&a, &b) && ops(&a, &b) == json!([]));
+        for other in
+            [r#"{"a": [{"x": 1}]}"#, r#"{"a": [{"x": 1, "y": 3}]}"#, r#"{"a": []}"#, "null"]
+        {
+            assert!(!same(&a, &text(other)) && !same(&text(other), &a), "{other}");
+        }
     }
 
     #[test]

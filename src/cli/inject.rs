@@ -12,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::admission::{
-    ImageConfig, Namespace, Needs, Outcome, POLICY_KEYS, PolicySource, Settings, inject, needs,
+    ImageConfig, Namespace, Needs, Outcome, POLICY_KEYS, PolicySource, Settings, inject_into, needs,
 };
 use crate::image::Given;
 
@@ -159,12 +159,11 @@ impl Fencer {
         let policy = &self.policy.reference;
         let needed = needs(pod, &self.namespace, &self.settings, policy)?;
         let images = self.images_for(&needed)?;
-        match inject(None, pod, &self.namespace, &self.settings, &images, policy) {
+        match inject_into(pod, &self.namespace, &self.settings, &images, policy) {
             Outcome::Untouched => Ok(()),
             Outcome::Refuse(refusal) => Err(refusal.into()),
             Outcome::Inject(injection) => {
                 warnings.extend(injection.warnings);
-                json_patch::patch(pod, &injection.ops)?;
                 Ok(())
             }
         }

@@ -1,13 +1,14 @@
 //! Values of the chart that change what is admitted. These tests change the release, and run alone:
 //! `E2E_THREADS=1 tests/e2e/run --ignored`.
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::Api;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
-use crate::place::fenced;
+use crate::place::{fenced, supervisor};
 use crate::release::Release;
+use crate::rig::RELEASE_NAMESPACE;
 
 #[tokio::test]
 #[ignore = "changes the release"]
@@ -70,6 +71,55 @@ async fn images_come_from_mirrors_and_from_what_is_given() {
         let given = words(&try_one("given.invalid/agent:1").await.expect("given"));
         assert!(given.ends_with(&["--".to_owned(), "/usr/bin/given".to_owned()]), "{given:?}");
         release.restore().await;
+    })
+    .await;
+}
+
+/// The rig's API server shows webhooks a certificate for this name.
+const API_SERVER: &str = "apiserver.rig.example";
+
+#[tokio::test]
+#[ignore = "changes the release"]
+async fn by_value_the_webhook_answers_the_api_server_only() {
+    fenced("clientca", &[], async |place| {
+        let release = Release::of(&place).await;
+        let kubeconfig = std::env::var("KUBECONFIG").expect("the rig sets it");
+        let ca = std::path::Path::new(&kubeconfig).with_file_name("webhook-client-ca.crt");
+        let ca = std::fs::read_to_string(ca).expect("the rig makes it");
+        let maps: Api<ConfigMap> = Api::namespaced(release.client.clone(), RELEASE_NAMESPACE);
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": "e2e-client-ca" },
+            "data": { "ca.crt": ca } });
+        let params = PatchParams::apply("e2e").force();
+        maps.patch("e2e-client-ca", &params, &Patch::Apply(&map)).await.expect("written");
+        let webhook = |names: &str| {
+            let mut webhook = release.values()["webhook"].clone();
+            webhook["clientCa"] = json!({ "configMap": "e2e-client-ca", "names": [names] });
+            json!({ "webhook": webhook })
+        };
+        release.upgrade(webhook(API_SERVER), true).await;
+        release.admits().await;
+        // Somebody who has no certificate hears nothing, and a fence is still made.
+        let pod = release.pods().await.remove(0);
+        let ip = pod.status.and_then(|status| status.pod_ip).expect("an address");
+        let words = ["-sk", "--max-time", "5", "-w", "%{http_code}", &format!("https://{ip}:8443/mutate")];
+        let asked = tokio::process::Command::new("curl").args(words).output().await.expect("curl");
+        assert!(!asked.status.success(), "{asked:?}");
+        assert_eq!(String::from_utf8_lossy(&asked.stdout), "000");
+        let fenced = place.create_dry(&place.agent_pod("agent", |_, _| {})).await;
+        assert!(supervisor(&fenced, "agent").is_some());
+
+        // The API server's is for another name: nobody is answered, and no pod is made.
+        release.upgrade(webhook("other.example"), true).await;
+        release
+            .until("talks to nobody", async || {
+                let pod = serde_json::from_value(place.agent_pod("agent", |_, _| {})).expect("a pod");
+                let dry = PostParams { dry_run: true, ..PostParams::default() };
+                let made = place.api::<Pod>().create(&dry, &pod).await;
+                made.is_err_and(|error| error.to_string().contains("failed calling webhook"))
+            })
+            .await;
+        release.restore().await;
+        maps.delete("e2e-client-ca", &DeleteParams::default()).await.expect("deleted");
     })
     .await;
 }

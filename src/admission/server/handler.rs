@@ -16,8 +16,8 @@ use crate::admission::restore::image_change;
 use crate::admission::review::{Answer as Decision, Review};
 use crate::admission::{
     Class, Delivery, ImageConfig, Injection, Mode, Namespace, Outcome, PolicyRef, PolicySource,
-    Refusal, Settings, ephemeral, exec, inject, is_fenced, is_live, live_name, needs, policy_name,
-    restore,
+    Refusal, Settings, ephemeral, exec, inject_into, is_fenced, is_live, live_name, needs,
+    policy_name, restore,
 };
 use crate::propagate::{self, Copies, PolicyCopy};
 
@@ -74,7 +74,7 @@ impl Handler {
         Self(config)
     }
 
-    async fn decide(&self, review: &Review, deadline: Deadline) -> Outcome {
+    async fn decide(&self, review: &mut Review, deadline: Deadline) -> Outcome {
         let decided = match (review.operation.as_str(), review.sub_resource.as_str()) {
             ("CREATE", "") => self.create(review, deadline).await,
             ("UPDATE", "") => self.update(review, deadline).await,
@@ -90,19 +90,20 @@ impl Handler {
         decided.unwrap_or_else(Outcome::Refuse)
     }
 
-    async fn create(&self, review: &Review, deadline: Deadline) -> Result<Outcome, Refusal> {
+    /// The review's pod becomes what it is to be.
+    async fn create(&self, review: &mut Review, deadline: Deadline) -> Result<Outcome, Refusal> {
         let Some(mut ns) = self.labelled(review, deadline).await? else {
             return Ok(Outcome::Untouched);
         };
-        let pod = &review.object;
+        let pod = &mut review.object;
         let known = self.know(pod, &ns, deadline).await?;
+        let live = is_live(pod, &ns)?;
         // Only an init container is fitted to them.
         if known.policy.is_some() && known.settings.delivery == Delivery::Init {
             ns.limit_ranges = self.0.lookups.limit_ranges(&ns.name, deadline).await?;
         }
-        let outcome = inject(None, pod, &ns, &known.settings, &known.images, &known.policy());
+        let outcome = inject_into(pod, &ns, &known.settings, &known.images, &known.policy());
         if let (Outcome::Inject(_), Some((name, policy))) = (&outcome, &known.policy) {
-            let live = is_live(pod, &ns)?;
             self.provide(name, policy, (&ns, live), review.dry_run, deadline).await?;
         }
         Ok(outcome)
@@ -226,7 +227,7 @@ impl Handler {
 impl Admit for Handler {
     async fn admit(&self, hook: Hook, body: Bytes, deadline: Deadline) -> Answer {
         let began = Instant::now();
-        let review = match Review::parse(&body) {
+        let mut review = match Review::parse(&body) {
             Ok(review) => review,
             Err(error) => {
                 self.0.metrics.rejected("unreadable");
@@ -256,7 +257,7 @@ impl Admit for Handler {
             return decided(Decision::allow().warn(warning).to_bytes(&review.id));
         }
         let outcome = match hook {
-            Hook::Mutate => self.decide(&review, deadline).await,
+            Hook::Mutate => self.decide(&mut review, deadline).await,
             Hook::Validate => self.validate(&review, deadline).await,
         };
         self.count(hook, &outcome, began);
