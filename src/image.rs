@@ -15,6 +15,7 @@ mod error;
 mod fuzz;
 mod given;
 mod mirrors;
+mod permits;
 mod provider;
 mod registry;
 

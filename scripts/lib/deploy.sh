@@ -9,7 +9,7 @@ UPSTREAM_HOST=upstream.ringfence-upstream.svc.cluster.local
 OTHER_HOST=other.ringfence-upstream.svc.cluster.local
 POLICY=openshell-policy
 # What the chart makes, and how all of it is labelled.
-OBJECTS=deployment,service,serviceaccount,poddisruptionbudget,role,rolebinding,clusterrole,clusterrolebinding
+OBJECTS=configmap,deployment,networkpolicy,service,serviceaccount,poddisruptionbudget,role,rolebinding,clusterrole,clusterrolebinding
 OBJECTS+=,mutatingwebhookconfiguration,validatingwebhookconfiguration
 OBJECTS+=,validatingadmissionpolicy,validatingadmissionpolicybinding
 LABELLED=app.kubernetes.io/name=ringfence,app.kubernetes.io/instance=$RELEASE
@@ -155,7 +155,13 @@ install_policy() {
 # A helm that was ended in the middle leaves a release that no other will touch. Nothing where there
 # is no release.
 release_status() {
-    { helm_ status $RELEASE -n $RELEASE_NAMESPACE 2>/dev/null || true; } | sed -n 's/^STATUS: //p'
+    local said
+    if said=$(helm_ status $RELEASE -n $RELEASE_NAMESPACE 2>&1); then
+        sed -n 's/^STATUS: //p' <<<"$said"
+    elif [[ $said != *'release: not found'* ]]; then
+        echo "helm status $RELEASE: $said" >&2
+        return 1
+    fi
 }
 
 # A test that installs from the manifests alone may have been ended in the middle.

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::{LimitRange, Namespace as ApiNamespace, Pod, Secret};
 use kube::api::{ApiResource, DynamicObject, ListParams};
 use kube::runtime::reflector::{self, ObjectRef, Store};
@@ -34,6 +34,9 @@ const SILENT: &str = "see that the registry is up and that the webhook's pods re
 /// Pods of one namespace that may wait for registries at once, of the 128 reviews that a replica
 /// answers: images that never come, named by one author, keep the others' places free.
 const WAITING_PER_NAMESPACE: usize = 32;
+
+/// Images of one pod that are read at once: one with thousands takes no more than its part.
+const READS_PER_POD: usize = 8;
 
 /// Reads what the answer depends on.
 pub struct Lookups {
@@ -217,7 +220,8 @@ impl Lookups {
                 Ok((need.container.clone(), (*config).clone()))
             }
         });
-        futures_util::future::try_join_all(reads).await.map(|list| list.into_iter().collect())
+        let reads: Vec<_> = reads.collect();
+        stream::iter(reads).buffer_unordered(READS_PER_POD).try_collect().await
     }
 
     /// The entries of the pod's pull secrets, and what to add to an error about those that could

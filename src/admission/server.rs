@@ -258,12 +258,18 @@ pub fn tls_config(
 ) -> Result<rustls::ServerConfig, rustls::Error> {
     let config = rustls::ServerConfig::builder_with_provider(crate::pki::provider())
         .with_safe_default_protocol_versions()?;
+    let verified = clients.is_some();
     let config = match clients {
         Some(clients) => config.with_client_cert_verifier(clients),
         None => config.with_no_client_auth(),
     };
     let mut config = config.with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    if verified {
+        // A session that is taken up again shows no certificate anew.
+        config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(config)
 }
 

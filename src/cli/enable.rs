@@ -14,6 +14,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
+use self::grants::Revoked;
 use crate::admission::lookup::INJECT_LABEL;
 use crate::admission::{enforced_level, fenced_containers};
 use crate::api_text::api_text;
@@ -34,10 +35,21 @@ pub(super) struct Enable {
     /// `RoleBinding` `RELEASE-pull-secrets`.
     #[arg(long)]
     pull_secrets: bool,
+    #[command(flatten)]
+    constraints: Constraints,
+}
+
+/// What an `OpenShift` needs beside the label.
+#[derive(Debug, clap::Args)]
+struct Constraints {
     /// On an `OpenShift`, let pods of the namespace use the chart's `SecurityContextConstraints`, which
     /// fenced ones need: makes the `RoleBinding` `RELEASE-scc`.
     #[arg(long)]
     scc: bool,
+    /// With --scc and without --strict: authors of the namespace's pods may be uid 0 with `SYS_ADMIN` outside a
+    /// fence, in init containers and sidecars, which only --strict fences.
+    #[arg(long, requires = "scc", conflicts_with = "strict")]
+    trust_authors: bool,
     /// Only pods of this service account, instead of all of the namespace. Repeat for several.
     #[arg(long = "service-account", value_name = "NAME", requires = "scc")]
     service_accounts: Vec<String>,
@@ -76,10 +88,16 @@ async fn set_up(client: &Client, args: &Enable) -> anyhow::Result<()> {
             "namespace {namespace}: pods of the release's namespace and of kube-* are never fenced"
         );
     }
+    let Constraints { scc, trust_authors, service_accounts } = &args.constraints;
+    if *scc && !args.strict && !trust_authors {
+        bail!(
+            "namespace {namespace}: with --scc whoever may make pods there may also make an init container or sidecar that is uid 0 with SYS_ADMIN, and only --strict fences these: add --strict, or --trust-authors where they may be trusted with that"
+        );
+    }
     is_installed(client, release).await?;
     // Grants before the label: with it and without them pods would be refused.
-    if args.scc {
-        grants::scc(client, &args.place, &args.service_accounts).await?;
+    if *scc {
+        grants::scc(client, &args.place, service_accounts).await?;
     }
     if args.pull_secrets {
         grants::pull_secrets(client, &args.place).await?;
@@ -105,13 +123,21 @@ async fn set_up(client: &Client, args: &Enable) -> anyhow::Result<()> {
 async fn take_away(client: &Client, place: &Place) -> anyhow::Result<()> {
     let Place { namespace, release, .. } = place;
     // Before the label: after it nothing would hold a pod that uses them.
-    if grants::revoke(client, namespace, &grants::scc_name(release)).await? {
-        println!("its pods no longer use securitycontextconstraints {release}");
+    let scc = grants::scc_name(release);
+    match grants::revoke(client, namespace, &scc).await? {
+        Revoked::Ours => println!("its pods no longer use securitycontextconstraints {release}"),
+        Revoked::Absent => {}
+        Revoked::Foreign => bail!(
+            "rolebinding {namespace}/{scc} was made by somebody else, and lets pods be uid 0 that nothing fences without the label: remove it first"
+        ),
     }
     label(client, namespace, Value::Null).await?;
     println!("namespace {namespace}: new pods are no longer fenced");
-    if grants::revoke(client, namespace, &grants::pull_secrets_name(release)).await? {
-        println!("the webhook no longer reads its pull secrets");
+    match grants::revoke(client, namespace, &grants::pull_secrets_name(release)).await {
+        Ok(Revoked::Ours) => println!("the webhook no longer reads its pull secrets"),
+        // One that somebody else made is theirs to remove.
+        Ok(Revoked::Absent | Revoked::Foreign) => {}
+        Err(error) => eprintln!("warning: the webhook may still read its pull secrets: {error:#}"),
     }
     let (fenced, _) = pods(client, namespace).await?;
     if fenced > 0 {

@@ -18,15 +18,18 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
 
 use super::cache::{Cache, FetchDied, Life};
 use super::credentials::{Credential, is_named};
+use super::permits::Permits;
 
 const CONFIG: &str = "kubelet.config.k8s.io/v1";
 const PROTOCOL: &str = "credentialprovider.kubelet.k8s.io/v1";
-/// A plugin that takes longer has failed; the API server waits 10 s for the whole answer.
-const PATIENCE: Duration = Duration::from_secs(6);
+/// A plugin that has not answered by then, its turn included, has failed; the API server waits 10 s for
+/// the whole answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// No answer is kept for longer.
+const LONGEST: Duration = Duration::from_secs(30 * 86_400);
 /// How long a failure is remembered.
 const FAILURE_LIFE: Duration = Duration::from_secs(3);
 /// The longest answer, in bytes.
@@ -37,8 +40,10 @@ const MAX_COMPLAINT: u64 = 2048;
 const CACHED: usize = 512;
 /// Answers for whole registries kept.
 const CACHED_WIDE: usize = 128;
-/// Plugins that run at once, of one kind.
-const CONCURRENT: usize = 4;
+/// Runs of one plugin at once.
+const CONCURRENT: usize = 8;
+/// The same for one registry, so that names which lead nowhere hold up their own registry only.
+const CONCURRENT_PER_REGISTRY: usize = 2;
 
 /// Why the plugins cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +161,7 @@ pub(super) struct Provider {
     env: Vec<(String, String)>,
     images: Vec<String>,
     life: Duration,
-    running: Semaphore,
+    running: Permits,
     /// By repository.
     answers: Cache<String, Credentials, Failed>,
     /// Those for a whole registry, by its name, and for all, by the empty one.
@@ -226,7 +231,7 @@ impl Provider {
             env: entry.env.into_iter().map(|one| (one.name, one.value)).collect(),
             images: entry.match_images,
             life,
-            running: Semaphore::new(CONCURRENT),
+            running: Permits::new(CONCURRENT, CONCURRENT_PER_REGISTRY),
             answers: Cache::new(CACHED),
             wide: Mutex::default(),
         })
@@ -263,13 +268,17 @@ impl Provider {
         registry: &str,
         repository: &str,
     ) -> Result<(Credentials, Instant), Failed> {
-        // Never closed.
-        let turn = tokio::time::timeout(PATIENCE, self.running.acquire()).await;
-        let _turn = turn.map_err(|_| Failed("it was not asked: too many wait for it"))?;
         if let Some(known) = self.known(registry) {
             return Ok(known);
         }
-        let running = tokio::time::timeout(PATIENCE, self.run(repository)).await;
+        let until = tokio::time::Instant::now() + PATIENCE;
+        let turn = tokio::time::timeout_at(until, self.running.turn(registry)).await;
+        let _turn = turn.map_err(|_| Failed("it was not asked: too many wait for it"))?;
+        // Whoever had the turn before may have been told for this one as well.
+        if let Some(known) = self.known(registry) {
+            return Ok(known);
+        }
+        let running = tokio::time::timeout_at(until, self.run(repository)).await;
         let answer = running.map_err(|_| Failed("it did not answer in time"))??;
         let life = match &answer.cache_duration {
             None => self.life,
@@ -291,9 +300,12 @@ impl Provider {
         if wide.len() >= CACHED_WIDE {
             wide.retain(|_, (_, until)| *until > now);
         }
-        if wide.len() < CACHED_WIDE {
-            wide.insert(key.to_owned(), (Arc::clone(&credentials), until));
+        if wide.len() >= CACHED_WIDE {
+            let first =
+                wide.iter().min_by_key(|(_, (_, until))| *until).map(|(key, _)| key.clone());
+            first.map(|key| wide.remove(&key));
         }
+        wide.insert(key.to_owned(), (Arc::clone(&credentials), until));
         Ok((credentials, until))
     }
 
@@ -358,10 +370,11 @@ async fn read(mut from: impl AsyncRead + Unpin, most: u64) -> Vec<u8> {
     bytes
 }
 
-/// A duration as Go writes it, `12h0m0s`; none below zero.
+/// A duration as Go writes it, `12h0m0s` or `0`; none below zero, and the longest that is kept.
 fn duration(text: &str) -> Option<Duration> {
-    let signed: SignedDuration = text.parse().ok()?;
-    Duration::try_from(signed).ok()
+    let signed: SignedDuration =
+        if text == "0" { SignedDuration::ZERO } else { text.parse().ok()? };
+    Some(Duration::try_from(signed).ok()?.min(LONGEST))
 }
 
 #[cfg(test)]

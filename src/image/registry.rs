@@ -17,12 +17,12 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWrite;
-use tokio::sync::Semaphore;
 
 use super::cache::{Cache, Life};
 use super::credentials::{Credential, auth_and_identity, matching};
 use super::document::{Plain, parse_config};
 use super::error::judge;
+use super::permits::Permits;
 use super::{Attempt, Config, Given, ImageError, Mirrors, Providers};
 
 /// An image configuration past this many bytes is not one.
@@ -37,9 +37,8 @@ const CLIENT_LIFE: Duration = Duration::from_secs(600);
 const CONCURRENT: usize = 16;
 /// The same for one registry, so that one which hangs does not hold up the others.
 const CONCURRENT_PER_REGISTRY: usize = 4;
-/// Registries whose permits are kept while nobody uses them.
-const IDLE_REGISTRIES: usize = 64;
-
+/// A mirror that did not answer in time is left alone for so long.
+const MIRROR_REST: Duration = Duration::from_secs(30);
 /// Images of one index that are read for one architecture, at most.
 const MAX_ALIKE: usize = 4;
 /// Kinds of manifests asked for.
@@ -49,7 +48,8 @@ const MANIFESTS: &[&str] = &[
     manifest::OCI_IMAGE_MEDIA_TYPE,
     manifest::OCI_IMAGE_INDEX_MEDIA_TYPE,
 ];
-/// A mirror that has not answered by then is passed over: the registry itself needs its time, too.
+/// A mirror that has not answered by then, all tries together, is passed over: the registry itself
+/// needs its time, too.
 const MIRROR_LIMIT: Duration = Duration::from_secs(3);
 
 /// How registries are reached.
@@ -109,9 +109,9 @@ struct Shared {
     clients: Mutex<HashMap<[u8; 32], (Client, Instant)>>,
     config: ImagesConfig,
     extra_roots: Vec<Certificate>,
-    running: Semaphore,
-    /// By registry, in lower case.
-    registries: Mutex<HashMap<String, Arc<Semaphore>>>,
+    running: Permits,
+    /// Mirrors that did not answer in time, and until when nobody asks them.
+    resting: Mutex<HashMap<String, Instant>>,
 }
 
 /// A failure of one attempt, before it is known whether another will do better.
@@ -146,8 +146,8 @@ impl Images {
             clients: Mutex::default(),
             config,
             extra_roots,
-            running: Semaphore::new(CONCURRENT),
-            registries: Mutex::default(),
+            running: Permits::new(CONCURRENT, CONCURRENT_PER_REGISTRY),
+            resting: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -206,10 +206,20 @@ impl Images {
     ) -> Result<Arc<Config>, ImageError> {
         let mut tries = Tries::default();
         for mirror in self.shared.config.mirrors.of(image) {
-            let found = self.config_at(&mirror, true, architecture, credentials, &mut tries).await;
+            let host = mirror.registry();
+            if self.shared.rests(host) {
+                tries.failed(host.to_owned(), "not asked: it did not answer a moment ago");
+                continue;
+            }
+            let asking = self.config_at(&mirror, true, architecture, credentials, &mut tries);
             // Whatever is wrong with a mirror, its registry may do better.
-            if let Ok(Some(config)) = found {
-                return Ok(config);
+            match tokio::time::timeout(MIRROR_LIMIT, asking).await {
+                Ok(Ok(Some(config))) => return Ok(config),
+                Ok(Ok(None) | Err(_)) => {}
+                Err(_) => {
+                    self.shared.let_rest(host);
+                    tries.failed(host.to_owned(), "it did not answer in time");
+                }
             }
         }
         let found = self.config_at(image, false, architecture, credentials, &mut tries).await?;
@@ -231,11 +241,9 @@ impl Images {
         credentials: &[Credential],
         tries: &mut Tries,
     ) -> Result<Option<Arc<Config>>, ImageError> {
-        let limit = self.shared.config.limit;
-        let limit = if is_mirror { limit.min(MIRROR_LIMIT) } else { limit };
         let place = if is_mirror { format!("{}, ", image.registry()) } else { String::new() };
         for credential in matching(credentials, image) {
-            let answer = self.attempt(image, architecture, Some(credential), limit).await;
+            let answer = self.attempt(image, architecture, Some(credential)).await;
             if let Some(done) = tries.judge(answer, format!("{place}{}", credential.source)) {
                 return done;
             }
@@ -250,13 +258,13 @@ impl Images {
                 }
             };
             for credential in matching(&given, image) {
-                let answer = self.attempt(image, architecture, Some(credential), limit).await;
+                let answer = self.attempt(image, architecture, Some(credential)).await;
                 if let Some(done) = tries.judge(answer, format!("{place}{}", credential.source)) {
                     return done;
                 }
             }
         }
-        let answer = self.attempt(image, architecture, None, limit).await;
+        let answer = self.attempt(image, architecture, None).await;
         tries.judge(answer, format!("{place}anonymously")).unwrap_or(Ok(None))
     }
 
@@ -266,7 +274,6 @@ impl Images {
         image: &Reference,
         architecture: &str,
         credential: Option<&Credential>,
-        limit: Duration,
     ) -> Result<Arc<Config>, Failure> {
         let (auth, identity) = auth_and_identity(credential);
         let key = Key { image: image.whole(), identity, architecture: architecture.to_owned() };
@@ -275,7 +282,7 @@ impl Images {
         self.shared
             .cache
             .get(key, || async move {
-                let answer = shared.bounded(&image, &architecture, &auth, identity, limit).await;
+                let answer = shared.bounded(&image, &architecture, &auth, identity).await;
                 let life = match (&answer, image.digest()) {
                     (Err(_), _) => shared.config.failure_life,
                     (Ok(_), Some(_)) => shared.config.digest_life,
@@ -326,8 +333,8 @@ impl Shared {
         architecture: &str,
         auth: &RegistryAuth,
         identity: [u8; 32],
-        limit: Duration,
     ) -> Result<Arc<Config>, Failure> {
+        let limit = self.config.limit;
         let late = |text: &str| Failure::Attempt {
             text: text.to_owned(),
             try_next: false,
@@ -336,29 +343,27 @@ impl Shared {
         let began = tokio::time::Instant::now();
         // Shorter than the 10 s that the API server waits, so that the author of the pod is told.
         let turn = began + limit * 2 / 5;
-        let registry = self.permits_of(image.registry());
-        // The registry's own first: whoever waits for it takes nothing from the others. Neither
-        // semaphore is ever closed.
-        let _own = tokio::time::timeout_at(turn, registry.acquire()).await.map_err(|_| {
-            late("not asked: the look-ups before this one wait for the same registry's answers")
-        })?;
-        let _all = tokio::time::timeout_at(turn, self.running.acquire()).await.map_err(|_| {
-            late("not asked: too many look-ups wait for the answers of other registries")
-        })?;
+        let _turn = tokio::time::timeout_at(turn, self.running.turn(image.registry()))
+            .await
+            .map_err(|_| late("not asked: the look-ups before this one wait for other answers"))?;
         let fetch = self.fetch(image, architecture, auth, identity);
         tokio::time::timeout_at(began + limit, fetch)
             .await
             .unwrap_or_else(|_| Err(late("the registry did not answer in time")))
     }
 
-    /// The permits of one registry. Those that nobody holds or waits for are forgotten.
-    fn permits_of(&self, registry: &str) -> Arc<Semaphore> {
-        let mut known = self.registries.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= IDLE_REGISTRIES {
-            known.retain(|_, permits| Arc::strong_count(permits) > 1);
-        }
-        let fresh = || Arc::new(Semaphore::new(CONCURRENT_PER_REGISTRY));
-        Arc::clone(known.entry(registry.to_ascii_lowercase()).or_insert_with(fresh))
+    /// Whether nobody asks this mirror now.
+    fn rests(&self, mirror: &str) -> bool {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        resting.retain(|_, until| *until > now);
+        resting.contains_key(mirror)
+    }
+
+    fn let_rest(&self, mirror: &str) {
+        tracing::warn!(mirror, "a mirror did not answer in time, and is left alone for a while");
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.insert(mirror.to_owned(), Instant::now() + MIRROR_REST);
     }
 
     async fn fetch(

@@ -321,7 +321,7 @@ async fn a_registry_that_hangs_holds_up_nobody_else() {
         let (images, image) = (images.clone(), format!("{hung}/app:{number}"));
         waiting.spawn(async move { images.config(&image, &amd64(), &[]).await });
     }
-    while images.shared.running.available_permits() > CONCURRENT - CONCURRENT_PER_REGISTRY {
+    while images.shared.running.free() > CONCURRENT - CONCURRENT_PER_REGISTRY {
         tokio::task::yield_now().await;
     }
     images.config(&format!("{well}/app:1"), &amd64(), &[]).await.expect("an answer");
@@ -337,18 +337,6 @@ async fn a_registry_that_hangs_holds_up_nobody_else() {
     let with = |words: &str| texts.iter().filter(|text| text.contains(words)).count();
     assert_eq!(with("did not answer in time"), CONCURRENT_PER_REGISTRY, "{texts:?}");
     assert_eq!(with("not asked"), CONCURRENT + 1 - CONCURRENT_PER_REGISTRY, "{texts:?}");
-}
-
-#[test]
-fn permits_that_nobody_uses_are_forgotten() {
-    let images = Images::new(ImagesConfig::default()).expect("a configuration");
-    let held = images.shared.permits_of("Held.example");
-    for number in 0..10 * IDLE_REGISTRIES {
-        images.shared.permits_of(&format!("r{number}.example"));
-    }
-    assert!(Arc::ptr_eq(&held, &images.shared.permits_of("held.example")));
-    let known = images.shared.registries.lock().expect("no poison").len();
-    assert!(known <= IDLE_REGISTRIES + 1, "{known}");
 }
 
 #[test]
@@ -492,6 +480,41 @@ async fn a_mirror_is_asked_first_and_the_registry_where_it_fails() {
         &format!("registry `{host}`"),
     ] {
         assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_hangs_costs_its_time_once() {
+    if skipped() {
+        return;
+    }
+    let mut registry = Store::default();
+    for tag in ["1", "2", "3"] {
+        registry.image("app", Some(tag), &json!({ "Cmd": ["registry"] }));
+    }
+    let host = serve(Arc::new(registry)).await;
+    // Accepts by its backlog, and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let hung = silent.local_addr().expect("an address").to_string();
+    let mirrors = std::iter::once(format!("{host}={hung}").parse().expect("a mirror")).collect();
+    let insecure = vec![host.clone(), hung.clone()];
+    let images = Images::new(ImagesConfig { mirrors, insecure, ..ImagesConfig::default() })
+        .expect("a configuration");
+    // How often it was connected to since it was looked at last.
+    let mut connections = Vec::new();
+    let mut asked = async || {
+        let before = connections.len();
+        let pause = Duration::from_millis(200);
+        while let Ok(accepted) = tokio::time::timeout(pause, silent.accept()).await {
+            connections.push(accepted.expect("a connection"));
+        }
+        connections.len() - before
+    };
+    for (tag, is_asked) in [("1", true), ("2", false), ("3", false)] {
+        let config = images.config(&format!("{host}/app:{tag}"), &amd64(), &[]).await;
+        assert_eq!(config.expect(tag).cmd, ["registry"]);
+        assert!(images.shared.rests(&hung));
+        assert_eq!(asked().await > 0, is_asked, "{tag}");
     }
 }
 

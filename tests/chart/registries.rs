@@ -100,6 +100,37 @@ fn other_files_need_other_pods_and_none_leave_nothing() {
     assert!(!maps.into_iter().any(|name| name == "ringfence-registries"));
 }
 
+/// `helm upgrade --reuse-values` from a chart that had none of it.
+#[test]
+fn values_of_an_older_chart_render() {
+    let Some(chart) = Chart::here() else { return };
+    let old = json!({ "registries": { "credentialProviders": null, "mirrors": null, "images": null },
+        "webhook": { "clientCa": null }, "openshift": null, "networkPolicy": null, "alerts": null,
+        "podMonitor": null });
+    let objects = chart.objects(&old);
+    let of_these = |arg: &String| arg.contains("client-ca") || arg.contains("credential");
+    assert!(!objects.webhook_args().iter().any(of_these));
+}
+
+#[test]
+fn half_of_a_setting_is_refused() {
+    let Some(chart) = Chart::here() else { return };
+    for (values, words) in [
+        (
+            json!({ "webhook": { "clientCa": { "names": ["a.example"] } } }),
+            "webhook.clientCa.configMap",
+        ),
+        (json!({ "webhook": { "clientCa": { "configMap": "ca" } } }), "webhook.clientCa.names"),
+        (
+            json!({ "registries": { "credentialProviders": { "volume": { "emptyDir": {} } } } }),
+            "registries.credentialProviders.config",
+        ),
+    ] {
+        let error = chart.text(&values).expect_err(words);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
 #[test]
 fn plugins_without_programs_are_refused() {
     let Some(chart) = Chart::here() else { return };

@@ -95,7 +95,7 @@ async fn the_use_of_constraints_is_granted_by_hand() {
         drop(roles.delete("ringfence-scc", &DeleteParams::default()).await);
 
         // The chart is installed without openshift.enabled.
-        let done = verb("enable", &["--scc"]).await;
+        let done = verb("enable", &["--scc", "--strict"]).await;
         assert!(done.code == 1 && done.text.contains("openshift.enabled=true"), "{done:?}");
         assert_eq!((label().await, subjects().await), (None, None));
 
@@ -104,12 +104,12 @@ async fn the_use_of_constraints_is_granted_by_hand() {
             "resourceNames": ["ringfence"], "verbs": ["use"]}]});
         let role = serde_json::from_value(role).expect("a role");
         roles.create(&PostParams::default(), &role).await.expect("made");
-        let done = verb("enable", &["--scc", "--service-account", "runner"]).await;
+        let done = verb("enable", &["--scc", "--strict", "--service-account", "runner"]).await;
         assert_eq!(done.code, 0, "{done:?}");
         assert_eq!(label().await.as_deref(), Some("enabled"));
         assert_eq!(subjects().await, Some(vec!["runner".to_owned()]));
         // What is there is made what it should be.
-        let done = verb("enable", &["--scc"]).await;
+        let done = verb("enable", &["--scc", "--strict"]).await;
         assert_eq!(done.code, 0, "{done:?}");
         let all = format!("system:serviceaccounts:{}", place.name);
         assert_eq!(subjects().await, Some(vec![all]));
@@ -121,7 +121,7 @@ async fn the_use_of_constraints_is_granted_by_hand() {
             "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}});
         let other = serde_json::from_value(other).expect("a binding");
         bindings.create(&PostParams::default(), &other).await.expect("made");
-        let done = verb("enable", &["--scc"]).await;
+        let done = verb("enable", &["--scc", "--strict"]).await;
         assert!(done.code == 1 && done.text.contains("cannot make rolebinding"), "{done:?}");
         assert_eq!(label().await, None);
         roles.delete("ringfence-scc", &DeleteParams::default()).await.expect("removed");

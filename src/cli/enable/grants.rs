@@ -8,7 +8,6 @@ use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
 use super::{FIELD_MANAGER, Place, failed};
-use crate::api_text::api_text;
 use crate::propagate::MANAGED_BY;
 
 /// The API group of roles, bindings, and the groups that they name.
@@ -78,33 +77,50 @@ async fn bind(
         "subjects": subjects,
     });
     let api: Api<RoleBinding> = Api::namespaced(client.clone(), namespace);
+    let found = api.get_opt(name).await;
+    let found =
+        found.map_err(|error| failed(&format!("read rolebinding {namespace}/{name}"), &error))?;
+    if found.is_some_and(|found| !is_ours(&found)) {
+        bail!(
+            "rolebinding {namespace}/{name} was made by somebody else: remove it, or keep it and leave the flag out; namespace {namespace} is not labelled"
+        );
+    }
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = api.patch(name, &params, &Patch::Apply(&binding)).await;
     applied.map_err(|error| failed(&format!("make rolebinding {namespace}/{name}"), &error))?;
     Ok(())
 }
 
-/// Takes a binding away that [`bind`] made; whether there was one. One that somebody else made is
-/// theirs to remove.
-pub(super) async fn revoke(client: &Client, namespace: &str, name: &str) -> anyhow::Result<bool> {
+/// What came of taking a binding away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Revoked {
+    /// It was one that [`bind`] made.
+    Ours,
+    /// There was none.
+    Absent,
+    /// It is there, and somebody else's.
+    Foreign,
+}
+
+/// Takes a binding away that [`bind`] made.
+pub(super) async fn revoke(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> anyhow::Result<Revoked> {
     let bindings: Api<RoleBinding> = Api::namespaced(client.clone(), namespace);
-    match bindings.get_opt(name).await {
-        Ok(Some(found))
-            if found.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1) =>
-        {
-            let removed = bindings.delete(name, &DeleteParams::default()).await;
-            removed.map_err(|error| {
-                failed(&format!("remove rolebinding {namespace}/{name}"), &error)
-            })?;
-            Ok(true)
-        }
-        Ok(_) => Ok(false),
-        Err(error) => {
-            eprintln!(
-                "warning: cannot read rolebinding {namespace}/{name}, which stays if it is there: {}",
-                api_text(&error)
-            );
-            Ok(false)
-        }
+    let found = bindings.get_opt(name).await;
+    let found =
+        found.map_err(|error| failed(&format!("read rolebinding {namespace}/{name}"), &error))?;
+    let Some(found) = found else { return Ok(Revoked::Absent) };
+    if !is_ours(&found) {
+        return Ok(Revoked::Foreign);
     }
+    let removed = bindings.delete(name, &DeleteParams::default()).await;
+    removed.map_err(|error| failed(&format!("remove rolebinding {namespace}/{name}"), &error))?;
+    Ok(Revoked::Ours)
+}
+
+fn is_ours(binding: &RoleBinding) -> bool {
+    binding.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1)
 }

@@ -23,6 +23,8 @@ struct State {
 
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/ringfence-scc";
 const BINDING: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/ns/rolebindings/ringfence-scc";
+const PULL_SECRETS: &str =
+    "/apis/rbac.authorization.k8s.io/v1/namespaces/ns/rolebindings/ringfence-pull-secrets";
 const NAMESPACE: &str = "/api/v1/namespaces/ns";
 
 impl Cluster {
@@ -106,7 +108,7 @@ fn wrote(how: &str, path: &str) -> (String, String) {
 #[tokio::test]
 async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
     let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
-    set_up(&cluster.client(), &words(&["--scc"])).await.expect("enabled");
+    set_up(&cluster.client(), &words(&["--scc", "--strict"])).await.expect("enabled");
     assert_eq!(cluster.writes(), [wrote("PATCH", BINDING), wrote("PATCH", NAMESPACE)]);
     let binding = cluster.state().writes[0].2.clone();
     assert_eq!(
@@ -121,7 +123,7 @@ async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
     assert_eq!(binding["metadata"]["labels"], json!({MANAGED_BY.0: MANAGED_BY.1}));
 
     let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
-    let args = words(&["--scc", "--service-account=a", "--service-account=b"]);
+    let args = words(&["--scc", "--trust-authors", "--service-account=a", "--service-account=b"]);
     set_up(&cluster.client(), &args).await.expect("enabled");
     let subjects = cluster.state().writes[0].2["subjects"].clone();
     let account = |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": "ns"});
@@ -133,7 +135,7 @@ async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
 #[tokio::test]
 async fn without_the_charts_role_nothing_is_written() {
     let cluster = Cluster::new(&[]);
-    let error = set_up(&cluster.client(), &words(&["--scc", "--pull-secrets"])).await;
+    let error = set_up(&cluster.client(), &words(&["--scc", "--strict", "--pull-secrets"])).await;
     let error = error.expect_err("refused").to_string();
     assert!(error.contains("no clusterrole ringfence-scc"), "{error}");
     assert!(error.contains("openshift.enabled=true"), "{error}");
@@ -145,10 +147,10 @@ async fn without_the_charts_role_nothing_is_written() {
 
 #[tokio::test]
 async fn a_grant_that_fails_is_an_error_and_leaves_the_label_off() {
-    for (grant, flag) in [("ringfence-scc", "--scc"), ("ringfence-pull-secrets", "--pull-secrets")]
-    {
+    let scc: (&str, &[&str]) = ("ringfence-scc", &["--scc", "--strict"]);
+    for (grant, flags) in [scc, ("ringfence-pull-secrets", &["--pull-secrets"])] {
         let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]).refusing(grant);
-        let error = set_up(&cluster.client(), &words(&[flag])).await.expect_err("refused");
+        let error = set_up(&cluster.client(), &words(flags)).await.expect_err("refused");
         let error = error.to_string();
         assert!(error.contains(&format!("cannot make rolebinding ns/{grant}")), "{error}");
         assert!(!cluster.writes().contains(&wrote("PATCH", NAMESPACE)), "{grant}");
@@ -165,6 +167,10 @@ async fn disabling_takes_away_what_was_granted_and_nothing_of_others() {
     assert_eq!(ours.writes(), [wrote("DELETE", BINDING), wrote("PATCH", NAMESPACE)]);
 
     let theirs = Cluster::new(&[(BINDING, binding("somebody"))]);
+    let error = take_away(&theirs.client(), &place()).await.expect_err("refused").to_string();
+    assert!(error.contains("rolebinding ns/ringfence-scc was made by somebody else"), "{error}");
+    assert_eq!(theirs.writes(), []);
+    let theirs = Cluster::new(&[(PULL_SECRETS, binding("somebody"))]);
     take_away(&theirs.client(), &place()).await.expect("disabled");
     assert_eq!(theirs.writes(), [wrote("PATCH", NAMESPACE)]);
 
@@ -172,4 +178,24 @@ async fn disabling_takes_away_what_was_granted_and_nothing_of_others() {
     let error = take_away(&stuck.client(), &place()).await.expect_err("refused").to_string();
     assert!(error.contains("cannot remove rolebinding ns/ringfence-scc"), "{error}");
     assert_eq!(stuck.writes(), [wrote("DELETE", BINDING)]);
+}
+
+#[tokio::test]
+async fn a_binding_of_somebody_else_is_not_taken_over() {
+    let role = json!({"apiGroup": "", "kind": "", "name": ""});
+    let theirs = json!({"metadata": {"labels": {MANAGED_BY.0: "somebody"}}, "roleRef": role});
+    let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}})), (BINDING, theirs)]);
+    let error = set_up(&cluster.client(), &words(&["--scc", "--strict"])).await;
+    let error = error.expect_err("refused").to_string();
+    assert!(error.contains("was made by somebody else"), "{error}");
+    assert_eq!(cluster.writes(), []);
+}
+
+#[tokio::test]
+async fn who_is_trusted_with_the_constraints_is_said() {
+    let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
+    let error = set_up(&cluster.client(), &words(&["--scc"])).await.expect_err("refused");
+    assert!(error.to_string().contains("--trust-authors"), "{error}");
+    assert_eq!(cluster.writes(), []);
+    assert!(Line::try_parse_from(["enable", "ns", "--trust-authors"]).is_err());
 }
