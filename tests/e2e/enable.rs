@@ -106,7 +106,7 @@ async fn the_use_of_constraints_is_granted_by_hand() {
         roles.create(&PostParams::default(), &role).await.expect("made");
         let done = verb("enable", &["--scc", "--strict", "--service-account", "runner"]).await;
         assert_eq!(done.code, 0, "{done:?}");
-        assert_eq!(label().await.as_deref(), Some("enabled"));
+        assert_eq!(label().await.as_deref(), Some("strict"));
         assert_eq!(subjects().await, Some(vec!["runner".to_owned()]));
         // What is there is made what it should be.
         let done = verb("enable", &["--scc", "--strict"]).await;
@@ -116,13 +116,13 @@ async fn the_use_of_constraints_is_granted_by_hand() {
         let done = verb("disable", &[]).await;
         assert_eq!((done.code, label().await, subjects().await), (0, None, None), "{done:?}");
 
-        // A binding to another role cannot be changed: an error, and no label.
+        // One that somebody else made stays as it is: an error, and no label.
         let other = json!({"metadata": {"name": "ringfence-scc"}, "roleRef": {
             "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"}});
         let other = serde_json::from_value(other).expect("a binding");
         bindings.create(&PostParams::default(), &other).await.expect("made");
         let done = verb("enable", &["--scc", "--strict"]).await;
-        assert!(done.code == 1 && done.text.contains("cannot make rolebinding"), "{done:?}");
+        assert!(done.code == 1 && done.text.contains("made by somebody else"), "{done:?}");
         assert_eq!(label().await, None);
         roles.delete("ringfence-scc", &DeleteParams::default()).await.expect("removed");
     })

@@ -70,7 +70,7 @@ async fn images_come_from_mirrors_and_from_what_is_given() {
         // The words of the agent, behind those of its supervisor.
         let words = |pod: &Pod| {
             let container = &pod.spec.as_ref().expect("a spec").containers[0];
-            container.args.clone().expect("a fence has them")
+            container.command.clone().expect("a fence has them")
         };
         let (found, same) = (try_one(&mirrored).await, try_one(real).await);
         assert_eq!(words(&found.expect("by the mirror")), words(&same.expect("by the registry")));
