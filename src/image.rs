@@ -18,6 +18,7 @@ mod mirrors;
 mod permits;
 mod provider;
 mod registry;
+mod rest;
 
 pub use error::{Attempt, ImageError};
 pub use given::{Given, GivenError};

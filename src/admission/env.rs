@@ -69,7 +69,13 @@ fn pod_ip(list: &mut Vec<Value>, container: &str, injected: bool) -> Result<(), 
         "name": POD_IP,
         "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}},
     });
-    for entry in list.iter().filter(|entry| is_pod_ip(entry)) {
+    // Lists are long, and nearly all have one or none.
+    let places: Vec<usize> = (0..list.len()).filter(|&at| is_pod_ip(&list[at])).collect();
+    let Some(&first) = places.first() else {
+        list.insert(0, wanted);
+        return Ok(());
+    };
+    for entry in places.iter().map(|&at| &list[at]) {
         let source = at(entry, &["valueFrom", "fieldRef"]);
         let address = source.and_then(|source| text(source, "fieldPath")) == Some("status.podIP");
         let literal = text(entry, "value").is_some_and(|value| !value.is_empty());
@@ -81,19 +87,15 @@ fn pod_ip(list: &mut Vec<Value>, container: &str, injected: bool) -> Result<(), 
         }
     }
     let used = |entry: &Value| text(entry, "value").is_some_and(|v| v.contains("$(POD_IP)"));
-    let first = list.iter().position(|entry| is_pod_ip(entry) || used(entry));
-    let stays = first.filter(|&at| is_pod_ip(&list[at]) && (injected || at == 0));
-    let mut kept = false;
-    list.retain(|entry| {
-        !is_pod_ip(entry) || (stays.is_some() && !std::mem::replace(&mut kept, true))
-    });
-    match stays {
-        Some(at) => {
-            if list[at] != wanted {
-                list[at] = wanted;
-            }
-        }
-        None => list.insert(0, wanted),
+    let stays = (injected || first == 0) && !list[..first].iter().any(used);
+    if places.len() > usize::from(stays) {
+        let mut kept = !stays;
+        list.retain(|entry| !is_pod_ip(entry) || !std::mem::replace(&mut kept, true));
+    }
+    if !stays {
+        list.insert(0, wanted);
+    } else if list[first] != wanted {
+        list[first] = wanted;
     }
     Ok(())
 }

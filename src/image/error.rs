@@ -110,18 +110,26 @@ fn join(attempts: &[Attempt]) -> String {
     tries.join("; ")
 }
 
+/// What a registry says that wants to be asked less.
+pub(super) const LIMITED: &str = "the registry limits the rate of requests";
+
 /// How a failed request reads, and what to do next.
 pub(super) struct Verdict {
     pub(super) text: String,
     /// Other credentials may do better.
     pub(super) try_next: bool,
     pub(super) retryable: bool,
+    /// The registry has had too much of whoever asked.
+    pub(super) limited: bool,
 }
 
 pub(super) fn judge(error: &OciDistributionError) -> Verdict {
-    let refused = |text: &str| Verdict { text: text.to_owned(), try_next: true, retryable: false };
-    let soon = |text: String| Verdict { text, try_next: false, retryable: true };
-    let broken = |text: String| Verdict { text, try_next: false, retryable: false };
+    let of =
+        |text: String, try_next, retryable| Verdict { text, try_next, retryable, limited: false };
+    let refused = |text: &str| of(text.to_owned(), true, false);
+    let soon = |text: String| of(text, false, true);
+    let broken = |text: String| of(text, false, false);
+    let limited = || Verdict { limited: true, ..soon(LIMITED.to_owned()) };
     match error {
         OciDistributionError::UnauthorizedError { .. } => refused("not authorized"),
         OciDistributionError::AuthenticationFailure(_) => refused("the credentials were refused"),
@@ -133,9 +141,7 @@ pub(super) fn judge(error: &OciDistributionError) -> Verdict {
                     | OciErrorCode::NameUnknown
                     | OciErrorCode::NotFound,
                 ) => refused("no such image, or no access to it"),
-                Some(OciErrorCode::Toomanyrequests) => {
-                    soon("the registry limits the rate of requests".to_owned())
-                }
+                Some(OciErrorCode::Toomanyrequests) => limited(),
                 _ => broken("the registry answered with an error".to_owned()),
             }
         }
@@ -143,9 +149,7 @@ pub(super) fn judge(error: &OciDistributionError) -> Verdict {
         OciDistributionError::ServerError { code: 404, .. } => {
             refused("no such image, or no access to it")
         }
-        OciDistributionError::ServerError { code: 429, .. } => {
-            soon("the registry limits the rate of requests".to_owned())
-        }
+        OciDistributionError::ServerError { code: 429, .. } => limited(),
         OciDistributionError::ServerError { code, .. } if *code >= 500 => {
             soon(format!("the registry answered with status {code}"))
         }

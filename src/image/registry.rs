@@ -23,6 +23,7 @@ use super::credentials::{Credential, auth_and_identity, matching};
 use super::document::{Plain, parse_config};
 use super::error::judge;
 use super::permits::Permits;
+use super::rest::Resting;
 use super::{Attempt, Config, Given, ImageError, Mirrors, Providers};
 
 /// An image configuration past this many bytes is not one.
@@ -39,6 +40,9 @@ const CONCURRENT: usize = 16;
 const CONCURRENT_PER_REGISTRY: usize = 4;
 /// A mirror that did not answer in time is left alone for so long.
 const MIRROR_REST: Duration = Duration::from_secs(30);
+/// A registry that limits the rate of requests is left alone for so long by whoever asked. Its own
+/// `Retry-After` is not given out by the client library.
+const LIMITED_REST: Duration = Duration::from_secs(20);
 /// Images of one index that are read for one architecture, at most.
 const MAX_ALIKE: usize = 4;
 /// Kinds of manifests asked for.
@@ -110,15 +114,17 @@ struct Shared {
     config: ImagesConfig,
     extra_roots: Vec<Certificate>,
     running: Permits,
-    /// Mirrors that did not answer in time, and until when nobody asks them.
-    resting: Mutex<HashMap<String, Instant>>,
+    /// Mirrors that did not answer in time.
+    resting: Resting<String>,
+    /// Registries that want to be asked less, by those who asked.
+    limited: Resting<(String, [u8; 32])>,
 }
 
 /// A failure of one attempt, before it is known whether another will do better.
 #[derive(Debug, Clone)]
 enum Failure {
     Final(ImageError),
-    Attempt { text: String, try_next: bool, retryable: bool },
+    Attempt { text: String, try_next: bool, retryable: bool, limited: bool },
 }
 
 impl From<super::cache::FetchDied> for Failure {
@@ -147,7 +153,8 @@ impl Images {
             config,
             extra_roots,
             running: Permits::new(CONCURRENT, CONCURRENT_PER_REGISTRY),
-            resting: Mutex::default(),
+            resting: Resting::default(),
+            limited: Resting::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -207,7 +214,7 @@ impl Images {
         let mut tries = Tries::default();
         for mirror in self.shared.config.mirrors.of(image) {
             let host = mirror.registry();
-            if self.shared.rests(host) {
+            if self.shared.resting.has(&host.to_owned()) {
                 tries.failed(host.to_owned(), "not asked: it did not answer a moment ago");
                 continue;
             }
@@ -217,7 +224,11 @@ impl Images {
                 Ok(Ok(Some(config))) => return Ok(config),
                 Ok(Ok(None) | Err(_)) => {}
                 Err(_) => {
-                    self.shared.let_rest(host);
+                    tracing::warn!(
+                        mirror = host,
+                        "did not answer in time, and is left alone for a while"
+                    );
+                    self.shared.resting.begin(host.to_owned(), MIRROR_REST);
                     tries.failed(host.to_owned(), "it did not answer in time");
                 }
             }
@@ -311,7 +322,7 @@ impl Tries {
         match answer {
             Ok(config) => Some(Ok(Some(config))),
             Err(Failure::Final(error)) => Some(Err(error)),
-            Err(Failure::Attempt { text, try_next, retryable }) => {
+            Err(Failure::Attempt { text, try_next, retryable, .. }) => {
                 self.attempts.push(Attempt { with, outcome: text });
                 self.may_succeed_soon |= retryable;
                 (!try_next).then_some(Ok(None))
@@ -339,7 +350,12 @@ impl Shared {
             text: text.to_owned(),
             try_next: false,
             retryable: true,
+            limited: false,
         };
+        let asker = (image.registry().to_ascii_lowercase(), identity);
+        if self.limited.has(&asker) {
+            return Err(late("not asked: the registry limits the rate of requests"));
+        }
         let began = tokio::time::Instant::now();
         // Shorter than the 10 s that the API server waits, so that the author of the pod is told.
         let turn = began + limit * 2 / 5;
@@ -347,23 +363,13 @@ impl Shared {
             .await
             .map_err(|_| late("not asked: the look-ups before this one wait for other answers"))?;
         let fetch = self.fetch(image, architecture, auth, identity);
-        tokio::time::timeout_at(began + limit, fetch)
+        let answer = tokio::time::timeout_at(began + limit, fetch)
             .await
-            .unwrap_or_else(|_| Err(late("the registry did not answer in time")))
-    }
-
-    /// Whether nobody asks this mirror now.
-    fn rests(&self, mirror: &str) -> bool {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        resting.retain(|_, until| *until > now);
-        resting.contains_key(mirror)
-    }
-
-    fn let_rest(&self, mirror: &str) {
-        tracing::warn!(mirror, "a mirror did not answer in time, and is left alone for a while");
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        resting.insert(mirror.to_owned(), Instant::now() + MIRROR_REST);
+            .unwrap_or_else(|_| Err(late("the registry did not answer in time")));
+        if matches!(answer, Err(Failure::Attempt { limited: true, .. })) {
+            self.limited.begin(asker, LIMITED_REST);
+        }
+        answer
     }
 
     async fn fetch(
@@ -449,6 +455,7 @@ fn attempt(error: &OciDistributionError) -> Failure {
         text: verdict.text,
         try_next: verdict.try_next,
         retryable: verdict.retryable,
+        limited: verdict.limited,
     }
 }
 
@@ -470,7 +477,7 @@ fn system_trust_store_exists() -> bool {
 
 /// A failure that neither another credential nor another try mends.
 fn broken(text: &str) -> Failure {
-    Failure::Attempt { text: text.to_owned(), try_next: false, retryable: false }
+    Failure::Attempt { text: text.to_owned(), try_next: false, retryable: false, limited: false }
 }
 
 /// A manifest or index, and the digest of its bytes.

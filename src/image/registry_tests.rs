@@ -21,6 +21,8 @@ fn digest(bytes: &[u8]) -> String {
 struct Store {
     objects: BTreeMap<String, (String, Vec<u8>)>,
     basic: Option<&'static str>,
+    /// Whoever has no credentials is told to come later.
+    limits: bool,
     manifests_served: AtomicUsize,
 }
 
@@ -92,8 +94,12 @@ impl Store {
                 return ("401 Unauthorized", headers, Vec::new());
             }
         }
+        let anonymous = !head.to_ascii_lowercase().contains("\r\nauthorization:");
         if path.contains("/manifests/") {
             self.manifests_served.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.limits && anonymous && path.contains("/manifests/") {
+            return ("429 Too Many Requests", "retry-after: 60\r\n".to_owned(), Vec::new());
         }
         match self.objects.get(path) {
             Some((kind, bytes)) => ("200 OK", format!("content-type: {kind}\r\n"), bytes.clone()),
@@ -280,6 +286,32 @@ async fn a_missing_image_names_the_remedy_and_not_what_the_registry_said() {
     let text = error.to_string();
     assert!(error.fix().contains("readable") && !text.contains("must not be shown"), "{text}");
     assert!(!error.is_retryable());
+}
+
+#[tokio::test]
+async fn a_registry_that_limits_requests_is_left_alone_by_whoever_asked() {
+    if skipped() {
+        return;
+    }
+    let mut store = Store { limits: true, ..Store::default() };
+    for tag in ["1", "2", "3"] {
+        store.image("app", Some(tag), &json!({ "Cmd": ["x"] }));
+    }
+    let store = Arc::new(store);
+    let host = serve(Arc::clone(&store)).await;
+    let images = images(&host);
+    for tag in ["1", "2", "3"] {
+        let error = images.config(&format!("{host}/app:{tag}"), &amd64(), &[]).await;
+        let error = error.expect_err(tag);
+        assert!(error.is_retryable() && error.to_string().contains("limits the rate"), "{error}");
+        assert_eq!(store.manifests_served.load(Ordering::SeqCst), 1, "{tag}");
+    }
+    // A tenant with an account of theirs has a rate of their own.
+    let text = json!({ "auths": { &host: { "registrytoken": "t" } } }).to_string();
+    let own =
+        credentials::parse("s", |key| (key == ".dockerconfigjson").then_some(text.as_bytes()));
+    let config = images.config(&format!("{host}/app:1"), &amd64(), &own.expect("parses")).await;
+    assert_eq!(config.expect("an answer").cmd, ["x"]);
 }
 
 #[tokio::test]
@@ -513,7 +545,7 @@ async fn a_mirror_that_hangs_costs_its_time_once() {
     for (tag, is_asked) in [("1", true), ("2", false), ("3", false)] {
         let config = images.config(&format!("{host}/app:{tag}"), &amd64(), &[]).await;
         assert_eq!(config.expect(tag).cmd, ["registry"]);
-        assert!(images.shared.rests(&hung));
+        assert!(images.shared.resting.has(&hung));
         assert_eq!(asked().await > 0, is_asked, "{tag}");
     }
 }
