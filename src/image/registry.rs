@@ -114,7 +114,7 @@ struct Shared {
     config: ImagesConfig,
     extra_roots: Vec<Certificate>,
     running: Permits,
-    /// Mirrors that did not answer in time.
+    /// Mirrors that did not answer in time, with the repository.
     resting: Resting<String>,
     /// Registries that want to be asked less, by those who asked.
     limited: Resting<(String, [u8; 32])>,
@@ -214,7 +214,9 @@ impl Images {
         let mut tries = Tries::default();
         for mirror in self.shared.config.mirrors.of(image) {
             let host = mirror.registry();
-            if self.shared.resting.has(&host.to_owned()) {
+            // By repository: whoever names an image that the mirror is slow to get holds up their own.
+            let place = format!("{host}/{}", mirror.repository());
+            if self.shared.resting.has(&place) {
                 tries.failed(host.to_owned(), "not asked: it did not answer a moment ago");
                 continue;
             }
@@ -228,7 +230,7 @@ impl Images {
                         mirror = host,
                         "did not answer in time, and is left alone for a while"
                     );
-                    self.shared.resting.begin(host.to_owned(), MIRROR_REST);
+                    self.shared.resting.begin(place, MIRROR_REST);
                     tries.failed(host.to_owned(), "it did not answer in time");
                 }
             }

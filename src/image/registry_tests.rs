@@ -545,7 +545,7 @@ async fn a_mirror_that_hangs_costs_its_time_once() {
     for (tag, is_asked) in [("1", true), ("2", false), ("3", false)] {
         let config = images.config(&format!("{host}/app:{tag}"), &amd64(), &[]).await;
         assert_eq!(config.expect(tag).cmd, ["registry"]);
-        assert!(images.shared.resting.has(&hung));
+        assert!(images.shared.resting.has(&format!("{hung}/app")));
         assert_eq!(asked().await > 0, is_asked, "{tag}");
     }
 }
