@@ -75,7 +75,7 @@ use crate::pki::Authority;
 use crate::policy::{Policy, SidecarPorts};
 use admin::Admin;
 use caller::Executables;
-use control::{START_DESCRIPTORS, ToProxy, ToSupervisor};
+use control::{LISTENERS, ToProxy, ToSupervisor};
 use control_client::Control;
 use dns::pool::Pool;
 use l7::held::Room;
@@ -180,25 +180,18 @@ pub fn run(config: Config, control: OwnedFd) -> Result<()> {
 
 async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result<()> {
     let control = Arc::new(Control::new(control).context("control socket")?);
-    let start = match control.next().await.context("waiting for the listeners")? {
+    match control.next().await.context("waiting for the agent's files")? {
         None => return Ok(()),
-        Some((ToProxy::Start, fds)) => Start::new(fds)?,
+        Some((ToProxy::Files, fds)) => certificates(&config, authority.certificate_pem(), fds)?,
         Some((other, _)) => bail!("the supervisor began with {other:?}"),
-    };
-    // Nothing else runs yet that this could keep waiting.
-    let ca_pem = authority.certificate_pem();
-    let certificates = bundle::make(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
-        .context("cannot read the image's certificates")?;
-    (&start.bundle).write_all(&certificates).context("cannot write the agent's certificates")?;
-    if config.java {
-        java_store::write(&start.java, &certificates)
-            .context("cannot write Java's certificates")?;
-    } else {
-        tokio::spawn(java_later(start.java, start.bundle));
     }
-    drop(certificates);
     control.send(&ToSupervisor::Bundled).await.context("control socket")?;
-    let (listeners, sidecars) = (start.listeners, start.sidecars);
+    let Start { listeners, sidecars } =
+        match control.next().await.context("waiting for the listeners")? {
+            None => return Ok(()),
+            Some((ToProxy::Start, fds)) => Start::new(fds)?,
+            Some((other, _)) => bail!("the supervisor went on with {other:?}"),
+        };
     let ports = sidecar::ports(&sidecars)?;
     metrics::start(config.policy.names());
     metrics::policy_in_force(FIRST, &config.policy_digest);
@@ -282,6 +275,25 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     Ok(())
 }
 
+/// Writes the agent's certificates into the files that came with [`ToProxy::Files`]. Nothing else runs
+/// yet that this could keep waiting.
+fn certificates(config: &Config, ca_pem: &str, fds: Vec<OwnedFd>) -> Result<()> {
+    let count = fds.len();
+    let Ok([bundle, java]) = <[OwnedFd; 2]>::try_from(fds) else {
+        bail!("{count} files came for certificates, not 2");
+    };
+    let (mut bundle, java) = (File::from(bundle), File::from(java));
+    let certificates = bundle::make(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
+        .context("cannot read the image's certificates")?;
+    bundle.write_all(&certificates).context("cannot write the agent's certificates")?;
+    if config.java {
+        java_store::write(&java, &certificates).context("cannot write Java's certificates")?;
+    } else {
+        tokio::spawn(java_later(java, bundle));
+    }
+    Ok(())
+}
+
 /// Writes Java's certificates when the agent has long begun: it takes as long as a tenth of the
 /// start, which most would wait for in vain.
 async fn java_later(java: File, bundle: File) {
@@ -300,8 +312,6 @@ async fn answers(control: &Control) {
 /// What comes with [`ToProxy::Start`].
 struct Start {
     listeners: Listeners,
-    bundle: File,
-    java: File,
     sidecars: Vec<tokio::net::TcpListener>,
 }
 
@@ -317,16 +327,14 @@ impl Start {
     /// In the order of [`ToProxy::Start`].
     fn new(mut fds: Vec<OwnedFd>) -> Result<Self> {
         let count = fds.len();
-        let sidecars = fds.split_off(count.min(START_DESCRIPTORS));
-        let Ok([proxy, captured, dns_udp, dns_tcp, bundle, java]) =
-            <[OwnedFd; START_DESCRIPTORS]>::try_from(fds)
-        else {
-            bail!("{count} descriptors came, not {START_DESCRIPTORS}");
+        let sidecars = fds.split_off(count.min(LISTENERS));
+        let Ok(listeners) = <[OwnedFd; LISTENERS]>::try_from(fds) else {
+            bail!("{count} listeners came, not {LISTENERS}");
         };
-        let listeners = Listeners::new([proxy, captured, dns_udp, dns_tcp])?;
+        let listeners = Listeners::new(listeners)?;
         let sidecars = sidecars.into_iter().map(|fd| tcp_listener("sidecar", fd));
         let sidecars = sidecars.collect::<Result<_>>()?;
-        Ok(Self { listeners, bundle: bundle.into(), java: java.into(), sidecars })
+        Ok(Self { listeners, sidecars })
     }
 }
 
@@ -339,7 +347,7 @@ fn tcp_listener(name: &str, fd: OwnedFd) -> Result<tokio::net::TcpListener> {
 }
 
 impl Listeners {
-    fn new([proxy, captured, dns_udp, dns_tcp]: [OwnedFd; 4]) -> Result<Self> {
+    fn new([proxy, captured, dns_udp, dns_tcp]: [OwnedFd; LISTENERS]) -> Result<Self> {
         let udp = UdpSocket::from(dns_udp);
         udp.set_nonblocking(true).context("DNS over UDP")?;
         Ok(Self {

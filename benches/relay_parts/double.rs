@@ -80,9 +80,9 @@ fn supervise(control: &OwnedFd, directory: &Path) {
         tcp("10.200.0.1:15001"),
         OwnedFd::from(UdpSocket::bind("10.200.0.1:15053").expect("socket")),
         tcp("10.200.0.1:15053"),
-        file(&part),
-        file(&directory.join("java.jks")),
     ];
+    let files = [file(&part), file(&directory.join("java.jks"))];
+    send(control, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd));
     send(control, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
     assert_eq!(receive(control), Some(ToSupervisor::Bundled));
     std::fs::rename(part, directory.join("bundle.pem")).expect("bundle");

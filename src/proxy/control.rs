@@ -20,22 +20,24 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 /// up to six times as much.
 pub const MAX_POLICY: u64 = 20 << 20;
 /// The descriptors that always come with [`ToProxy::Start`].
-pub const START_DESCRIPTORS: usize = 6;
+pub const LISTENERS: usize = 4;
 
 /// The most descriptors beside one message.
-pub const MAX_DESCRIPTORS: usize = START_DESCRIPTORS + MAX_SIDECAR_PORTS;
+pub const MAX_DESCRIPTORS: usize = LISTENERS + MAX_SIDECAR_PORTS;
 
 /// From the supervisor to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToProxy {
-    /// Six descriptors in this order, and what follows: the gateway's sockets, made in the gateway's namespace,
-    /// proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`, listening on
-    /// :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on :15053);
-    /// and the files for the agent's certificates, PEM and for Java, empty, open for reading and
-    /// writing. Then any number of TCP sockets that listen on the fence's loopback, made in the
+    /// Two descriptors: the files for the agent's certificates, PEM and for Java, empty, open for
+    /// reading and writing. Sent once, first: the proxy writes them while the network is built.
+    Files,
+    /// Four descriptors in this order, and what follows: the gateway's sockets, made in the gateway's
+    /// namespace, proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`,
+    /// listening on :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on
+    /// :15053). Then any number of TCP sockets that listen on the fence's loopback, made in the
     /// fence's namespace, on the ports that lead to sidecars.
-    /// Sent once, first.
+    /// Sent once, second.
     Start,
     /// The answer to [`ToSupervisor::Identify`]. With `caller` comes one descriptor: the
     /// executable, opened read-only, to be hashed.
@@ -101,7 +103,7 @@ pub enum ToSupervisor {
         ca_pem: String,
     },
     /// The files of certificates are written, Java's where the image has one; sent once, after
-    /// [`ToProxy::Start`].
+    /// [`ToProxy::Files`].
     Bundled,
     /// Whose connection is this? Answered by [`ToProxy::Caller`].
     Identify {

@@ -206,14 +206,17 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the listeners to the proxy, and the files for the agent's certificates, PEM and for Java; this
-/// process keeps none.
-pub fn hand_over(control: impl AsFd, listeners: Listeners, files: &[File; 2]) -> Result<()> {
+/// Hands the proxy the files for the agent's certificates, PEM and for Java. It writes them as soon as it
+/// has its own, and meanwhile the network is built.
+pub fn certify(control: impl AsFd, files: &[File; 2]) -> Result<()> {
+    packet::send(control, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd))
+        .context("cannot hand the agent's files to the proxy")
+}
+
+/// Hands the listeners to the proxy; this process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp, sidecars } = listeners;
-    let listeners = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd);
-    let [proxy, captured, dns_udp, dns_tcp] = listeners;
-    let [bundle, java] = files.each_ref().map(AsFd::as_fd);
-    let mut descriptors = vec![proxy, captured, dns_udp, dns_tcp, bundle, java];
+    let mut descriptors = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd).to_vec();
     descriptors.extend(sidecars.iter().map(AsFd::as_fd));
     packet::send(control, &ToProxy::Start, &descriptors)
         .context("cannot hand the listeners to the proxy")

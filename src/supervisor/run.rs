@@ -76,6 +76,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
         None => std::env::current_dir().context("cannot see the working directory")?,
     };
     let dir = RunDir::create(&args.run_dir)?;
+    let agents = AgentFiles::new(&dir.tls());
+    proxy_process::certify(&proxy, &agents.make(&dir)?)?;
     let included = filesystem::guard(policy.filesystem(), args.workdir.as_deref(), &args.run_dir)?;
     let made = filesystem::make_missing(policy.filesystem(), &user)?;
     let hard = policy.landlock() == Compatibility::HardRequirement;
@@ -99,8 +101,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let network = signals.wait_for_thread(gateway.built(), "the network")??;
     let namespace = network.namespace.id()?;
     progress::created(namespace);
-    let agents = AgentFiles::new(&dir.tls());
-    proxy_process::hand_over(&proxy, network.listeners, &agents.make(&dir)?)?;
+    proxy_process::hand_over(&proxy, network.listeners)?;
     agents.write_settings(&dir, apt_config.as_deref())?;
     progress::listening(&args.sidecar_ports);
     let ways = Ways { proxy: PROXY_URL, files: &agents };

@@ -309,14 +309,10 @@ impl Rig {
             Some((captured, listener)) => (Some(captured), OwnedFd::from(listener)),
             None => (None, tcp(CAPTURED)),
         };
-        let listeners = [
-            tcp(PROXY),
-            caught,
-            OwnedFd::from(UdpSocket::bind(DNS).expect("socket")),
-            tcp(DNS),
-            file("bundle.pem"),
-            file("java.jks"),
-        ];
+        let listeners =
+            [tcp(PROXY), caught, OwnedFd::from(UdpSocket::bind(DNS).expect("socket")), tcp(DNS)];
+        let files = [file("bundle.pem"), file("java.jks")];
+        send(&ours, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd));
         send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
         let (bundled, _) = receive(&ours).expect("bundled");
         assert_eq!(bundled, ToSupervisor::Bundled);
