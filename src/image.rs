@@ -11,6 +11,7 @@ mod cache;
 pub mod credentials;
 mod document;
 mod error;
+mod fetch;
 #[cfg(test)]
 mod fuzz;
 mod given;

@@ -9,7 +9,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 use super::super::credentials;
-use super::super::document::NO_IMAGE;
+use super::super::document::{NO_IMAGE, parse_config};
+use super::super::fetch::system_trust_store_exists;
 use super::*;
 
 fn digest(bytes: &[u8]) -> String {
