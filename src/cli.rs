@@ -5,6 +5,7 @@ mod enable;
 mod inject;
 mod policy;
 mod prepare_uninstall;
+mod probe;
 mod rotate_ca;
 mod selftest;
 mod webhook;

@@ -1,5 +1,6 @@
 //! `ringfence enable` and `ringfence disable`: the label of a namespace, and the grants that go with it.
 
+mod confirm;
 mod grants;
 #[cfg(test)]
 mod tests;
@@ -11,7 +12,7 @@ use anyhow::{Context as _, bail};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::{Api, Client};
+use kube::{Api, Client, Config};
 use serde_json::{Value, json};
 
 use self::grants::Revoked;
@@ -37,6 +38,8 @@ pub(super) struct Enable {
     pull_secrets: bool,
     #[command(flatten)]
     constraints: Constraints,
+    #[command(flatten)]
+    test: confirm::Test,
 }
 
 /// What an `OpenShift` needs beside the label.
@@ -74,14 +77,19 @@ struct Place {
 }
 
 pub(super) fn enable(args: &Enable) -> anyhow::Result<ExitCode> {
-    run(async |client| set_up(&client, args).await)
+    run(async |connect| set_up(&connect, args).await)
 }
 
 pub(super) fn disable(args: &Disable) -> anyhow::Result<ExitCode> {
-    run(async |client| take_away(&client, &args.place).await)
+    run(async |connect| take_away(&connect()?, &args.place).await)
 }
 
-async fn set_up(client: &Client, args: &Enable) -> anyhow::Result<()> {
+/// Every client of `connect` has connections of its own.
+async fn set_up(
+    connect: &impl Fn() -> anyhow::Result<Client>,
+    args: &Enable,
+) -> anyhow::Result<()> {
+    let client = &connect()?;
     let Place { namespace, release, release_namespace } = &args.place;
     if namespace == release_namespace || namespace.starts_with("kube-") {
         bail!(
@@ -104,12 +112,14 @@ async fn set_up(client: &Client, args: &Enable) -> anyhow::Result<()> {
     }
     let value = if args.strict { "strict" } else { "enabled" };
     let labels = label(client, namespace, json!(value)).await?;
-    println!("namespace {namespace}: new pods are fenced ({INJECT_LABEL}={value})");
+    println!("namespace {namespace} is labelled {INJECT_LABEL}={value}");
     if let Some(level) = enforced_level(&labels) {
         println!(
             "warning: it enforces the Pod Security level {level}, which refuses fenced pods unless the API server exempts them: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
         );
     }
+    let confirmed = confirm::fenced(connect, &args.place, &args.test).await;
+    // Afterwards, so that those are counted that were made before the label was looked at.
     let (fenced, bare) = pods(client, namespace).await?;
     if bare > 0 {
         println!(
@@ -117,7 +127,7 @@ async fn set_up(client: &Client, args: &Enable) -> anyhow::Result<()> {
             fenced + bare
         );
     }
-    Ok(())
+    confirmed
 }
 
 async fn take_away(client: &Client, place: &Place) -> anyhow::Result<()> {
@@ -146,10 +156,16 @@ async fn take_away(client: &Client, place: &Place) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(work: impl AsyncFnOnce(Client) -> anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+fn run<C>(work: C) -> anyhow::Result<ExitCode>
+where
+    C: AsyncFnOnce(Box<dyn Fn() -> anyhow::Result<Client>>) -> anyhow::Result<()>,
+{
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        work(Client::try_default().await.context("cannot find the API server")?).await?;
+        let config = Config::infer().await.context("cannot find the API server")?;
+        let connect =
+            move || Client::try_from(config.clone()).context("cannot connect to the API server");
+        work(Box::new(connect)).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -4,16 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use k8s_openapi::api::core::v1::Pod;
-use kube::api::PostParams;
-use kube::{Api, Client};
-use serde_json::json;
+use kube::Client;
 
-use crate::admission::{SUPERVISOR, fenced_containers};
-use crate::api_text::api_text;
-
-/// What the test pod would run.
-const COMMAND: &str = "/ringfence-selftest";
+use super::probe::{self, Seen};
+use crate::admission::SUPERVISOR;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -52,29 +46,11 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 async fn check(client: &Client, args: &Args) -> anyhow::Result<()> {
     let namespace = &args.namespace;
-    let pod: Pod = serde_json::from_value(json!({
-        "metadata": { "generateName": "ringfence-selftest-" },
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": false,
-            "containers": [{
-                "name": "agent",
-                "image": args.image,
-                "command": [COMMAND],
-                "securityContext": { "runAsUser": 65534 },
-            }],
-        },
-    }))?;
-    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let parameters = PostParams { dry_run: true, ..PostParams::default() };
-    let admitted = match api.create(&parameters, &pod).await {
-        Ok(admitted) => serde_json::to_value(admitted)?,
-        Err(error) => bail!("the test pod was refused: {}", api_text(&error)),
-    };
-    if fenced_containers(&admitted) != ["agent"] {
-        bail!(
+    match probe::ask(client, namespace, &args.image).await? {
+        Seen::Fenced => Ok(()),
+        Seen::Refused { text, .. } => bail!("the test pod was refused: {text}"),
+        Seen::Bare => bail!(
             "the test pod came back without {SUPERVISOR} as its command: is namespace {namespace} labelled ringfence.dev/inject, and does the webhook configuration select it?"
-        );
+        ),
     }
-    Ok(())
 }

@@ -2,9 +2,9 @@
 
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use k8s_openapi::api::rbac::v1::{ClusterRole, RoleBinding};
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::place::{supervisor, unlabelled};
 use crate::release::ringfence;
@@ -30,20 +30,58 @@ async fn a_namespace_is_enabled_and_disabled_by_hand() {
         let done = verb("enable", &["--pull-secrets"]).await;
         assert_eq!(done.code, 0, "{done:?}");
         assert!(done.text.contains("1 of 1 pods run as they were made"), "{done:?}");
+        assert!(done.text.contains("new pods are fenced (3 dry runs in a row"), "{done:?}");
         assert_eq!(label().await.as_deref(), Some("enabled"));
         let binding = bound().await.expect("made");
         assert_eq!(binding.role_ref.name, "ringfence-pull-secrets");
         assert_eq!(binding.subjects.expect("one")[0].namespace.as_deref(), Some(RELEASE_NAMESPACE));
+        // It came back when the API server looked at the label: nothing is tried again here.
         let pod = place.create_dry(&place.agent_pod("after", |_, _| {})).await;
         assert!(supervisor(&pod, "agent").is_some());
+        assert_eq!(
+            place.api::<Pod>().list(&ListParams::default()).await.expect("pods").items.len(),
+            1
+        );
+        // A policy that is not there refuses every pod, which is what the test pod is told.
+        let policy = |value: Value| {
+            let annotations = json!({"ringfence.dev/policy": value});
+            let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+            let (namespaces, name) = (namespaces.clone(), place.name.clone());
+            async move {
+                let params = PatchParams::default();
+                namespaces.patch(&name, &params, &patch).await.expect("annotated");
+            }
+        };
+        policy(json!("no-such-policy")).await;
+        // The webhook learns of the annotation by a watch.
+        let mut done = verb("enable", &[]).await;
+        for _ in 0..20 {
+            if done.code == 1 {
+                break;
+            }
+            done = verb("enable", &[]).await;
+        }
+        assert!(done.code == 1 && done.text.contains("no-such-policy"), "{done:?}");
+        assert!(done.text.contains("has the label and keeps it"), "{done:?}");
+        assert_eq!(label().await.as_deref(), Some("enabled"));
+        policy(Value::Null).await;
         // What will refuse its pods is said at once.
         let level = "pod-security.kubernetes.io/enforce";
-        for (value, said) in [("baseline", true), ("privileged", false)] {
+        for (value, code) in [("baseline", 1), ("privileged", 0)] {
             let patch = Patch::Merge(json!({"metadata": {"labels": {level: value}}}));
             namespaces.patch(&place.name, &PatchParams::default(), &patch).await.expect("labelled");
-            let done = verb("enable", &[]).await;
-            assert_eq!(done.code, 0, "{done:?}");
-            assert_eq!(done.text.contains("Pod Security level baseline"), said, "{done:?}");
+            // The API server learns of this label by a watch too.
+            let mut done = verb("enable", &[]).await;
+            for _ in 0..20 {
+                if done.code == code {
+                    break;
+                }
+                done = verb("enable", &[]).await;
+            }
+            assert_eq!(done.code, code, "{done:?}");
+            for said in ["Pod Security level baseline", "violates PodSecurity"] {
+                assert_eq!(done.text.contains(said), value == "baseline", "{done:?}");
+            }
         }
         // Twice is once, and the value can be changed.
         let done = verb("enable", &["--strict"]).await;

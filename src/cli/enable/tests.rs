@@ -1,7 +1,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::body::to_bytes;
-use axum::http::{Method, Request, Response};
+use axum::http::{Method, Request, Response, Uri};
 use clap::Parser as _;
 
 use super::*;
@@ -9,30 +9,53 @@ use crate::propagate::MANAGED_BY;
 
 /// An API server with an installed chart: what it was asked to write, and what it refuses.
 #[derive(Clone, Default)]
-struct Cluster(Arc<Mutex<State>>);
+pub(super) struct Cluster(Arc<Mutex<State>>);
 
 #[derive(Default)]
-struct State {
+pub(super) struct State {
     /// Method, path and body of every write, in order.
     writes: Vec<(String, String, Value)>,
     /// Objects by their paths.
-    objects: BTreeMap<String, Value>,
+    pub(super) objects: BTreeMap<String, Value>,
     /// A part of a path that may not be written to.
     refuses: Option<&'static str>,
+    /// What comes of test pods, in turn, the last for all that follow; none: they are fenced.
+    pub(super) pods: Vec<TestPod>,
+    /// How many were made.
+    pub(super) asked: usize,
+    /// Nobody may make any.
+    pub(super) no_pods: bool,
+    /// Connections made.
+    pub(super) clients: usize,
+}
+
+/// What the API server makes of a test pod.
+#[derive(Clone, Copy)]
+pub(super) enum TestPod {
+    Fenced,
+    Bare,
+    Refused(u16, &'static str),
 }
 
 const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/ringfence-scc";
 const BINDING: &str = "/apis/rbac.authorization.k8s.io/v1/namespaces/ns/rolebindings/ringfence-scc";
 const PULL_SECRETS: &str =
     "/apis/rbac.authorization.k8s.io/v1/namespaces/ns/rolebindings/ringfence-pull-secrets";
+const PODS: &str = "/api/v1/namespaces/ns/pods";
 const NAMESPACE: &str = "/api/v1/namespaces/ns";
+pub(super) const DEPLOYMENT: &str = "/apis/apps/v1/namespaces/ringfence/deployments/ringfence";
+const ACCESS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 impl Cluster {
-    fn new(objects: &[(&str, Value)]) -> Self {
+    pub(super) fn new(objects: &[(&str, Value)]) -> Self {
         let chart = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/ringfence";
-        let pods = "/api/v1/namespaces/ns/pods";
-        let always =
-            [(chart, json!({"metadata": {}})), (pods, json!({"metadata": {}, "items": []}))];
+        let release = json!({"metadata": {}, "spec": {"selector": {}, "template": {"spec": {
+            "containers": [{"name": "webhook", "image": "registry.example/ringfence:1"}]}}}});
+        let always = [
+            (chart, json!({"metadata": {}})),
+            (PODS, json!({"metadata": {}, "items": []})),
+            (DEPLOYMENT, release),
+        ];
         let all = always.iter().chain(objects);
         let objects = all.map(|(path, object)| ((*path).to_owned(), object.clone())).collect();
         Self(Arc::new(Mutex::new(State { objects, ..State::default() })))
@@ -43,36 +66,47 @@ impl Cluster {
         self
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn connect(&self) -> impl Fn() -> anyhow::Result<Client> {
+        let cluster = self.clone();
+        move || Ok(cluster.client())
+    }
+
     fn client(&self) -> Client {
+        self.state().clients += 1;
         let cluster = self.clone();
         let service = tower::service_fn(move |request: Request<kube::client::Body>| {
             let cluster = cluster.clone();
             async move {
                 let (parts, body) = request.into_parts();
                 let body = to_bytes(axum::body::Body::new(body), 1 << 20).await.expect("a body");
-                let (code, answer) = cluster.answer(&parts.method, parts.uri.path(), &body);
+                let (code, answer) = cluster.answer(&parts.method, &parts.uri, &body);
                 Response::builder().status(code).body(answer.to_string())
             }
         });
         Client::new(service, "default")
     }
 
-    fn answer(&self, method: &Method, path: &str, body: &[u8]) -> (u16, Value) {
-        let status = |code: u16, reason: &str| {
-            let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
-                "code": code, "reason": reason, "message": format!("{path}: {reason}")});
-            (code, status)
-        };
+    fn answer(&self, method: &Method, uri: &Uri, body: &[u8]) -> (u16, Value) {
+        let path = uri.path();
+        let status = |code: u16, reason: &str| failure(code, &format!("{path}: {reason}"));
         let mut state = self.state();
         if method == Method::GET {
             let found = state.objects.get(path).cloned();
             return found.map_or_else(|| status(404, "NotFound"), |object| (200, object));
         }
-        let body = serde_json::from_slice(body).unwrap_or(Value::Null);
+        let body: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
+        if path == ACCESS {
+            let wanted = json!({"namespace": "ns", "verb": "create", "resource": "pods"});
+            assert_eq!(body["spec"]["resourceAttributes"], wanted);
+            return (201, json!({"spec": {}, "status": {"allowed": !state.no_pods}}));
+        }
+        if path == PODS && uri.query().is_some_and(|query| query.contains("dryRun=All")) {
+            return state.test_pod(body);
+        }
         state.writes.push((method.to_string(), path.to_owned(), body));
         if state.refuses.is_some_and(|part| path.contains(part)) {
             return status(403, "Forbidden");
@@ -81,9 +115,33 @@ impl Cluster {
     }
 
     /// What was written: method and path.
-    fn writes(&self) -> Vec<(String, String)> {
+    pub(super) fn writes(&self) -> Vec<(String, String)> {
         self.state().writes.iter().map(|(how, path, _)| (how.clone(), path.clone())).collect()
     }
+}
+
+impl State {
+    fn test_pod(&mut self, mut pod: Value) -> (u16, Value) {
+        let turn = self.asked.min(self.pods.len().saturating_sub(1));
+        self.asked += 1;
+        match self.pods.get(turn).copied().unwrap_or(TestPod::Fenced) {
+            TestPod::Refused(code, message) => return failure(code, message),
+            TestPod::Bare => {}
+            TestPod::Fenced => {
+                let container = &mut pod["spec"]["containers"][0];
+                let supervisor = "/ringfence/d/d/d/d/d/d/bin/ringfence-supervisor";
+                container["command"] = json!([supervisor, "--no-env", "--", "x"]);
+            }
+        }
+        (201, pod)
+    }
+}
+
+fn failure(code: u16, message: &str) -> (u16, Value) {
+    let reason = if code == 404 { "NotFound" } else { "Forbidden" };
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure",
+        "code": code, "reason": reason, "message": message});
+    (code, status)
 }
 
 #[derive(clap::Parser)]
@@ -92,7 +150,7 @@ struct Line {
     args: Enable,
 }
 
-fn words(more: &[&str]) -> Enable {
+pub(super) fn words(more: &[&str]) -> Enable {
     let all = ["enable", "ns"].iter().chain(more);
     Line::try_parse_from(all).unwrap_or_else(|error| panic!("{error}")).args
 }
@@ -108,7 +166,7 @@ fn wrote(how: &str, path: &str) -> (String, String) {
 #[tokio::test]
 async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
     let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
-    set_up(&cluster.client(), &words(&["--scc", "--strict"])).await.expect("enabled");
+    set_up(&cluster.connect(), &words(&["--scc", "--strict"])).await.expect("enabled");
     assert_eq!(cluster.writes(), [wrote("PATCH", BINDING), wrote("PATCH", NAMESPACE)]);
     let binding = cluster.state().writes[0].2.clone();
     assert_eq!(
@@ -124,7 +182,7 @@ async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
 
     let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
     let args = words(&["--scc", "--trust-authors", "--service-account=a", "--service-account=b"]);
-    set_up(&cluster.client(), &args).await.expect("enabled");
+    set_up(&cluster.connect(), &args).await.expect("enabled");
     let subjects = cluster.state().writes[0].2["subjects"].clone();
     let account = |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": "ns"});
     assert_eq!(subjects, json!([account("a"), account("b")]));
@@ -135,13 +193,13 @@ async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
 #[tokio::test]
 async fn without_the_charts_role_nothing_is_written() {
     let cluster = Cluster::new(&[]);
-    let error = set_up(&cluster.client(), &words(&["--scc", "--strict", "--pull-secrets"])).await;
+    let error = set_up(&cluster.connect(), &words(&["--scc", "--strict", "--pull-secrets"])).await;
     let error = error.expect_err("refused").to_string();
     assert!(error.contains("no clusterrole ringfence-scc"), "{error}");
     assert!(error.contains("openshift.enabled=true"), "{error}");
     assert_eq!(cluster.writes(), []);
     // A namespace that does not ask for it does not need it.
-    set_up(&cluster.client(), &words(&[])).await.expect("enabled");
+    set_up(&cluster.connect(), &words(&[])).await.expect("enabled");
     assert_eq!(cluster.writes(), [wrote("PATCH", NAMESPACE)]);
 }
 
@@ -150,7 +208,7 @@ async fn a_grant_that_fails_is_an_error_and_leaves_the_label_off() {
     let scc: (&str, &[&str]) = ("ringfence-scc", &["--scc", "--strict"]);
     for (grant, flags) in [scc, ("ringfence-pull-secrets", &["--pull-secrets"])] {
         let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]).refusing(grant);
-        let error = set_up(&cluster.client(), &words(flags)).await.expect_err("refused");
+        let error = set_up(&cluster.connect(), &words(flags)).await.expect_err("refused");
         let error = error.to_string();
         assert!(error.contains(&format!("cannot make rolebinding ns/{grant}")), "{error}");
         assert!(!cluster.writes().contains(&wrote("PATCH", NAMESPACE)), "{grant}");
@@ -185,7 +243,7 @@ async fn a_binding_of_somebody_else_is_not_taken_over() {
     let role = json!({"apiGroup": "", "kind": "", "name": ""});
     let theirs = json!({"metadata": {"labels": {MANAGED_BY.0: "somebody"}}, "roleRef": role});
     let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}})), (BINDING, theirs)]);
-    let error = set_up(&cluster.client(), &words(&["--scc", "--strict"])).await;
+    let error = set_up(&cluster.connect(), &words(&["--scc", "--strict"])).await;
     let error = error.expect_err("refused").to_string();
     assert!(error.contains("was made by somebody else"), "{error}");
     assert_eq!(cluster.writes(), []);
@@ -194,7 +252,7 @@ async fn a_binding_of_somebody_else_is_not_taken_over() {
 #[tokio::test]
 async fn who_is_trusted_with_the_constraints_is_said() {
     let cluster = Cluster::new(&[(ROLE, json!({"metadata": {}}))]);
-    let error = set_up(&cluster.client(), &words(&["--scc"])).await.expect_err("refused");
+    let error = set_up(&cluster.connect(), &words(&["--scc"])).await.expect_err("refused");
     assert!(error.to_string().contains("--trust-authors"), "{error}");
     assert_eq!(cluster.writes(), []);
     assert!(Line::try_parse_from(["enable", "ns", "--trust-authors"]).is_err());
