@@ -40,6 +40,9 @@ const CONTROLLER: &str = "ringfence.dev/webhook";
 /// What the administrator wished for is no news with every pod.
 const QUIET: [Class; 1] = [Class::Unfenced];
 
+/// Of these warnings it depends whether there will be a pod.
+const GRAVE: [Class; 2] = [Class::PodSecurity, Class::Constraints];
+
 /// What an Event is about.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Subject {
@@ -221,8 +224,7 @@ impl Writer {
 
     fn event(&self, notice: &Notice, now: MicroTime) -> Event {
         let subject = &notice.subject;
-        // Only of these does it depend whether there will be a pod.
-        let grave = notice.refused || notice.class == Class::PodSecurity;
+        let grave = notice.refused || GRAVE.contains(&notice.class);
         Event {
             metadata: ObjectMeta {
                 generate_name: Some("ringfence-".into()),

@@ -175,6 +175,7 @@ fn build(
     annotate(&mut target, &names, &mut plan, status)?;
     plan.notes.audit.insert("policy".into(), policy.digest.clone());
     notes::pod_security(&mut plan.notes, &target, ns, plan.mode, settings.pod_security)?;
+    notes::constraints(&mut plan.notes, pod, ns, plan.mode, settings.pod_security)?;
     Ok(Some((target, plan.notes)))
 }
 

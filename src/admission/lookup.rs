@@ -4,6 +4,7 @@
 //! nothing that could not be read is
 //! taken as missing, and nothing missing is taken as permission.
 
+mod constraints;
 mod policies;
 
 use std::collections::{BTreeMap, HashMap};
@@ -24,6 +25,7 @@ use super::{Class, ImageConfig, Namespace, Needs, Refusal};
 use crate::api_text::api_text;
 use crate::image::{Images, credentials};
 
+pub use constraints::Constraints;
 pub use policies::Policies;
 
 /// The label that switches Ringfence on; only namespaces that have it are watched.
@@ -288,6 +290,7 @@ fn of_api(name: &str, found: &ApiNamespace) -> Namespace {
         labels: found.metadata.labels.clone().unwrap_or_default(),
         annotations: found.metadata.annotations.clone().unwrap_or_default(),
         limit_ranges: Vec::new(),
+        missing_constraints: None,
     }
 }
 

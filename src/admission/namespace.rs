@@ -41,6 +41,9 @@ pub struct Namespace {
     pub annotations: BTreeMap<String, String>,
     /// Its `LimitRange` objects as JSON; the init container is fitted to them.
     pub limit_ranges: Vec<Value>,
+    /// On an `OpenShift`: the constraints that fenced pods need, where the service account of the pod in
+    /// question may not use them.
+    pub missing_constraints: Option<String>,
 }
 
 /// What the label says.

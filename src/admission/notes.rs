@@ -97,6 +97,37 @@ pub(super) fn pod_security(
     }
 }
 
+/// Meets the constraints of an `OpenShift`, where the pod's service account may not use them.
+///
+/// # Errors
+/// `setting` wants that known at once.
+pub(super) fn constraints(
+    notes: &mut Notes,
+    pod: &Value,
+    ns: &Namespace,
+    mode: Mode,
+    setting: PodSecurity,
+) -> Result<(), Refusal> {
+    let Some(missing) = &ns.missing_constraints else { return Ok(()) };
+    let (name, account) = (&ns.name, service_account(pod));
+    let authors = if mode == Mode::Strict { "--strict" } else { "--trust-authors" };
+    let what = format!(
+        "namespace {name}: service account {account} may not use securitycontextconstraints {missing} (it may after: ringfence enable {name} --scc {authors})"
+    );
+    match setting {
+        PodSecurity::Warn => notes.meet(Class::Constraints, mode, what),
+        PodSecurity::Refuse => Err(Refusal::new(Class::Constraints, what)),
+    }
+}
+
+/// The pod's service account. The API server has written it into the pod before webhooks see it.
+pub(super) fn service_account(pod: &Value) -> &str {
+    at(pod, &["spec", "serviceAccountName"])
+        .and_then(Value::as_str)
+        .filter(|name| !name.is_empty())
+        .unwrap_or("default")
+}
+
 /// What says that the pod is for Windows nodes.
 fn windows(pod: &Value) -> Option<&'static str> {
     let spec = pod.get("spec")?;

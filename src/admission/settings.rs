@@ -66,7 +66,8 @@ impl LogLevel {
     }
 }
 
-/// What is done about a pod that `PodSecurity` admission will refuse for what the fence needs.
+/// What is done about a pod that `PodSecurity` admission, or `OpenShift`'s, will refuse for what the fence
+/// needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PodSecurity {
@@ -104,7 +105,7 @@ pub struct Settings {
     pub install_cpu: String,
     /// Memory of the init container as a Kubernetes quantity, request and limit.
     pub install_memory: String,
-    /// What is done where the namespace's Pod Security level refuses the injected pod.
+    /// What is done where the namespace's Pod Security level, or an `OpenShift`, refuses the injected pod.
     #[serde(skip_serializing)]
     pub pod_security: PodSecurity,
     /// Where the policies are kept.

@@ -56,7 +56,7 @@ fn labelled(label: &str, annotations: &[(&str, &str)]) -> Namespace {
             .iter()
             .map(|(key, value)| (format!("ringfence.dev/{key}"), (*value).to_owned()))
             .collect(),
-        limit_ranges: Vec::new(),
+        ..Namespace::default()
     }
 }
 

@@ -234,6 +234,11 @@ classes! {
     PodSecurity "pod-security" 403 Warn Warn
         "PodSecurity admission comes next, and the fence needs what the level refuses"
         "label the namespace pod-security.kubernetes.io/enforce=privileged (ringfence.dev/inject=strict holds authors to baseline all the same), or have the API server's configuration exempt it";
+    /// On an `OpenShift` the pod's service account may not use the constraints that a fenced pod needs.
+    /// Refused by setting, as the one before.
+    Constraints "security-context-constraints" 403 Warn Warn
+        "OpenShift's admission looks at the pod again, and refuses what the fence needs unless other constraints allow it"
+        "run `ringfence enable NAMESPACE --scc` with --strict or --trust-authors, or bind the chart's ClusterRole for these constraints in the namespace";
     /// `POD_IP` with another meaning.
     PodIp "pod-ip" 422 Refuse Refuse
         "the variable POD_IP has to be the pod's address"

@@ -118,7 +118,7 @@ impl Fencer {
                 name: args.namespace.clone(),
                 labels: BTreeMap::from([label]),
                 annotations: args.namespace_annotation.iter().cloned().collect(),
-                limit_ranges: Vec::new(),
+                ..Namespace::default()
             },
             settings,
             policy,

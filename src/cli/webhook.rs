@@ -22,7 +22,7 @@ pub(super) use self::args::Args;
 use self::args::{DeliveryChoice, LogFormat};
 use self::certificates::Certificates;
 use crate::admission::events::Events;
-use crate::admission::lookup::Lookups;
+use crate::admission::lookup::{Constraints, Lookups};
 use crate::admission::server::{
     self, Deadline, Handler, HandlerConfig, Limits, Metrics, Shutdown, ready_unless_ending,
 };
@@ -105,8 +105,13 @@ async fn serve(args: Args) -> anyhow::Result<()> {
         (None, Either::Right(std::future::pending()))
     };
     let lookups = Arc::new(lookups);
+    let constraints = args
+        .security_context_constraints
+        .as_ref()
+        .map(|name| Constraints::new(client.clone(), name.clone()));
     let handler = Handler::new(HandlerConfig {
         lookups: Arc::clone(&lookups),
+        constraints,
         copies: Copies::default(),
         settings,
         cluster,

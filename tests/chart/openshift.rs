@@ -8,7 +8,7 @@ use ringfence::admission::{
 };
 use serde_json::{Value, json};
 
-use crate::render::{Chart, Objects};
+use crate::render::{Chart, Objects, rules};
 
 fn enabled(more: &Value) -> Value {
     let mut values = json!({ "openshift": { "enabled": true } });
@@ -212,6 +212,28 @@ fn two_roles_are_made_and_bound_to_nobody() {
     let role = named(&other, "ClusterRole", "fence-scc");
     assert_eq!(role["rules"][0]["resourceNames"], json!(["fence"]));
     assert_eq!(constraints(&other)["metadata"]["name"], "fence");
+}
+
+/// Nobody else's webhook asks the API server what others may.
+#[test]
+fn who_may_use_the_constraints_is_looked_up_only_there() {
+    let Some(chart) = Chart::here() else { return };
+    let flag = |objects: &Objects| {
+        let all = objects.webhook_args();
+        all.into_iter().find(|arg| arg.starts_with("--security-context-constraints="))
+    };
+    let asks = |objects: &Objects| {
+        rules(objects).filter(|rule| rule["resources"] == json!(["subjectaccessreviews"])).count()
+    };
+    let off = chart.objects(&json!({}));
+    assert_eq!((flag(&off), asks(&off)), (None, 0));
+    let on = chart.objects(&enabled(&json!({ "fullnameOverride": "fence" })));
+    assert_eq!(flag(&on).as_deref(), Some("--security-context-constraints=fence"));
+    assert_eq!(asks(&on), 1);
+    let role = named(&on, "ClusterRole", "fence");
+    let rule = json!({ "apiGroups": ["authorization.k8s.io"],
+        "resources": ["subjectaccessreviews"], "verbs": ["create"] });
+    assert!(role["rules"].as_array().expect("rules").contains(&rule), "{role}");
 }
 
 /// A user that is not of the namespace's range is refused there.

@@ -90,6 +90,7 @@ fn a_note_is_as_short_as_the_api_wants_it_and_of_one_line() {
     assert!(told[0].note.len() <= NOTE && told[0].note.len() > NOTE - 4);
     assert!(!told[0].note.contains('\n'));
     assert_eq!(reason(Class::PodSecurity), "RingfencePodSecurity");
+    assert_eq!(reason(Class::Constraints), "RingfenceSecurityContextConstraints");
     assert!(Class::ALL.iter().all(|class| reason(*class).len() <= 128));
 }
 
@@ -135,11 +136,14 @@ async fn an_event_is_written_once_and_says_class_cause_and_remedy() {
         events.tell(&review(|_| {}), &refused());
     }
     events.tell(&review(|request| request["dryRun"] = json!(true)), &refused());
-    events.tell(&review(|_| {}), &warned(&[Class::PodSecurity, Class::InitContainer]));
-    until(&metrics, "ringfence_events_total{result=\"written\"} 3\n").await;
+    events.tell(
+        &review(|_| {}),
+        &warned(&[Class::PodSecurity, Class::Constraints, Class::InitContainer]),
+    );
+    until(&metrics, "ringfence_events_total{result=\"written\"} 4\n").await;
     until(&metrics, "ringfence_events_total{result=\"folded\"} 2\n").await;
     let told = std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner));
-    let [refused, level, init] = &told[..] else { panic!("{told:?}") };
+    let [refused, level, scc, init] = &told[..] else { panic!("{told:?}") };
     let (method, path, event) = refused;
     assert_eq!(method, Method::POST);
     assert_eq!(path, "/apis/events.k8s.io/v1/namespaces/agents/events");
@@ -159,7 +163,10 @@ async fn an_event_is_written_once_and_says_class_cause_and_remedy() {
         assert_eq!(event[key], value);
     }
     assert!(event["eventTime"].is_string());
-    assert_eq!((&level.2["type"], &level.2["action"]), (&json!("Warning"), &json!("Admit")));
+    // It depends on these whether there will be a pod.
+    for grave in [level, scc] {
+        assert_eq!((&grave.2["type"], &grave.2["action"]), (&json!("Warning"), &json!("Admit")));
+    }
     assert_eq!(
         (&init.2["type"], &init.2["reason"]),
         (&json!("Normal"), &json!("RingfenceInitContainer"))

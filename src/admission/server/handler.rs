@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::{Admit, Answer, Deadline, Hook, Metrics};
 use crate::admission::events::Events;
-use crate::admission::lookup::Lookups;
+use crate::admission::lookup::{Constraints, Lookups};
 use crate::admission::restore::image_change;
 use crate::admission::review::{Answer as Decision, Review};
 use crate::admission::{
@@ -34,6 +34,8 @@ pub struct ClusterFacts {
 pub struct HandlerConfig {
     /// The look-ups.
     pub lookups: Arc<Lookups>,
+    /// On an `OpenShift`: who may use the constraints that fenced pods need.
+    pub constraints: Option<Constraints>,
     /// The copies of policies that pods were given.
     pub copies: Copies,
     /// The chart's values; `delivery` is taken from the cluster's facts.
@@ -96,7 +98,13 @@ impl Handler {
             return Ok(Outcome::Untouched);
         };
         let pod = &mut review.object;
-        let known = self.know(pod, &ns, deadline).await?;
+        // Beside the rest, so that it takes no time of its own.
+        let (known, missing) = tokio::join!(
+            self.know(pod, &ns, deadline),
+            self.missing_constraints(pod, &ns.name, deadline),
+        );
+        let known = known?;
+        ns.missing_constraints = missing;
         let live = is_live(pod, &ns)?;
         // Only an init container is fitted to them.
         if known.policy.is_some() && known.settings.delivery == Delivery::Init {
@@ -107,6 +115,15 @@ impl Handler {
             self.provide(name, policy, (&ns, live), review.dry_run, deadline).await?;
         }
         Ok(outcome)
+    }
+
+    async fn missing_constraints(
+        &self,
+        pod: &Value,
+        namespace: &str,
+        deadline: Deadline,
+    ) -> Option<String> {
+        self.0.constraints.as_ref()?.missing_for(namespace, pod, deadline).await
     }
 
     /// Looks up policy and images. A pod of which nothing is to be fenced waits for neither.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::*;
+use crate::admission::PodSecurity;
 use crate::image::{Images, ImagesConfig};
 
 /// Every request is answered with that object; with none the API server is away.
@@ -17,8 +18,11 @@ fn handler(found: Option<Value>) -> Handler {
             Ok::<_, std::io::Error>(axum::http::Response::new(body))
         }
     });
-    let client = kube::Client::new(api, "default");
-    let images = Images::new(ImagesConfig::default()).expect("a configuration");
+    handler_of(kube::Client::new(api, "default"), ImagesConfig::default())
+}
+
+fn handler_of(client: kube::Client, images: ImagesConfig) -> Handler {
+    let images = Images::new(images).expect("a configuration");
     // The watch is not run: the namespaces have to be read live.
     let (lookups, _) = Lookups::new(client, "release".into(), images);
     let facts = ClusterFacts { delivery: Delivery::Init, architectures: vec!["amd64".into()] };
@@ -26,6 +30,7 @@ fn handler(found: Option<Value>) -> Handler {
     let metrics = Arc::new(Metrics::default());
     Handler::new(HandlerConfig {
         lookups: Arc::new(lookups),
+        constraints: None,
         copies: Copies::default(),
         settings: Settings::default(),
         cluster,
@@ -249,6 +254,79 @@ async fn an_exec_has_to_enter_the_fence() {
     found["metadata"]["annotations"] = json!({ "ringfence.dev/exec": "outside" });
     let (_, answer) = answer_of(Hook::Validate, Some(found), &exec(json!(["sh"]))).await;
     assert_eq!(answer["response"]["allowed"], true, "{answer}");
+}
+
+/// An API server with a policy, in whose namespace service accounts may use no constraints.
+fn openshift(constraints: bool, pod_security: PodSecurity) -> Handler {
+    let api =
+        tower::service_fn(move |request: axum::http::Request<kube::client::Body>| async move {
+            let (code, answer) = match request.uri().path() {
+                "/api/v1/namespaces/agents" => (200, namespace("strict")),
+                "/api/v1/namespaces/release/configmaps/openshell-policy" => (
+                    200,
+                    json!({ "metadata": { "name": "openshell-policy" },
+                    "data": { "policy.yaml": "version: 1\n" } }),
+                ),
+                "/api/v1/namespaces/agents/limitranges" => {
+                    (200, json!({ "metadata": {}, "items": [] }))
+                }
+                "/apis/authorization.k8s.io/v1/subjectaccessreviews" => {
+                    assert!(constraints, "nobody wants to know");
+                    (201, json!({ "spec": {}, "status": { "allowed": false } }))
+                }
+                path => (
+                    404,
+                    json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404,
+                    "reason": "NotFound", "message": path }),
+                ),
+            };
+            let body = kube::client::Body::from(answer.to_string().into_bytes());
+            axum::http::Response::builder().status(code).body(body)
+        });
+    let client = kube::Client::new(api, "default");
+    let given = "i@sha256:0123456789012345678901234567890123456789012345678901234567890123: {}";
+    let given = crate::image::Given::read(given).expect("it reads");
+    let images = ImagesConfig { given, ..ImagesConfig::default() };
+    let mut handler = handler_of(client.clone(), images);
+    handler.0.settings.pod_security = pod_security;
+    handler.0.constraints = constraints.then(|| Constraints::new(client, "ringfence".into()));
+    handler
+}
+
+#[tokio::test]
+async fn what_an_openshift_will_refuse_is_said_or_by_value_refused() {
+    let mut review = review("pods", "CREATE");
+    review["request"]["object"] = json!({ "metadata": {}, "spec": {
+        "serviceAccountName": "runner", "containers": [{ "name": "a", "command": ["x"],
+            "image": "i@sha256:0123456789012345678901234567890123456789012345678901234567890123",
+            "securityContext": { "runAsUser": 7 } }] } });
+    let answer = async |constraints, setting| {
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let body = review.to_string().into();
+        let answer = openshift(constraints, setting).admit(Hook::Mutate, body, deadline).await;
+        serde_json::from_slice::<Value>(&answer.body).expect("JSON")
+    };
+    let said = [
+        "service account runner may not use securitycontextconstraints ringfence",
+        "ringfence enable agents --scc --strict",
+    ];
+    let warned = answer(true, PodSecurity::Warn).await;
+    assert_eq!(warned["response"]["allowed"], true, "{warned}");
+    assert!(warned["response"]["patch"].is_string(), "{warned}");
+    let warnings = warned["response"]["warnings"].to_string();
+    assert!(said.iter().all(|words| warnings.contains(words)), "{warned}");
+    let classes = &warned["response"]["auditAnnotations"]["classes"];
+    assert_eq!(classes, "security-context-constraints", "{warned}");
+
+    let refused = answer(true, PodSecurity::Refuse).await;
+    assert_eq!(refused["response"]["status"]["code"], 403, "{refused}");
+    let message = refused["response"]["status"]["message"].as_str().unwrap_or_default();
+    assert!(said.iter().all(|words| message.contains(words)), "{refused}");
+
+    // Elsewhere nothing is asked, nor said.
+    let elsewhere = answer(false, PodSecurity::Refuse).await;
+    assert_eq!(elsewhere["response"]["allowed"], true, "{elsewhere}");
+    assert!(elsewhere["response"].get("warnings").is_none(), "{elsewhere}");
 }
 
 #[tokio::test]

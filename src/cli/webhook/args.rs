@@ -137,9 +137,15 @@ pub(in crate::cli) struct Args {
     pub(super) default_arch: String,
 
     /// warn or refuse: what is done about a pod that its namespace's Pod Security level will refuse
-    /// for what the fence needs. The API server may exempt it, which cannot be seen from here.
+    /// for what the fence needs (or `OpenShift`, with --security-context-constraints). The API server
+    /// may exempt it, which cannot be seen from here.
     #[arg(long, value_name = "WHAT", default_value = "warn", value_parser = word::<PodSecurity>)]
     pub(super) pod_security: PodSecurity,
+    /// On an `OpenShift`: the `SecurityContextConstraints` that fenced pods need. Whether a pod's service
+    /// account may use them is looked up; where it may not, that is said, or the pod refused, as
+    /// --pod-security has it. None: nothing is looked up.
+    #[arg(long, value_name = "NAME")]
+    pub(super) security_context_constraints: Option<String>,
     /// Whether refusals and warnings are told by Events, on the pod's owner or its namespace.
     #[arg(long, value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
     pub(super) events: bool,
