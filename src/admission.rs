@@ -21,6 +21,7 @@
 //! | `command`, `user` | the supervisor's argv, and the original recovered from it |
 //! | `shape` | a runner that stays as it is and starts its agents through the supervisor |
 //! | `mounts`, `install` | volumes and mounts of ours, the init container |
+//! | `pull_secret` | the secret that the image of ours is pulled with |
 //! | `volumes`, `sidecar` | volumes of the container's own that join its files; ports that lead to sidecars |
 //! | `security`, `env`, `probes` | the remaining parts of a container |
 //! | `strict`, `baseline`, `own`, `pin` | what the label value `strict` asks beside the fence |
@@ -47,6 +48,7 @@ mod pin;
 mod plan;
 mod pod_security;
 mod probes;
+mod pull_secret;
 mod restore;
 pub mod review;
 mod security;

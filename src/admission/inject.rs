@@ -18,7 +18,8 @@ use super::stamp::Stamp;
 use super::volumes::Volumes;
 use super::{Class, ImageConfig, Mode, Namespace, Refusal, Settings};
 use super::{
-    env, install, mounts, patch, probes, restore, security, sidecar, supervisor_path, user,
+    env, install, mounts, patch, probes, pull_secret, restore, security, sidecar, supervisor_path,
+    user,
 };
 
 /// The policy copy that this pod mounts.
@@ -170,8 +171,10 @@ fn build(
     security::pod(spec, settings.profile)?;
     mounts::volumes(spec, &names, policy, settings, plan.wishes.shape.run_size())?;
     install::apply(spec, ns, settings)?;
+    pull_secret::apply(spec, settings)?;
     let mut status = Map::new();
     Stamp::own(settings, policy).write(&mut status);
+    pull_secret::write(&mut status, settings);
     annotate(&mut target, &names, &mut plan, status)?;
     plan.notes.audit.insert("policy".into(), policy.digest.clone());
     notes::pod_security(&mut plan.notes, &target, ns, plan.mode, settings.pod_security)?;

@@ -12,7 +12,10 @@ use super::namespace::{INJECT, STATUS};
 use super::notes::Notes;
 use super::pin::is_pinned_from;
 use super::supervisor_path;
-use super::{Class, Namespace, Refusal, env, fenced_containers, install, mounts, probes, security};
+use super::{
+    Class, Namespace, Refusal, env, fenced_containers, install, mounts, probes, pull_secret,
+    security,
+};
 
 /// Puts back what an earlier pass injected, exactly as it is in `old`.
 ///
@@ -78,6 +81,7 @@ fn rebuild(old: &Value, pod: &Value) -> Result<Value, Refusal> {
         }
         restore_list(spec, old_spec, "initContainers", is_install)?;
     }
+    restore_list(spec, old_spec, "imagePullSecrets", pull_secret::of(old))?;
     let unconfined = json!({"type": "Unconfined"});
     if at(old_spec, &["securityContext", "seccompProfile"]) == Some(&unconfined) {
         set(object_in(spec, "securityContext")?, "seccompProfile", unconfined);

@@ -89,6 +89,9 @@ pub struct Settings {
     pub image: String,
     /// `Always`, `IfNotPresent` or `Never`. Written out because the API server fills in a default.
     pub image_pull_policy: String,
+    /// Name of a pull secret for that image, which fenced pods name beside their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull_secret: Option<String>,
     /// How the binary arrives.
     #[serde(skip_serializing)]
     pub delivery: Delivery,
@@ -121,6 +124,7 @@ impl Default for Settings {
         Self {
             image: concat!("ringfence:", env!("CARGO_PKG_VERSION")).into(),
             image_pull_policy: "IfNotPresent".into(),
+            pull_secret: None,
             delivery: Delivery::default(),
             profile: Profile::default(),
             localhost_url_env: vec!["AMBIENT_MCP_URL".into(), "CREDENTIAL_MCP_URLS".into()],

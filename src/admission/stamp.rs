@@ -101,6 +101,7 @@ mod tests {
             Settings { image: "x".into(), ..Settings::default() },
             Settings { log_level: LogLevel::Debug, ..Settings::default() },
             Settings { install_cpu: "1".into(), ..Settings::default() },
+            Settings { pull_secret: Some("x".into()), ..Settings::default() },
         ] {
             assert_ne!(of(other), plain);
         }

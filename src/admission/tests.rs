@@ -16,6 +16,7 @@ mod every_field;
 mod final_pod;
 pub(in crate::admission) mod fuzz;
 mod openings;
+mod pull_secret;
 mod roll_out;
 mod strict;
 

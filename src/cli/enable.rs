@@ -2,6 +2,7 @@
 
 mod confirm;
 mod grants;
+mod image_secret;
 #[cfg(test)]
 mod tests;
 
@@ -10,7 +11,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Container, Namespace, Pod};
 use kube::api::{ListParams, Patch, PatchParams};
 use kube::{Api, Client, Config};
 use serde_json::{Value, json};
@@ -19,6 +21,7 @@ use self::grants::Revoked;
 use crate::admission::lookup::INJECT_LABEL;
 use crate::admission::{enforced_level, fenced_containers};
 use crate::api_text::api_text;
+use crate::propagate::MANAGED_BY;
 
 /// Who writes.
 const FIELD_MANAGER: &str = "ringfence-cli";
@@ -36,6 +39,10 @@ pub(super) struct Enable {
     /// `RoleBinding` `RELEASE-pull-secrets`.
     #[arg(long)]
     pull_secrets: bool,
+    /// Copy the pull secret for the fence's own image (supervisor.pullSecret of the chart) from the release
+    /// namespace. Whoever may make pods in the namespace can read the copy.
+    #[arg(long)]
+    image_pull_secret: bool,
     #[command(flatten)]
     constraints: Constraints,
     #[command(flatten)]
@@ -110,6 +117,9 @@ async fn set_up(
     if args.pull_secrets {
         grants::pull_secrets(client, &args.place).await?;
     }
+    if args.image_pull_secret {
+        image_secret::copy(client, &args.place).await?;
+    }
     let value = if args.strict { "strict" } else { "enabled" };
     let labels = label(client, namespace, json!(value)).await?;
     println!("namespace {namespace} is labelled {INJECT_LABEL}={value}");
@@ -149,6 +159,11 @@ async fn take_away(client: &Client, place: &Place) -> anyhow::Result<()> {
         Ok(Revoked::Absent | Revoked::Foreign) => {}
         Err(error) => eprintln!("warning: the webhook may still read its pull secrets: {error:#}"),
     }
+    if let Some(name) = image_secret::left(client, place).await {
+        println!(
+            "secret {name}, a copy that the fence's image is pulled with, stays for pods that run; when none does: kubectl -n {namespace} delete secret {name}"
+        );
+    }
     let (fenced, _) = pods(client, namespace).await?;
     if fenced > 0 {
         println!("{fenced} pods that run keep their fence until they are made anew");
@@ -172,6 +187,21 @@ where
 
 fn failed(what: &str, error: &kube::Error) -> anyhow::Error {
     anyhow::anyhow!("cannot {what}: {}", api_text(error))
+}
+
+/// The container of the release's Deployment.
+async fn webhook(client: &Client, place: &Place) -> anyhow::Result<Option<Container>> {
+    let Place { release, release_namespace, .. } = place;
+    let api: Api<Deployment> = Api::namespaced(client.clone(), release_namespace);
+    let what = || format!("read deployment {release_namespace}/{release}");
+    let found = api.get_opt(release).await.map_err(|error| failed(&what(), &error))?;
+    let spec = found.and_then(|found| found.spec?.template.spec);
+    Ok(spec.and_then(|spec| spec.containers.into_iter().next()))
+}
+
+/// Whether an object with these labels was made here.
+fn is_ours(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1)
 }
 
 /// A label that nobody looks at would be taken for a fence.

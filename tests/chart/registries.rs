@@ -25,6 +25,22 @@ fn pod(objects: &Objects) -> &Value {
 }
 
 #[test]
+fn the_pull_secret_of_the_fences_image_is_a_value() {
+    let Some(chart) = Chart::here() else { return };
+    let flag = |objects: &Objects| {
+        let all = objects.webhook_args();
+        all.into_iter().find(|arg| arg.starts_with("--supervisor-pull-secret="))
+    };
+    assert_eq!(flag(&chart.objects(&json!({}))), None);
+    let named = json!({ "supervisor": { "pullSecret": "fence-pull" } });
+    let found = flag(&chart.objects(&named));
+    // By this word `ringfence enable --image-pull-secret` finds it in the Deployment.
+    assert_eq!(found.as_deref(), Some("--supervisor-pull-secret=fence-pull"));
+    let error = chart.text(&json!({ "supervisor": { "pullSecret": "No Name" } }));
+    assert!(error.expect_err("no name").contains("pullSecret"));
+}
+
+#[test]
 fn flags_name_the_files_that_are_mounted() {
     let Some(chart) = Chart::here() else { return };
     let objects = chart.objects(&values());

@@ -1,13 +1,13 @@
 //! Values of the chart that change what is admitted. These tests change the release, and run alone:
 //! `E2E_THREADS=1 tests/e2e/run --ignored`.
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, ServiceAccount};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 use crate::place::{fenced, supervisor};
-use crate::release::Release;
+use crate::release::{Release, ringfence};
 use crate::rig::RELEASE_NAMESPACE;
 
 #[tokio::test]
@@ -31,6 +31,75 @@ async fn by_value_what_pod_security_will_refuse_is_refused_at_once() {
             .await;
         // The release is back when pods are admitted again.
         enforce("privileged").await;
+        release.restore().await;
+    })
+    .await;
+}
+
+/// The API server writes the service account's pull secrets into a pod that names none, before webhooks see
+/// it: ours must not be in their place.
+#[tokio::test]
+#[ignore = "changes the release"]
+async fn the_images_pull_secret_comes_after_those_of_the_service_account() {
+    fenced("pull-secret", &[], async |place| {
+        let release = Release::of(&place).await;
+        let mut supervisor = release.values()["supervisor"].clone();
+        supervisor["pullSecret"] = "fence-pull".into();
+        release.upgrade(json!({ "supervisor": supervisor }), true).await;
+        release.admits().await;
+        let source = json!({ "metadata": { "name": "fence-pull" },
+            "type": "kubernetes.io/dockerconfigjson",
+            "stringData": { ".dockerconfigjson": "{\"auths\": {}}" } });
+        let source: Secret = serde_json::from_value(source).expect("a secret");
+        let theirs: Api<Secret> = Api::namespaced(release.client.clone(), RELEASE_NAMESPACE);
+        drop(theirs.delete("fence-pull", &DeleteParams::default()).await);
+        theirs.create(&PostParams::default(), &source).await.expect("made");
+        let words = [
+            "enable",
+            &place.name,
+            "--release-namespace",
+            RELEASE_NAMESPACE,
+            "--image-pull-secret",
+        ];
+        let done = ringfence(&words).await;
+        assert_eq!(done.code, 0, "{done:?}");
+        let copy = place.api::<Secret>().get("fence-pull").await.expect("copied");
+        assert_eq!(copy.type_.as_deref(), Some("kubernetes.io/dockerconfigjson"));
+
+        let names = |pod: &Pod| -> Vec<String> {
+            let spec = pod.spec.as_ref().expect("a spec");
+            spec.image_pull_secrets.iter().flatten().map(|secret| secret.name.clone()).collect()
+        };
+        let own = json!({ "imagePullSecrets": [{ "name": "of-account" }] });
+        let accounts = place.api::<ServiceAccount>();
+        let patch = Patch::Merge(&own);
+        accounts.patch("default", &PatchParams::default(), &patch).await.expect("patched");
+        // The API server learns of the account by a watch.
+        release
+            .until("knows the service account", async || {
+                let pod = place.create_dry(&place.agent_pod("agent", |_, _| {})).await;
+                names(&pod) == ["of-account", "fence-pull"]
+            })
+            .await;
+        let own = place.agent_pod("agent", |_, pod| {
+            pod["spec"]["imagePullSecrets"] = json!([{ "name": "of-pod" }]);
+        });
+        assert_eq!(names(&place.create_dry(&own).await), ["of-pod", "fence-pull"]);
+        // Secrets that are not there keep no pod from its start; nor does a manifest that is applied again.
+        let mut pod = place.agent_pod("again", |_, _| {});
+        pod["apiVersion"] = "v1".into();
+        pod["kind"] = "Pod".into();
+        for _ in 0..2 {
+            let done = place.kubectl(&["apply", "-f", "-"], &pod.to_string()).await;
+            assert_eq!(done.code, 0, "{done:?}");
+        }
+        let done =
+            ringfence(&["disable", &place.name, "--release-namespace", RELEASE_NAMESPACE]).await;
+        assert!(done.code == 0 && done.text.contains("secret fence-pull, a copy"), "{done:?}");
+        theirs.delete("fence-pull", &DeleteParams::default()).await.expect("removed");
+        let done =
+            ringfence(&["enable", &place.name, "--release-namespace", RELEASE_NAMESPACE]).await;
+        assert_eq!(done.code, 0, "{done:?}");
         release.restore().await;
     })
     .await;

@@ -30,9 +30,30 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub struct Constraints {
     client: Client,
     name: String,
-    /// By namespace and service account: when it was asked, and whether it may; `None` where that
-    /// could not be looked up.
-    known: Mutex<HashMap<(String, String), (Instant, Option<bool>)>>,
+    known: Mutex<HashMap<Account, Known>>,
+}
+
+/// Namespace and name of a service account.
+type Account = (String, String);
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    asked: Instant,
+    may: May,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum May {
+    Yes,
+    No,
+    /// It could not be looked up.
+    Unknown,
+}
+
+impl Known {
+    fn counts(&self) -> bool {
+        self.asked.elapsed() < KEEP
+    }
 }
 
 impl Constraints {
@@ -52,10 +73,10 @@ impl Constraints {
     ) -> Option<String> {
         let account = service_account(pod);
         let may = self.may_use(namespace, account, deadline).await;
-        (may == Some(false)).then(|| self.name.clone())
+        (may == May::No).then(|| self.name.clone())
     }
 
-    async fn may_use(&self, namespace: &str, account: &str, deadline: Deadline) -> Option<bool> {
+    async fn may_use(&self, namespace: &str, account: &str, deadline: Deadline) -> May {
         let of = (namespace.to_owned(), account.to_owned());
         if let Some(known) = self.known(&of) {
             return known;
@@ -63,8 +84,7 @@ impl Constraints {
         // A pod that waits for a registry as well is not to lose more than its part to this.
         let asking = tokio::time::timeout(PATIENCE, self.ask(namespace, account));
         let may = match deadline.run(asking).await {
-            Ok(Ok(Ok(may))) => Ok(may),
-            Ok(Ok(Err(error))) => Err(error),
+            Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err("it was not answered in time".to_owned()),
         };
         if let Err(error) = &may {
@@ -77,24 +97,28 @@ impl Constraints {
                 "whether a service account may use the constraints could not be looked up"
             );
         }
-        let may = may.ok();
+        let may = match may {
+            Ok(true) => May::Yes,
+            Ok(false) => May::No,
+            Err(_) => May::Unknown,
+        };
         self.keep(of, may);
         may
     }
 
-    fn known(&self, of: &(String, String)) -> Option<Option<bool>> {
+    fn known(&self, of: &Account) -> Option<May> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(of).filter(|(asked, _)| asked.elapsed() < KEEP).map(|(_, may)| *may)
+        known.get(of).filter(|known| known.counts()).map(|known| known.may)
     }
 
-    fn keep(&self, of: (String, String), may: Option<bool>) {
+    fn keep(&self, of: Account, may: May) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEPT {
-            known.retain(|_, (asked, _)| asked.elapsed() < KEEP);
+            known.retain(|_, known| known.counts());
         }
         // More accounts than that in so short a time are asked about each time.
         if known.len() < KEPT {
-            known.insert(of, (Instant::now(), may));
+            known.insert(of, Known { asked: Instant::now(), may });
         }
     }
 

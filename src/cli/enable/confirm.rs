@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use anyhow::bail;
-use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::authorization::v1::SelfSubjectAccessReview;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::Place;
+use super::{Place, webhook};
 use crate::cli::probe::{self, CONTAINER, Seen};
 
 /// So many test pods in a row have to come back fenced, each over a connection of its own: behind one
@@ -136,10 +135,7 @@ impl<'a> Asking<'a> {
         if let Some(image) = test.image.clone() {
             return Ok(Self { place, image, named: true });
         }
-        let api: Api<Deployment> = Api::namespaced(client.clone(), release_namespace);
-        let found = api.get_opt(release).await.ok().flatten();
-        let spec = found.and_then(|found| found.spec?.template.spec);
-        let image = spec.and_then(|spec| spec.containers.into_iter().next()?.image);
+        let image = webhook(client, place).await.ok().flatten().and_then(|found| found.image);
         let image = image.ok_or_else(|| {
             format!(
                 "the image of deployment {release_namespace}/{release} could not be read for a test pod: name one by --image"

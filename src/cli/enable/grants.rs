@@ -7,7 +7,7 @@ use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 
-use super::{FIELD_MANAGER, Place, failed};
+use super::{FIELD_MANAGER, Place, failed, is_ours};
 use crate::propagate::MANAGED_BY;
 
 /// The API group of roles, bindings, and the groups that they name.
@@ -80,7 +80,7 @@ async fn bind(
     let found = api.get_opt(name).await;
     let found =
         found.map_err(|error| failed(&format!("read rolebinding {namespace}/{name}"), &error))?;
-    if found.is_some_and(|found| !is_ours(&found)) {
+    if found.is_some_and(|found| !is_ours(found.labels())) {
         bail!(
             "rolebinding {namespace}/{name} was made by somebody else: remove it, or keep it and leave the flag out; namespace {namespace} is not labelled"
         );
@@ -113,14 +113,10 @@ pub(super) async fn revoke(
     let found =
         found.map_err(|error| failed(&format!("read rolebinding {namespace}/{name}"), &error))?;
     let Some(found) = found else { return Ok(Revoked::Absent) };
-    if !is_ours(&found) {
+    if !is_ours(found.labels()) {
         return Ok(Revoked::Foreign);
     }
     let removed = bindings.delete(name, &DeleteParams::default()).await;
     removed.map_err(|error| failed(&format!("remove rolebinding {namespace}/{name}"), &error))?;
     Ok(Revoked::Ours)
-}
-
-fn is_ours(binding: &RoleBinding) -> bool {
-    binding.labels().get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1)
 }

@@ -5,7 +5,6 @@ use axum::http::{Method, Request, Response, Uri};
 use clap::Parser as _;
 
 use super::*;
-use crate::propagate::MANAGED_BY;
 
 /// An API server with an installed chart: what it was asked to write, and what it refuses.
 #[derive(Clone, Default)]
@@ -247,6 +246,54 @@ async fn a_binding_of_somebody_else_is_not_taken_over() {
     let error = error.expect_err("refused").to_string();
     assert!(error.contains("was made by somebody else"), "{error}");
     assert_eq!(cluster.writes(), []);
+}
+
+/// The release's Deployment, by whose word pods name the secret; and that one.
+fn with_secret(kind: &str) -> [(&'static str, Value); 2] {
+    let container = json!({"name": "webhook", "image": "registry.example/ringfence:1",
+        "args": ["webhook", "--supervisor-pull-secret=fence-pull"]});
+    let deployment = json!({"metadata": {}, "spec": {"selector": {},
+        "template": {"spec": {"containers": [container]}}}});
+    let secret = json!({"metadata": {}, "type": kind, "data": {".dockerconfigjson": "e30="}});
+    [(DEPLOYMENT, deployment), ("/api/v1/namespaces/ringfence/secrets/fence-pull", secret)]
+}
+
+const COPY: &str = "/api/v1/namespaces/ns/secrets/fence-pull";
+
+#[tokio::test]
+async fn the_images_pull_secret_is_copied_before_the_namespace_is_labelled() {
+    let objects = with_secret("kubernetes.io/dockerconfigjson");
+    let cluster = Cluster::new(&objects);
+    set_up(&cluster.connect(), &words(&["--image-pull-secret"])).await.expect("enabled");
+    assert_eq!(cluster.writes(), [wrote("PATCH", COPY), wrote("PATCH", NAMESPACE)]);
+    let copy = cluster.state().writes[0].2.clone();
+    assert_eq!(copy["type"], "kubernetes.io/dockerconfigjson");
+    assert_eq!(copy["data"], json!({".dockerconfigjson": "e30="}));
+    assert_eq!(copy["metadata"]["labels"], json!({MANAGED_BY.0: MANAGED_BY.1}));
+    // Only who asks for it gets a credential.
+    let cluster = Cluster::new(&objects);
+    set_up(&cluster.connect(), &words(&[])).await.expect("enabled");
+    assert_eq!(cluster.writes(), [wrote("PATCH", NAMESPACE)]);
+}
+
+#[tokio::test]
+async fn a_secret_that_is_none_or_somebody_elses_is_not_copied() {
+    let theirs = json!({"metadata": {"labels": {MANAGED_BY.0: "somebody"}}});
+    let pull = with_secret("kubernetes.io/dockerconfigjson");
+    let opaque = with_secret("Opaque");
+    let cases: [(Vec<_>, &str); 4] = [
+        (vec![], "set supervisor.pullSecret of the chart"),
+        (vec![pull[0].clone()], "cannot read secret ringfence/fence-pull"),
+        (opaque.to_vec(), "is no pull secret"),
+        ([&pull[..], &[(COPY, theirs)]].concat(), "was made by somebody else"),
+    ];
+    for (objects, words_of) in cases {
+        let cluster = Cluster::new(&objects);
+        let error = set_up(&cluster.connect(), &words(&["--image-pull-secret"])).await;
+        let error = format!("{:#}", error.expect_err("refused"));
+        assert!(error.contains(words_of), "{error}");
+        assert_eq!(cluster.writes(), [], "{error}");
+    }
 }
 
 #[tokio::test]

@@ -79,6 +79,10 @@ pub(in crate::cli) struct Args {
     /// `Always`, `IfNotPresent` or `Never`.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     pub(super) supervisor_pull_policy: String,
+    /// A pull secret for that image, in each labelled namespace under this name (`ringfence enable
+    /// --image-pull-secret` copies it there): fenced pods name it beside their own.
+    #[arg(long, value_name = "NAME")]
+    pub(super) supervisor_pull_secret: Option<String>,
     /// How the supervisor reaches the pod: an image volume, or an init container that copies it.
     /// `auto` is image when the API server and all nodes run Kubernetes 1.36 or later.
     #[arg(long, value_enum, default_value_t = DeliveryChoice::Auto)]
@@ -193,6 +197,7 @@ impl Args {
         Settings {
             image: self.supervisor_image.clone(),
             image_pull_policy: self.supervisor_pull_policy.clone(),
+            pull_secret: self.supervisor_pull_secret.clone(),
             delivery: match self.delivery {
                 DeliveryChoice::Image => Delivery::Image,
                 // `auto` until the cluster is known: what works everywhere.
@@ -335,7 +340,9 @@ mod tests {
             "--supervisor-log-level=debug",
             "--ip-family=ipv6",
             "--pod-security=refuse",
+            "--supervisor-pull-secret=fence-pull",
         ]);
+        assert_eq!(read.pull_secret.as_deref(), Some("fence-pull"));
         assert_eq!(read.pod_security, PodSecurity::Refuse);
         assert_eq!(read.profile, Profile::Reference);
         assert_eq!(read.delivery, Delivery::Image);

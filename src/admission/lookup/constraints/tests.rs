@@ -101,17 +101,17 @@ fn an_answer_is_kept_for_a_short_time_and_not_without_limit() {
     let constraints = Constraints::new(Client::new(client, "default"), "ringfence".into());
     let of = |n: usize| ("agents".to_owned(), format!("account-{n}"));
     for n in 0..=KEPT {
-        constraints.keep(of(n), Some(true));
+        constraints.keep(of(n), May::Yes);
     }
     let known = || constraints.known.lock().expect("sound");
     assert_eq!(known().len(), KEPT);
-    assert_eq!(constraints.known(&of(0)), Some(Some(true)));
+    assert_eq!(constraints.known(&of(0)), Some(May::Yes));
     assert_eq!(constraints.known(&of(KEPT)), None);
     // What has had its time makes room.
     let long_ago = Instant::now().checked_sub(KEEP).expect("a clock that has run");
-    known().values_mut().for_each(|(asked, _)| *asked = long_ago);
+    known().values_mut().for_each(|known| known.asked = long_ago);
     assert_eq!(constraints.known(&of(0)), None);
-    constraints.keep(of(KEPT), Some(false));
+    constraints.keep(of(KEPT), May::No);
     assert_eq!(known().len(), 1);
-    assert_eq!(constraints.known(&of(KEPT)), Some(Some(false)));
+    assert_eq!(constraints.known(&of(KEPT)), Some(May::No));
 }
