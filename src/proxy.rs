@@ -59,7 +59,6 @@ mod upstream_proxy;
 mod wire;
 
 use std::fs::File;
-use std::io::Write as _;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::num::NonZero;
 use std::os::fd::OwnedFd;
@@ -75,7 +74,7 @@ use crate::pki::Authority;
 use crate::policy::{Policy, SidecarPorts};
 use admin::Admin;
 use caller::Executables;
-use control::{LISTENERS, ToProxy, ToSupervisor};
+use control::{LISTENERS, ToProxy};
 use control_client::Control;
 use dns::pool::Pool;
 use l7::held::Room;
@@ -96,17 +95,10 @@ const CA_NAME: &str = "Ringfence Sandbox CA";
 /// How long the sandbox CA is valid: longer than any pod lives.
 const CA_VALID: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// How long after its start a fence without a Java gets the certificates for one.
-const JAVA_LATER: Duration = Duration::from_millis(200);
-
 /// What the proxy works with.
 #[derive(Debug)]
 pub struct Config {
-    /// What is allowed.
-    pub policy: Policy,
-    /// The digest of its files; for people.
-    pub policy_digest: String,
-    /// Whether it may be another one later.
+    /// Whether the policy may be another one later.
     pub live_policy: bool,
     /// The pod's own addresses.
     pub pod_ips: Vec<IpAddr>,
@@ -116,9 +108,6 @@ pub struct Config {
     pub extra_roots_pem: Vec<u8>,
     /// The image's trust store, PEM, if it has one; read when the first upstream is verified.
     pub image_roots: Option<File>,
-    /// Whether the image has a Java: its store is written before the agent runs. Otherwise it is
-    /// written a moment later, for one that the agent brings.
-    pub java: bool,
     /// Which ports of the fence are reachable from outside.
     pub inbound: Inbound,
     /// The port of the admin endpoint on the pod's loopback; 0: none.
@@ -160,10 +149,22 @@ pub(crate) struct Shared {
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
 ///
-/// The caller has locked the process and there is one thread; the runtime's are made here. The
-/// certificate goes to the supervisor before the listeners come from it.
+/// The caller has locked the process and there is one thread; the runtime's are made here. In this
+/// order, in which the agent's start waits for no more than it needs: the certificate goes to the
+/// supervisor; the agent's bundle is written; the threads are there, which a limit could refuse; with
+/// that said the agent may run. What it connects to meanwhile waits at the listeners, which come with
+/// the policy.
 pub fn run(config: Config, control: OwnedFd) -> Result<()> {
     let authority = Authority::ephemeral(CA_NAME, CA_VALID)?;
+    control_client::ready(&control, authority.certificate_pem())?;
+    let Some(files) = control_client::files(&control).context("waiting for the agent's files")?
+    else {
+        return Ok(());
+    };
+    let [mut bundle, java] = files.map(File::from);
+    let ca_pem = authority.certificate_pem();
+    bundle::write(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem, &mut bundle)
+        .context("cannot write the agent's certificates")?;
     let workers = std::thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -171,34 +172,33 @@ pub fn run(config: Config, control: OwnedFd) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the proxy's runtime")?;
-    control_client::ready(&control, authority.certificate_pem())?;
-    let result = runtime.block_on(serve(config, authority, control));
+    control_client::bundled(&control)?;
+    let result = runtime.block_on(serve(config, authority, control, (bundle, java)));
     // What still runs is past its grace.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result<()> {
+async fn serve(
+    config: Config,
+    authority: Authority,
+    control: OwnedFd,
+    (bundle, java): (File, File),
+) -> Result<()> {
     let control = Arc::new(Control::new(control).context("control socket")?);
-    match control.next().await.context("waiting for the agent's files")? {
-        None => return Ok(()),
-        Some((ToProxy::Files, fds)) => certificates(&config, authority.certificate_pem(), fds)?,
-        Some((other, _)) => bail!("the supervisor began with {other:?}"),
-    }
-    control.send(&ToSupervisor::Bundled).await.context("control socket")?;
-    let Start { listeners, sidecars } =
-        match control.next().await.context("waiting for the listeners")? {
+    let Start { digest, policy, listeners, sidecars } =
+        match control.next().await.context("waiting for the policy and the listeners")? {
             None => return Ok(()),
-            Some((ToProxy::Start, fds)) => Start::new(fds)?,
+            Some((ToProxy::Start { digest }, fds)) => Start::new(digest, fds)?,
             Some((other, _)) => bail!("the supervisor went on with {other:?}"),
         };
     let ports = sidecar::ports(&sidecars)?;
-    metrics::start(config.policy.names());
-    metrics::policy_in_force(FIRST, &config.policy_digest);
+    metrics::start(policy.names());
+    metrics::policy_in_force(FIRST, &digest);
     let admin = Admin::new(config.admin_port);
     let reloader = Reloader::new(config.image_roots, config.extra_roots_pem);
     let live_policy = config.live_policy;
-    let rules = Current::new(reloader.first(config.policy));
+    let rules = Current::new(reloader.first(policy));
     let shared = Arc::new(Shared {
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
         rules,
@@ -236,10 +236,10 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     listening.spawn(dns::serve_udp(listeners.dns_udp, Arc::clone(&dns)));
     listening.spawn(dns::serve_tcp(listeners.dns_tcp, dns));
     listening.spawn(report::tell_of_floods());
-    // The supervisor waits for none of this any more.
     if let Some(listener) = admin.listen() {
         listening.spawn(admin::serve(listener, Arc::clone(&admin)));
     }
+    tokio::spawn(async move { javas(&java, &bundle) });
 
     let policies = if live_policy { Some(reload::start(&shared)?) } else { None };
     let grace = loop {
@@ -275,30 +275,10 @@ async fn serve(config: Config, authority: Authority, control: OwnedFd) -> Result
     Ok(())
 }
 
-/// Writes the agent's certificates into the files that came with [`ToProxy::Files`]. Nothing else runs
-/// yet that this could keep waiting.
-fn certificates(config: &Config, ca_pem: &str, fds: Vec<OwnedFd>) -> Result<()> {
-    let count = fds.len();
-    let Ok([bundle, java]) = <[OwnedFd; 2]>::try_from(fds) else {
-        bail!("{count} files came for certificates, not 2");
-    };
-    let (mut bundle, java) = (File::from(bundle), File::from(java));
-    let certificates = bundle::make(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem)
-        .context("cannot read the image's certificates")?;
-    bundle.write_all(&certificates).context("cannot write the agent's certificates")?;
-    if config.java {
-        java_store::write(&java, &certificates).context("cannot write Java's certificates")?;
-    } else {
-        tokio::spawn(java_later(java, bundle));
-    }
-    Ok(())
-}
-
-/// Writes Java's certificates when the agent has long begun: it takes as long as a tenth of the
-/// start, which most would wait for in vain.
-async fn java_later(java: File, bundle: File) {
-    tokio::time::sleep(JAVA_LATER).await;
-    let written = bundle::read(&bundle).and_then(|pem| java_store::write(&java, &pem));
+/// Writes Java's certificates. No start waits for this: from its exec to the moment at which it opens
+/// its store a Java takes hundreds of times as long.
+fn javas(java: &File, bundle: &File) {
+    let written = bundle::read(bundle).and_then(|pem| java_store::write(java, &pem));
     if let Err(error) = written {
         report::no_java_store(&error);
     }
@@ -311,6 +291,8 @@ async fn answers(control: &Control) {
 
 /// What comes with [`ToProxy::Start`].
 struct Start {
+    digest: String,
+    policy: Policy,
     listeners: Listeners,
     sidecars: Vec<tokio::net::TcpListener>,
 }
@@ -325,16 +307,23 @@ struct Listeners {
 
 impl Start {
     /// In the order of [`ToProxy::Start`].
-    fn new(mut fds: Vec<OwnedFd>) -> Result<Self> {
+    fn new(digest: String, fds: Vec<OwnedFd>) -> Result<Self> {
         let count = fds.len();
-        let sidecars = fds.split_off(count.min(LISTENERS));
-        let Ok(listeners) = <[OwnedFd; LISTENERS]>::try_from(fds) else {
-            bail!("{count} listeners came, not {LISTENERS}");
+        let mut fds = fds.into_iter();
+        let policy = fds.next().map(File::from);
+        let Ok(listeners) =
+            <[OwnedFd; LISTENERS]>::try_from(fds.by_ref().take(LISTENERS).collect::<Vec<_>>())
+        else {
+            bail!("{count} descriptors came, not a policy and {LISTENERS} listeners");
         };
-        let listeners = Listeners::new(listeners)?;
-        let sidecars = sidecars.into_iter().map(|fd| tcp_listener("sidecar", fd));
-        let sidecars = sidecars.collect::<Result<_>>()?;
-        Ok(Self { listeners, sidecars })
+        let sidecars = fds.map(|fd| tcp_listener("sidecar", fd)).collect::<Result<_>>()?;
+        Ok(Self {
+            digest,
+            // The supervisor has compiled the same text.
+            policy: reload::compile(policy)?.policy,
+            listeners: Listeners::new(listeners)?,
+            sidecars,
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! The proxy, with a double in the supervisor's place: it says that one program made every
 //! connection.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -8,8 +9,9 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use ringfence::policy::{self, Source};
-use ringfence::proxy::control::{CallerRecord, MAX_MESSAGE, ToProxy, ToSupervisor};
+use ringfence::proxy::control::{
+    CallerRecord, MAX_MESSAGE, NewPolicy, PolicyText, ToProxy, ToSupervisor,
+};
 use ringfence::proxy::{Config, Inbound, run};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -42,16 +44,12 @@ network_policies:
 pub fn serve(directory: &Path) {
     let hosts = directory.join("hosts");
     std::fs::write(&hosts, format!("10.77.0.1 {NAME}\n")).expect("hosts");
-    let source = Source { name: "policy.yaml", bytes: POLICY.as_bytes() };
     let config = Config {
-        policy: policy::load(&source, None).expect("policy").policy,
-        policy_digest: String::new(),
         live_policy: false,
         pod_ips: vec!["10.88.0.1".parse().expect("address")],
         api_server: Vec::new(),
         extra_roots_pem: std::fs::read(directory.join("upstream-ca.pem")).expect("certificate"),
         image_roots: None,
-        java: false,
         inbound: Inbound::None,
         transparent: true,
         admin_port: 0,
@@ -83,7 +81,14 @@ fn supervise(control: &OwnedFd, directory: &Path) {
     ];
     let files = [file(&part), file(&directory.join("java.jks"))];
     send(control, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd));
-    send(control, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
+    let data = PolicyText { name: "policy.yaml".into(), text: POLICY.into() };
+    let policy = NewPolicy { data, rules: None, upstream_ca: None, links: BTreeMap::new() };
+    let policy_path = directory.join("policy.json");
+    std::fs::write(&policy_path, serde_json::to_vec(&policy).expect("json")).expect("policy");
+    let policy = File::open(policy_path).expect("policy");
+    let mut beside = vec![policy.as_fd()];
+    beside.extend(listeners.iter().map(AsFd::as_fd));
+    send(control, &ToProxy::Start { digest: String::new() }, &beside);
     assert_eq!(receive(control), Some(ToSupervisor::Bundled));
     std::fs::rename(part, directory.join("bundle.pem")).expect("bundle");
     let exe = File::open("/proc/self/exe").expect("this program");

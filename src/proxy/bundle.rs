@@ -2,7 +2,8 @@
 //! operator added, and the sandbox CA.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
 use memchr::memmem;
@@ -15,15 +16,15 @@ const DASHES: &[u8] = b"-----";
 /// The most that is read of the image's store, in bytes.
 const MAX_STORE: u64 = 16 << 20;
 
-/// What a bundle usually has beside the image's store, in bytes: the sandbox CA.
-const ADDED: usize = 4096;
+/// How much of a store is looked at in one piece, in bytes. A page of memory that is touched for the
+/// first time costs more than what is done to it, and every fence starts with this.
+const PIECE: usize = 32 << 10;
 
 /// Reads the image's trust store from its beginning, whoever else reads it.
 pub(crate) fn read(image_roots: &File) -> io::Result<Vec<u8>> {
     let length = image_roots.metadata()?.len().min(MAX_STORE) as usize;
-    // Room for what is added, which would be a copy of all of it.
-    let mut pem = Vec::with_capacity(length + ADDED);
-    FromStart { file: image_roots, at: 0 }.take(MAX_STORE).read_to_end(&mut pem)?;
+    let mut pem = Vec::with_capacity(length);
+    from_start(image_roots).read_to_end(&mut pem)?;
     Ok(pem)
 }
 
@@ -41,21 +42,22 @@ impl io::Read for FromStart<'_> {
     }
 }
 
-/// The bundle: PEM, nothing but certificates, the sandbox CA's last.
-pub(crate) fn make(
+fn from_start(file: &File) -> io::Take<FromStart<'_>> {
+    FromStart { file, at: 0 }.take(MAX_STORE)
+}
+
+/// Writes the bundle: PEM, nothing but certificates, the sandbox CA's last.
+pub(crate) fn write(
     image_roots: Option<&File>,
     extra_roots_pem: &[u8],
     ca_pem: &str,
-) -> io::Result<Vec<u8>> {
-    let mut bundle = image_roots.map(read).transpose()?.unwrap_or_default();
-    keep_certificates(&mut bundle);
-    if !extra_roots_pem.is_empty() {
-        let mut extra = extra_roots_pem.to_vec();
-        keep_certificates(&mut extra);
-        bundle.append(&mut extra);
+    bundle: &mut impl Write,
+) -> io::Result<()> {
+    if let Some(file) = image_roots {
+        copy_certificates(from_start(file), bundle, PIECE)?;
     }
-    bundle.extend_from_slice(ca_pem.as_bytes());
-    Ok(bundle)
+    copy_certificates(extra_roots_pem, bundle, PIECE)?;
+    bundle.write_all(ca_pem.as_bytes())
 }
 
 /// What stands between the first and the last line of each certificate of a bundle.
@@ -66,37 +68,82 @@ pub(super) fn bodies(bundle: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Leaves the certificates of a PEM text and nothing else of it: a trust store that is a link to
+/// Copies the certificates of a PEM text and nothing else of it: a trust store that is a link to
 /// something secret gives nothing away. A block with anything but base64 in it is left out.
 ///
-/// In place: a trust store has 200,000 bytes, most have nothing else in them, and every fence
-/// starts with this.
-pub(super) fn keep_certificates(pem: &mut Vec<u8>) {
-    let (begin, dashes) = (memmem::Finder::new(BEGIN), memmem::Finder::new(DASHES));
-    let (mut kept, mut at) = (0, 0);
-    while let Some(start) = begin.find(&pem[at..]).map(|found| at + found) {
-        let body = start + BEGIN.len();
-        let Some(end) = dashes.find(&pem[body..]).map(|found| body + found) else { break };
-        at = end;
-        let after = end + END.len();
-        let whole = pem[end..].starts_with(END)
-            && (start == 0 || pem[start - 1] == b'\n')
-            && matches!(pem.get(after), None | Some(b'\n' | b'\r'))
-            && is_base64(&pem[body..end]);
-        if !whole {
-            continue;
+/// In pieces of `piece` bytes, or as long as what has no end before that.
+pub(super) fn copy_certificates(
+    mut from: impl Read,
+    to: &mut impl Write,
+    piece: usize,
+) -> io::Result<()> {
+    let mut pem = Vec::with_capacity(piece);
+    loop {
+        if pem.len() == pem.capacity() {
+            pem.reserve(pem.len());
         }
-        at = after;
-        pem.copy_within(start..after, kept);
-        kept += after - start;
-        // Where the line ended.
-        match pem.get_mut(kept) {
-            Some(place) => *place = b'\n',
-            None => pem.push(b'\n'),
+        let room = (pem.capacity() - pem.len()) as u64;
+        let end = from.by_ref().take(room).read_to_end(&mut pem)? == 0;
+        let whole = if end { pem.len() } else { after_last(&pem) };
+        write_certificates(&pem[..whole], to)?;
+        if end {
+            return Ok(());
         }
-        kept += 1;
+        pem.drain(..whole);
     }
-    pem.truncate(kept);
+}
+
+/// Where a text can be cut: after the line on which its last certificate ends. No block that counts
+/// goes across it, as none has dashes in it.
+fn after_last(pem: &[u8]) -> usize {
+    let last = memmem::rfind(pem, END)
+        .and_then(|last| Some(last + memchr::memchr(b'\n', &pem[last..])? + 1));
+    last.unwrap_or(0)
+}
+
+/// Writes the certificates of a PEM text: those that follow each other at once, as most do.
+fn write_certificates(pem: &[u8], to: &mut impl Write) -> io::Result<()> {
+    let mut together: Option<Range<usize>> = None;
+    let mut write = |range: Range<usize>| match pem.get(range.end) {
+        // With the end of its last line, whatever it is.
+        Some(b'\n') => to.write_all(&pem[range.start..=range.end]),
+        _ => to.write_all(&pem[range]).and_then(|()| to.write_all(b"\n")),
+    };
+    for one in certificates(pem) {
+        match &mut together {
+            Some(before) if before.end + 1 == one.start => before.end = one.end,
+            other => {
+                if let Some(before) = other.replace(one) {
+                    write(before)?;
+                }
+            }
+        }
+    }
+    together.map_or(Ok(()), write)
+}
+
+/// Where the certificates of a PEM text lie: each from its first line to its last, without that
+/// line's end.
+fn certificates(pem: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let (begin, dashes) = (memmem::Finder::new(BEGIN), memmem::Finder::new(DASHES));
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let start = at + begin.find(&pem[at..])?;
+            let body = start + BEGIN.len();
+            let end = body + dashes.find(&pem[body..])?;
+            let after = end + END.len();
+            at = end;
+            let whole = pem[end..].starts_with(END)
+                && (start == 0 || pem[start - 1] == b'\n')
+                && matches!(pem.get(after), None | Some(b'\n' | b'\r'))
+                && is_base64(&pem[body..end]);
+            if whole {
+                at = after;
+                return Some(start..after);
+            }
+        }
+    })
 }
 
 /// Base64 with its line breaks. Without an early end, so that the compiler takes many bytes at a
@@ -108,7 +155,7 @@ fn is_base64(body: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -116,9 +163,26 @@ mod tests {
     const E: &str = "-----END CERTIFICATE-----";
 
     fn kept(text: &str) -> String {
-        let mut pem = text.as_bytes().to_vec();
-        keep_certificates(&mut pem);
+        let mut pem = Vec::new();
+        copy_certificates(text.as_bytes(), &mut pem, PIECE).unwrap();
         String::from_utf8(pem).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_are_no_other_than_the_whole(
+            parts in prop::collection::vec(
+                prop::sample::select(&[B, E, "QUJD", "\n", "\r\n", "\r", "x", "-----", "-", "="][..]),
+                0..60,
+            ),
+            piece in 1..200_usize,
+        ) {
+            let text = parts.concat();
+            let (mut whole, mut pieces) = (Vec::new(), Vec::new());
+            write_certificates(text.as_bytes(), &mut whole).unwrap();
+            copy_certificates(text.as_bytes(), &mut pieces, piece).unwrap();
+            prop_assert_eq!(whole, pieces);
+        }
     }
 
     #[test]
@@ -154,7 +218,8 @@ mod tests {
         let certificate = |body: &str| format!("{B}\n{body}\n{E}\n");
         let image = file(&format!("# the image's\n{}", certificate("QUJD")));
         let extra = format!("{}SECRET\n", certificate("REVG"));
-        let bundle = make(Some(&image), extra.as_bytes(), &certificate("R0hJ")).expect("made");
+        let mut bundle = Vec::new();
+        write(Some(&image), extra.as_bytes(), &certificate("R0hJ"), &mut bundle).expect("written");
         let expected = ["QUJD", "REVG", "R0hJ"].map(certificate).concat();
         assert_eq!(String::from_utf8(bundle.clone()).expect("text"), expected);
         let found: Vec<_> = bodies(&bundle).map(<[u8]>::trim_ascii).collect();

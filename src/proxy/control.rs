@@ -16,14 +16,14 @@ use crate::policy::MAX_SIDECAR_PORTS;
 /// The longest message in bytes; a longer one is an error on either side.
 pub const MAX_MESSAGE: usize = 64 * 1024;
 
-/// The most bytes beside [`ToProxy::Policy`]: three files of at most 1 MiB, of which JSON may make
+/// The most bytes of a [`NewPolicy`]: three files of at most 1 MiB, of which JSON may make
 /// up to six times as much.
 pub const MAX_POLICY: u64 = 20 << 20;
-/// The descriptors that always come with [`ToProxy::Start`].
+/// The sockets that always come with [`ToProxy::Start`].
 pub const LISTENERS: usize = 4;
 
 /// The most descriptors beside one message.
-pub const MAX_DESCRIPTORS: usize = LISTENERS + MAX_SIDECAR_PORTS;
+pub const MAX_DESCRIPTORS: usize = 1 + LISTENERS + MAX_SIDECAR_PORTS;
 
 /// From the supervisor to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,13 +32,17 @@ pub enum ToProxy {
     /// Two descriptors: the files for the agent's certificates, PEM and for Java, empty, open for
     /// reading and writing. Sent once, first: the proxy writes them while the network is built.
     Files,
-    /// Four descriptors in this order, and what follows: the gateway's sockets, made in the gateway's
+    /// Five descriptors in this order, and what follows: a file with the first policy, a [`NewPolicy`] of at
+    /// most [`MAX_POLICY`] bytes, JSON; the gateway's sockets, made in the gateway's
     /// namespace, proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`,
     /// listening on :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on
     /// :15053). Then any number of TCP sockets that listen on the fence's loopback, made in the
     /// fence's namespace, on the ports that lead to sidecars.
     /// Sent once, second.
-    Start,
+    Start {
+        /// Of the policy's files; for people.
+        digest: String,
+    },
     /// The answer to [`ToSupervisor::Identify`]. With `caller` comes one descriptor: the
     /// executable, opened read-only, to be hashed.
     Caller {
@@ -97,13 +101,13 @@ pub enum ToProxy {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToSupervisor {
-    /// The proxy is locked, has its CA and is about to serve; sent once, before anything else.
+    /// The proxy is locked, has one thread and its CA; sent once, before anything else.
     Ready {
         /// The sandbox CA's certificate, PEM. The key never leaves the proxy.
         ca_pem: String,
     },
-    /// The files of certificates are written, Java's where the image has one; sent once, after
-    /// [`ToProxy::Files`].
+    /// The agent's certificates are written, but for Java's, and the proxy has the threads that it serves
+    /// with; sent once, after [`ToProxy::Files`].
     Bundled,
     /// Whose connection is this? Answered by [`ToProxy::Caller`].
     Identify {

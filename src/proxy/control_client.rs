@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use anyhow::{anyhow, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendFlags, recvmsg, sendmsg,
@@ -184,6 +185,23 @@ fn read(bytes: &[u8]) -> Result<ToProxy, ControlError> {
 pub(crate) fn ready(control: &OwnedFd, ca_pem: &str) -> Result<(), ControlError> {
     let ready = ToSupervisor::Ready { ca_pem: ca_pem.to_owned() };
     Ok(send_packet(control, &serde_json::to_vec(&ready)?)?)
+}
+
+/// The first message from the supervisor, [`ToProxy::Files`]: the files for the agent's certificates;
+/// `None` at its end. Waited for while the socket still blocks.
+pub(crate) fn files(control: &OwnedFd) -> anyhow::Result<Option<[OwnedFd; 2]>> {
+    let mut buffer = Vec::new();
+    let Some((length, fds)) = receive_whole(control, &mut buffer)? else { return Ok(None) };
+    let message = serde_json::from_slice(&buffer[..length])?;
+    ensure!(matches!(message, ToProxy::Files), "the supervisor began with {message:?}");
+    let count = fds.len();
+    let files = fds.try_into();
+    Ok(Some(files.map_err(|_| anyhow!("{count} files came for certificates, not 2"))?))
+}
+
+/// The second message: what the agent's start waits for is done. Sent while the socket still blocks.
+pub(crate) fn bundled(control: &OwnedFd) -> Result<(), ControlError> {
+    Ok(send_packet(control, &serde_json::to_vec(&ToSupervisor::Bundled)?)?)
 }
 
 fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {

@@ -33,15 +33,14 @@ const COUNT: std::ops::Range<usize> = 8..12;
 const PASSWORD: &str = "changeit";
 const SALT: &[u8] = b"Mighty Aphrodite";
 
-/// Writes the certificates of `bundle`, as [`bundle::make`] made it, into `file`, which is empty.
+/// Writes the certificates of `bundle`, as [`bundle::write`] wrote it, into `file`, which is empty.
 pub(crate) fn write(mut file: &File, bundle: &[u8]) -> io::Result<()> {
     file.write_all(&store(bundle))
 }
 
 /// The store. What is not base64 is left out, as those do who read the PEM.
 ///
-/// One buffer from the beginning to the end: where the image has a Java, every start waits for
-/// this, and a page of memory costs more than what is done to it.
+/// One buffer from the beginning to the end: a page of memory costs more than what is done to it.
 pub(super) fn store(pem: &[u8]) -> Vec<u8> {
     // The binary form and what stands around it are shorter than the text.
     let mut store = Vec::with_capacity(pem.len() + 64);

@@ -58,8 +58,9 @@ impl Reloader {
     }
 }
 
-struct Compiled {
-    policy: Policy,
+/// A policy as it came from the supervisor.
+pub(crate) struct Compiled {
+    pub(crate) policy: Policy,
     upstream_ca: Vec<u8>,
 }
 
@@ -93,7 +94,8 @@ fn follow(shared: &Shared, runtime: &Handle, change: ToProxy, fds: Vec<OwnedFd>)
         ToProxy::PolicyKept { reason } => return report::policy_kept(&reason),
         _ => return,
     };
-    let followed = compile(fds).and_then(|compiled| {
+    let file = fds.into_iter().next().map(File::from);
+    let followed = compile(file).and_then(|compiled| {
         let names = compiled.policy.names().map(str::to_owned).collect::<Vec<_>>();
         let last = shared.rules.load();
         let next = shared.reloader.next(&last, generation, bounded, compiled);
@@ -122,8 +124,9 @@ fn source(text: &PolicyText) -> Source<'_> {
     Source { name: &text.name, bytes: text.text.as_bytes() }
 }
 
-fn compile(fds: Vec<OwnedFd>) -> Result<Compiled> {
-    let Some(file) = fds.into_iter().next().map(File::from) else {
+/// Reads and compiles what the supervisor has compiled, too. `file` has a [`NewPolicy`].
+pub(crate) fn compile(file: Option<File>) -> Result<Compiled> {
+    let Some(file) = file else {
         bail!("the policy's file did not come: out of descriptors");
     };
     let length = file.metadata().context("the policy's file")?.len();

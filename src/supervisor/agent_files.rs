@@ -1,9 +1,9 @@
 //! The files by which the agent's programs trust the fence, below the run directory's `tls/`. The
 //! certificates come from the proxy; here are the settings of programs that have no variable for a
-//! bundle, and whether Java's are needed at once.
+//! bundle.
 
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -68,18 +68,6 @@ fn apt_include(path: &OsStr) -> String {
     }
 }
 
-/// Whether the image has a Java that may run soon: the ways in which images of it tell.
-#[must_use]
-pub fn has_java(command: &[String], home: Option<&OsStr>, path: Option<&OsStr>) -> bool {
-    let is_java = |word: &String| Path::new(word).file_name() == Some(OsStr::new("java"));
-    home.is_some_and(|home| !home.is_empty())
-        || command.first().is_some_and(is_java)
-        || fs::exists("/usr/lib/jvm").unwrap_or(true)
-        || path.is_some_and(|path| {
-            std::env::split_paths(path).any(|dir| fs::exists(dir.join("java")).unwrap_or(true))
-        })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,17 +80,5 @@ mod tests {
         for other in ["/no/such", "", "/tmp", "/etc/passwd\";Foo \"bar", "/etc/pass wd"] {
             assert_eq!(apt_include(OsStr::new(other)), "", "{other}");
         }
-    }
-
-    #[test]
-    fn a_java_is_known_by_its_home_its_path_or_the_command() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = std::env::join_paths([Path::new("/no/such"), dir.path()]).unwrap();
-        let nowhere = fs::exists("/usr/lib/jvm").unwrap();
-        assert_eq!(has_java(&["sh".into()], None, Some(&path)), nowhere);
-        assert!(has_java(&["sh".into()], Some(OsStr::new("/opt/java")), Some(&path)));
-        assert!(has_java(&["/jre/bin/java".into()], None, None));
-        File::create(dir.path().join("java")).unwrap();
-        assert!(has_java(&["sh".into()], None, Some(&path)));
     }
 }

@@ -46,7 +46,8 @@ pub fn guard<'a>(
     run_dir: &Path,
 ) -> Result<Option<&'a Path>> {
     let shown = run_dir.display();
-    let meets = |path: &Path| meets(path, run_dir);
+    let run_dir = real(run_dir);
+    let meets = |path: &Path| lie_together(&real(path), &run_dir);
     for base in READ.iter().chain(&WRITE) {
         ensure!(
             !meets(Path::new(base)),
@@ -82,8 +83,11 @@ pub fn guard<'a>(
 /// Whether one path is the other, lies in it or holds it, links followed.
 #[must_use]
 pub fn meets(path: &Path, run_dir: &Path) -> bool {
-    let (path, run_dir) = (real(path), real(run_dir));
-    path.starts_with(&run_dir) || run_dir.starts_with(&path)
+    lie_together(&real(path), &real(run_dir))
+}
+
+fn lie_together(one: &Path, other: &Path) -> bool {
+    one.starts_with(other) || other.starts_with(one)
 }
 
 /// A path with its links followed as far as it exists.

@@ -36,6 +36,13 @@ impl Links {
         (asked, Self { first: found.into_inner() })
     }
 
+    /// What was found at start, but for paths that lead nowhere.
+    #[must_use]
+    pub fn found(&self) -> BTreeMap<String, String> {
+        let some = |(path, to): (&String, &Option<String>)| Some((path.clone(), to.clone()?));
+        self.first.iter().filter_map(some).collect()
+    }
+
     /// While the agent runs. Returns what was found, too.
     pub fn later<T>(
         &self,

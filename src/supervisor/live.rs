@@ -11,8 +11,6 @@
 //! ([`Policy::within`]).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,13 +27,13 @@ use super::links::Links;
 use super::mounted::{self, State};
 use super::packet;
 use super::policy_files::{self, PolicyFiles};
-use super::proxy_process::AdminEndpoint;
+use super::proxy_process::{self, AdminEndpoint};
 use super::proxy_service::Answered;
 use super::run_dir;
 use super::taint::{Authors, Watched};
 use crate::event::{self, Class, Event, Severity};
 use crate::policy::{Loaded, Policy};
-use crate::proxy::control::{MAX_POLICY, ToProxy};
+use crate::proxy::control::ToProxy;
 
 /// How often the directory is looked at. A kubelet takes a minute and more to change it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -213,15 +211,7 @@ impl Follower {
         bounded: bool,
         kept: &[String],
     ) -> Result<()> {
-        let bytes = serde_json::to_vec(&files.to_proxy(links))?;
-        if bytes.len() as u64 > MAX_POLICY {
-            bail!("the policy takes {} bytes on its way to the proxy", bytes.len());
-        }
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let memfd = rustix::fs::memfd_create("ringfence-policy", flags)
-            .context("cannot make a memfd for the policy")?;
-        let mut file = File::from(memfd);
-        file.write_all(&bytes).context("cannot write the policy for the proxy")?;
+        let file = proxy_process::policy_file(&files.to_proxy(links))?;
         let generation = self.generation;
         let (digest, kept) = (digest.to_owned(), kept.to_vec());
         let change = ToProxy::Policy { generation, digest, bounded, kept };

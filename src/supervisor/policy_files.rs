@@ -5,7 +5,6 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 
 use super::args::RunArgs;
 use super::mounted;
@@ -13,8 +12,8 @@ use crate::event::{self, Class, Event, Severity};
 use crate::policy::{self, Loaded, Problem, Source};
 use crate::proxy::control::{NewPolicy, PolicyText};
 
-/// The bytes of the policy's files; also what the proxy gets.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// The bytes of the policy's files.
+#[derive(Debug, Clone)]
 pub struct PolicyFiles {
     data: PolicyText,
     rules: Option<PolicyText>,
@@ -83,8 +82,8 @@ impl PolicyFiles {
 
     /// More CA certificates that upstreams are verified against, PEM.
     #[must_use]
-    pub fn into_upstream_ca(self) -> Vec<u8> {
-        self.upstream_ca.unwrap_or_default().into_bytes()
+    pub fn upstream_ca(&self) -> &str {
+        self.upstream_ca.as_deref().unwrap_or_default()
     }
 
     /// Whether both have the same authorities for upstreams.
@@ -106,13 +105,8 @@ impl PolicyFiles {
         policy::digest::digest(entries)
     }
 
-    /// Compiles the policy and follows the symlinks of the binaries that it names: the kernel
-    /// reports an executable by its real path. Only before the agent runs, which may own links.
-    pub fn load(&self) -> Result<Loaded> {
-        self.load_by(|path| fs::canonicalize(path).ok()?.into_os_string().into_string().ok())
-    }
-
-    /// The same, with what `resolve` says that links lead to.
+    /// Compiles the policy. The kernel reports an executable by its real path: `resolve` says where the
+    /// paths of the binaries that the policy names lead to.
     pub fn load_by(&self, resolve: impl Fn(&str) -> Option<String>) -> Result<Loaded> {
         fn source(text: &PolicyText) -> Source<'_> {
             Source { name: &text.name, bytes: text.text.as_bytes() }

@@ -1,4 +1,4 @@
-//! The proxy's process: started first, locked before it has a second thread, seen from outside.
+//! The proxy's process: locked before it has a second thread, seen from outside.
 //!
 //! It is this program executed again, with an empty environment and two descriptors: its end of
 //! the control socket as standard input, and a memfd with what it has to know as standard output.
@@ -28,9 +28,8 @@ use crate::event::{self, Class, Event, Level, Severity};
 use crate::fence::credentials::{self, Bounding, Identity};
 use crate::fence::listeners::Listeners;
 use crate::fence::{addresses, landlock, seccomp, spawn, status};
-use crate::policy::Loaded;
 use crate::proxy;
-use crate::proxy::control::{ToProxy, ToSupervisor};
+use crate::proxy::control::{MAX_POLICY, NewPolicy, ToProxy, ToSupervisor};
 
 /// Read by the proxy while it lives: the resolver's files.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -44,11 +43,11 @@ const RANDOM: [&str; 2] = ["/dev/urandom", "/dev/random"];
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ProxyConfig {
     parent: i32,
-    policy: PolicyFiles,
     live_policy: bool,
+    /// See [`PolicyFiles::upstream_ca`].
+    upstream_ca: String,
     pod_ips: Vec<IpAddr>,
     api_server: Vec<IpAddr>,
-    java: bool,
     inbound: Inbound,
     admin_port: u16,
     transparent: bool,
@@ -57,23 +56,21 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// From the supervisor's own arguments. `java`: the image has one.
+    /// From the supervisor's own arguments. The policy itself comes with [`hand_over`].
     #[must_use]
     pub fn new(
-        policy: PolicyFiles,
+        policy: &PolicyFiles,
         (pod_ips, api_server): (Vec<IpAddr>, Vec<IpAddr>),
-        java: bool,
         args: &RunArgs,
         upstream_proxy: Option<upstream_proxy::Settings>,
         level: Level,
     ) -> Self {
         Self {
             parent: rustix::process::getpid().as_raw_nonzero().get(),
-            policy,
             live_policy: args.live_policy.is_some(),
+            upstream_ca: policy.upstream_ca().to_owned(),
             pod_ips,
             api_server,
-            java,
             inbound: args.inbound.clone(),
             admin_port: args.admin_port,
             transparent: args.transparent == Transparent::On,
@@ -83,9 +80,12 @@ impl ProxyConfig {
     }
 }
 
-/// Starts the proxy.
-pub fn start(config: &ProxyConfig) -> Result<(Pid, OwnedFd)> {
+/// Starts the proxy. `files` are those for the agent's certificates, PEM and for Java: it writes the first as
+/// soon as it has its own.
+pub fn start(config: &ProxyConfig, files: &[File; 2]) -> Result<(Pid, OwnedFd)> {
     let (ours, theirs) = packet::pair().context("cannot make the control socket")?;
+    packet::send(&ours, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd))
+        .context("cannot hand the agent's files to the proxy")?;
     let memfd = rustix::fs::memfd_create("ringfence-config", rustix::fs::MemfdFlags::CLOEXEC)
         .context("cannot make a memfd")?;
     let mut file = File::from(memfd);
@@ -134,8 +134,6 @@ pub fn main() -> Result<()> {
 }
 
 fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
-    // The supervisor compiles the same text meanwhile, and says what is wrong with it.
-    let Ok(Loaded { policy, .. }) = config.policy.load() else { return Ok(()) };
     let image_roots = trust_store::open().context("cannot open the image's trust store")?;
     // A second family, or an address that nobody was told of, is the pod's own as well. What the
     // downward API says comes first. Afterwards the filter forbids to ask.
@@ -144,14 +142,11 @@ fn serve(config: ProxyConfig, control: OwnedFd) -> Result<()> {
     lock(config.parent)?;
     proxy::run(
         proxy::Config {
-            policy,
-            policy_digest: config.policy.digest(),
             live_policy: config.live_policy,
             pod_ips,
             api_server: config.api_server,
-            extra_roots_pem: config.policy.into_upstream_ca(),
+            extra_roots_pem: config.upstream_ca.into_bytes(),
             image_roots,
-            java: config.java,
             inbound: match config.inbound {
                 Inbound::Mirror => proxy::Inbound::Mirror,
                 Inbound::Ports(ports) => proxy::Inbound::Ports(ports),
@@ -206,20 +201,34 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the proxy the files for the agent's certificates, PEM and for Java. It writes them as soon as it
-/// has its own, and meanwhile the network is built.
-pub fn certify(control: impl AsFd, files: &[File; 2]) -> Result<()> {
-    packet::send(control, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd))
-        .context("cannot hand the agent's files to the proxy")
+/// Hands the first policy and the listeners to the proxy; this process keeps none of these.
+pub fn hand_over(
+    control: impl AsFd,
+    digest: String,
+    policy: &NewPolicy,
+    listeners: Listeners,
+) -> Result<()> {
+    let policy = policy_file(policy)?;
+    let Listeners { proxy, captured, dns_udp, dns_tcp, sidecars } = listeners;
+    let mut descriptors = vec![policy.as_fd()];
+    descriptors.extend([&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd));
+    descriptors.extend(sidecars.iter().map(AsFd::as_fd));
+    packet::send(control, &ToProxy::Start { digest }, &descriptors)
+        .context("cannot hand the policy and the listeners to the proxy")
 }
 
-/// Hands the listeners to the proxy; this process keeps none.
-pub fn hand_over(control: impl AsFd, listeners: Listeners) -> Result<()> {
-    let Listeners { proxy, captured, dns_udp, dns_tcp, sidecars } = listeners;
-    let mut descriptors = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd).to_vec();
-    descriptors.extend(sidecars.iter().map(AsFd::as_fd));
-    packet::send(control, &ToProxy::Start, &descriptors)
-        .context("cannot hand the listeners to the proxy")
+/// A file with a policy, as the proxy reads it.
+pub fn policy_file(policy: &NewPolicy) -> Result<File> {
+    let bytes = serde_json::to_vec(policy)?;
+    if bytes.len() as u64 > MAX_POLICY {
+        bail!("the policy takes {} bytes on its way to the proxy", bytes.len());
+    }
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let memfd = rustix::fs::memfd_create("ringfence-policy", flags)
+        .context("cannot make a memfd for the policy")?;
+    let mut file = File::from(memfd);
+    file.write_all(&bytes).context("cannot write the policy for the proxy")?;
+    Ok(file)
 }
 
 /// A way to tell the proxy's admin endpoint that the agent runs; none where there is no endpoint.
@@ -254,7 +263,7 @@ impl AdminEndpoint {
     }
 }
 
-/// Waits until the proxy has written the agent's certificates.
+/// Waits until the proxy has written the agent's certificates and is able to serve.
 pub fn bundled(control: impl AsFd) -> Result<()> {
     let packet = packet::receive(control)
         .context("cannot hear the proxy")?

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
 
-use super::agent_files::{self, AgentFiles};
+use super::agent_files::AgentFiles;
 use super::args::{self, RunArgs};
 use super::attestation::{Attestation, LivePolicy, NetworkRecord, PidRecord};
 use super::caller::Callers;
@@ -53,19 +53,10 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let files = PolicyFiles::read(&args)?;
     let upstream_proxy = upstream_proxy::Settings::read(&args)?;
 
-    // 2. In parallel with us: the keeper makes the fence's network namespace, the proxy gets ready
-    //    (it has the most to do and so goes first), a thread makes the gateway's namespace and builds
-    //    the network between them. The keeper is forked while this process has one thread. The
-    //    policy is compiled here and in the proxy at the same time; if it cannot be, all of them end.
+    // 2. The keeper makes the fence's network namespace from here on. It is forked while this process has
+    //    one thread. The policy is compiled meanwhile; if it cannot be, both end.
     let own_pids = !rustix::process::getpid().is_init();
     let (keeper_pid, keeper) = keeper::start(own_pids).context("cannot start the keeper")?;
-    let [java_home, path, apt_config] = ["JAVA_HOME", "PATH", "APT_CONFIG"].map(std::env::var_os);
-    let java = agent_files::has_java(&args.command, java_home.as_deref(), path.as_deref());
-    let addresses = (args::pod_ips(lookup), args::api_server(lookup));
-    let config = ProxyConfig::new(files.clone(), addresses, java, &args, upstream_proxy, level);
-    let (proxy_pid, proxy) = proxy_process::start(&config).context("cannot start the proxy")?;
-    let gateway = gateway::start(keeper.try_clone()?, args.sidecar_ports.clone())?;
-
     let (policy, links) = load(&files)?;
     progress::validated(&files, &policy);
 
@@ -77,15 +68,15 @@ pub fn run(args: RunArgs) -> Result<i32> {
     };
     let dir = RunDir::create(&args.run_dir)?;
     let agents = AgentFiles::new(&dir.tls());
-    proxy_process::certify(&proxy, &agents.make(&dir)?)?;
     let included = filesystem::guard(policy.filesystem(), args.workdir.as_deref(), &args.run_dir)?;
     let made = filesystem::make_missing(policy.filesystem(), &user)?;
     let hard = policy.landlock() == Compatibility::HardRequirement;
     let volumes = volumes::join(&args, hard)?;
 
-    // 4. The gateway, the fence, the veth between them, addresses, routes, rules; read back. The
-    //    keeper, once it has made the fence's namespace, takes on the Landlock domain that all it
-    //    forks inherit.
+    // 4. The keeper, once it has made the fence's namespace, takes on the Landlock domain that all it forks
+    //    inherit. Meanwhile a thread makes the gateway's namespace and the network between the two (veth,
+    //    addresses, routes, rules; read back), and the proxy drops, locks itself, makes the CA and writes
+    //    the agent's certificates.
     let rules = filesystem::rules(policy.filesystem(), included, &dir.tls(), &volumes.rules);
     let paths = rules.as_slice().into();
     upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
@@ -98,12 +89,14 @@ pub fn run(args: RunArgs) -> Result<i32> {
         &ToKeeper::prepare(rules.clone(), hard, listener, policy.process(), taken_over),
     )?;
     progress::creating();
-    let network = signals.wait_for_thread(gateway.built(), "the network")??;
-    let namespace = network.namespace.id()?;
-    progress::created(namespace);
-    proxy_process::hand_over(&proxy, network.listeners)?;
-    agents.write_settings(&dir, apt_config.as_deref())?;
-    progress::listening(&args.sidecar_ports);
+    let gateway = gateway::start(keeper.try_clone()?, args.sidecar_ports.clone())?;
+    let addresses = (args::pod_ips(lookup), args::api_server(lookup));
+    let config = ProxyConfig::new(&files, addresses, &args, upstream_proxy, level);
+    let (proxy_pid, proxy) =
+        proxy_process::start(&config, &agents.make(&dir)?).context("cannot start the proxy")?;
+
+    // 5. The agent is forked; it gives up everything and waits for our word before it executes.
+    let namespace = signals.wait_for_thread(gateway.fence(), "the fence's namespace")??;
     let ways = Ways { proxy: PROXY_URL, files: &agents };
     let env = environment::agent(std::env::vars_os(), &user, &ways);
     let given = env.iter().map(|(name, value)| (name.clone(), value.clone()));
@@ -113,18 +106,19 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let mut keeper = Keeper::new(keeper, namespace, Arc::clone(&callers), listener);
     signals.wait_for(&keeper, "the keeper")?;
     let Prepared { confinement, own_proc, sysctls, resolv_conf } = keeper.prepared()?;
-    progress::confined(&confinement, hard, volumes.rules.len());
-
-    // 5. The agent is forked; it gives up everything and waits for our word before it executes.
     let setting = Setting { identity: user.identity.clone(), env, workdir };
     let forked = match fork_agent(&mut keeper, &setting, &args.command, &agents_stderr) {
         Ok(forked) => forked,
         Err(error) => return not_run(error),
     };
-
-    // 6. What is lost is told; the proxy's certificate comes back, and the proxy is seen to be
-    //    locked.
+    agents.write_settings(&dir, std::env::var_os("APT_CONFIG").as_deref())?;
     let sockets = sockets::check(&rules, policy.process().unix_sockets)?;
+
+    // 6. The network is there; what is lost is told; the proxy's certificate comes back, and the proxy is
+    //    seen to be locked.
+    let network = signals.wait_for_thread(gateway.built(), "the network")??;
+    progress::created(namespace);
+    progress::confined(&confinement, hard, volumes.rules.len());
     Losses {
         user: &user,
         rules: &network.rules,
@@ -142,13 +136,15 @@ pub fn run(args: RunArgs) -> Result<i32> {
     // From here on this process neither mounts nor makes namespaces.
     seccomp::install_everywhere(&seccomp::supervisor()).context("cannot install our own filter")?;
 
-    // 7. Seen from outside and attested while the proxy writes the agent's certificates; released.
+    // 7. Seen from outside, attested, released. The proxy serves from here on: what the agent connects to
+    //    before it does waits at the listeners.
     if let Err(error) = keeper.verified(&forked) {
         return not_run(error);
     }
+    let digest = files.digest();
     let attestation = Attestation {
         version: env!("CARGO_PKG_VERSION"),
-        policy_digest: files.digest(),
+        policy_digest: digest.clone(),
         live_policy: args.live_policy.is_some().then(LivePolicy::first),
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
@@ -169,6 +165,9 @@ pub fn run(args: RunArgs) -> Result<i32> {
     dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attested)?)?;
     signals.wait_for(&proxy, "the agent's certificates")?;
     proxy_process::bundled(&proxy)?;
+    let first = files.to_proxy(links.found());
+    proxy_process::hand_over(&proxy, digest, &first, network.listeners)?;
+    progress::listening(&args.sidecar_ports);
     let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
     let (diag, inbound) = (network.diag, args.inbound);
     let followed = match &args.live_policy {

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ringfence::pki::{Authority, provider};
-use ringfence::policy::{self, Source};
 use ringfence::proxy::control::{
     CallerRecord, MAX_MESSAGE, NewPolicy, PolicyText, ToProxy, ToSupervisor,
 };
@@ -270,16 +269,12 @@ impl Rig {
         let (address, pod_ip) =
             if setup.ipv6 { (UPSTREAM6, "fd00:88::1") } else { (UPSTREAM, "10.88.0.1") };
         std::fs::write(&hosts, HOSTS.replace(UPSTREAM, address)).expect("hosts");
-        let source = Source { name: "policy.yaml", bytes: POLICY.as_bytes() };
         let config = Config {
-            policy: policy::load(&source, None).expect("policy").policy,
-            policy_digest: "sha256:first".into(),
             live_policy: true,
             pod_ips: vec![pod_ip.parse().expect("ip")],
             api_server: vec!["10.96.0.1".parse().expect("ip")],
             extra_roots_pem: authority.certificate_pem().into(),
             image_roots: None,
-            java: true,
             inbound: setup.inbound,
             transparent: setup.transparent,
             admin_port: ADMIN_PORT,
@@ -313,7 +308,10 @@ impl Rig {
             [tcp(PROXY), caught, OwnedFd::from(UdpSocket::bind(DNS).expect("socket")), tcp(DNS)];
         let files = [file("bundle.pem"), file("java.jks")];
         send(&ours, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd));
-        send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
+        let policy = policy_file(POLICY, None);
+        let mut beside = vec![policy.as_fd()];
+        beside.extend(listeners.iter().map(AsFd::as_fd));
+        send(&ours, &ToProxy::Start { digest: "sha256:first".into() }, &beside);
         let (bundled, _) = receive(&ours).expect("bundled");
         assert_eq!(bundled, ToSupervisor::Bundled);
         let bundle_pem = std::fs::read_to_string(dir.path().join("bundle.pem")).expect("bundle");
@@ -354,12 +352,8 @@ impl Rig {
         bounded: bool,
         upstream_ca: Option<String>,
     ) -> Result<(), String> {
-        let text = |text: &str| PolicyText { name: "policy.yaml".into(), text: text.into() };
         let upstream_ca = upstream_ca.or_else(|| Some(self.authority.certificate_pem().to_owned()));
-        let links = std::collections::BTreeMap::new();
-        let new = NewPolicy { data: text(yaml), rules: None, upstream_ca, links };
-        let mut file = tempfile::tempfile().expect("file");
-        file.write_all(&serde_json::to_vec(&new).expect("json")).expect("written");
+        let file = policy_file(yaml, upstream_ca);
         let mut changes = self.changes.lock().expect("lock");
         changes.0 += 1;
         let (generation, kept) = (changes.0, Vec::new());
@@ -641,9 +635,19 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32, changes:
     }
 }
 
+/// A policy as the supervisor hands it over.
+fn policy_file(yaml: &str, upstream_ca: Option<String>) -> File {
+    let data = PolicyText { name: "policy.yaml".into(), text: yaml.into() };
+    let links = std::collections::BTreeMap::new();
+    let new = NewPolicy { data, rules: None, upstream_ca, links };
+    let mut file = tempfile::tempfile().expect("file");
+    file.write_all(&serde_json::to_vec(&new).expect("json")).expect("written");
+    file
+}
+
 fn send(control: &OwnedFd, message: &ToProxy, fds: &[BorrowedFd<'_>]) {
     let bytes = serde_json::to_vec(message).expect("json");
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         assert!(beside.push(SendAncillaryMessage::ScmRights(fds)));
