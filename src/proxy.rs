@@ -75,7 +75,7 @@ use crate::policy::{Policy, SidecarPorts};
 use admin::Admin;
 use caller::Executables;
 use control::{LISTENERS, ToProxy};
-use control_client::Control;
+use control_client::{Begin, Control};
 use dns::pool::Pool;
 use l7::held::Room;
 use reload::{FIRST, Reloader};
@@ -149,22 +149,22 @@ pub(crate) struct Shared {
 
 /// Runs the proxy until the supervisor says stop or closes the control socket.
 ///
-/// The caller has locked the process and there is one thread; the runtime's are made here. In this
-/// order, in which the agent's start waits for no more than it needs: the certificate goes to the
-/// supervisor; the agent's bundle is written; the threads are there, which a limit could refuse; with
-/// that said the agent may run. What it connects to meanwhile waits at the listeners, which come with
-/// the policy.
+/// The caller has locked the process and there is one thread; the others are made here. All that could
+/// fail for what the policy, the image or the pod's limits are comes before [`ToSupervisor::Prepared`], for
+/// which the agent's start waits; the rest after it. What the agent connects to before it is served waits at the
+/// listeners.
 pub fn run(config: Config, control: OwnedFd) -> Result<()> {
     let authority = Authority::ephemeral(CA_NAME, CA_VALID)?;
-    control_client::ready(&control, authority.certificate_pem())?;
-    let Some(files) = control_client::files(&control).context("waiting for the agent's files")?
-    else {
+    let ca_pem = authority.certificate_pem();
+    control_client::ready(&control, ca_pem)?;
+    let Some(begin) = control_client::begin(&control).context("waiting for the policy")? else {
         return Ok(());
     };
-    let [mut bundle, java] = files.map(File::from);
-    let ca_pem = authority.certificate_pem();
-    bundle::write(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem, &mut bundle)
-        .context("cannot write the agent's certificates")?;
+    let Begin { digest, policy, mut bundle, java } = begin;
+    bundle::write(config.image_roots.as_ref(), &config.extra_roots_pem, ca_pem, &mut bundle)?;
+    let policy =
+        reload::compile(&policy).context("the policy, which the supervisor could compile")?.policy;
+    let agent_tls = AgentTls::new(authority)?;
     let workers = std::thread::available_parallelism().map_or(2, NonZero::get).clamp(2, 4);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
@@ -172,24 +172,33 @@ pub fn run(config: Config, control: OwnedFd) -> Result<()> {
         .enable_all()
         .build()
         .context("cannot start the proxy's runtime")?;
-    control_client::bundled(&control)?;
-    let result = runtime.block_on(serve(config, authority, control, (bundle, java)));
+    let follower =
+        config.live_policy.then(|| reload::start(runtime.handle().clone())).transpose()?;
+    control_client::prepared(&control)?;
+    let prepared = Prepared { digest, policy, agent_tls, follower, bundle, java };
+    let result = runtime.block_on(serve(config, prepared, control));
     // What still runs is past its grace.
     runtime.shutdown_background();
     result
 }
 
-async fn serve(
-    config: Config,
-    authority: Authority,
-    control: OwnedFd,
-    (bundle, java): (File, File),
-) -> Result<()> {
+/// What there is before the agent runs.
+struct Prepared {
+    digest: String,
+    policy: Policy,
+    agent_tls: AgentTls,
+    follower: Option<reload::Follower>,
+    bundle: File,
+    java: File,
+}
+
+async fn serve(config: Config, prepared: Prepared, control: OwnedFd) -> Result<()> {
+    let Prepared { digest, policy, agent_tls, follower, bundle, java } = prepared;
     let control = Arc::new(Control::new(control).context("control socket")?);
-    let Start { digest, policy, listeners, sidecars } =
-        match control.next().await.context("waiting for the policy and the listeners")? {
+    let Start { listeners, sidecars } =
+        match control.next().await.context("waiting for the listeners")? {
             None => return Ok(()),
-            Some((ToProxy::Start { digest }, fds)) => Start::new(digest, fds)?,
+            Some((ToProxy::Start, fds)) => Start::new(fds)?,
             Some((other, _)) => bail!("the supervisor went on with {other:?}"),
         };
     let ports = sidecar::ports(&sidecars)?;
@@ -197,7 +206,6 @@ async fn serve(
     metrics::policy_in_force(FIRST, &digest);
     let admin = Admin::new(config.admin_port);
     let reloader = Reloader::new(config.image_roots, config.extra_roots_pem);
-    let live_policy = config.live_policy;
     let rules = Current::new(reloader.first(policy));
     let shared = Arc::new(Shared {
         resolver: Resolver::new(config.resolv_conf, config.hosts, &config.pod_ips),
@@ -205,7 +213,7 @@ async fn serve(
         pod_ips: config.pod_ips.iter().map(IpAddr::to_canonical).collect(),
         api_server: config.api_server.iter().map(IpAddr::to_canonical).collect(),
         executables: Executables::new(),
-        agent_tls: AgentTls::new(authority)?,
+        agent_tls,
         reloader,
         upstream_proxy: config.upstream_proxy,
         inbound: inbound::Ports::new(
@@ -241,7 +249,7 @@ async fn serve(
     }
     tokio::spawn(async move { javas(&java, &bundle) });
 
-    let policies = if live_policy { Some(reload::start(&shared)?) } else { None };
+    let policies = follower.map(|follower| follower.begin(Arc::clone(&shared)));
     let grace = loop {
         tokio::select! {
             message = shared.control.next() => match message.context("control socket")? {
@@ -278,7 +286,7 @@ async fn serve(
 /// Writes Java's certificates. No start waits for this: from its exec to the moment at which it opens
 /// its store a Java takes hundreds of times as long.
 fn javas(java: &File, bundle: &File) {
-    let written = bundle::read(bundle).and_then(|pem| java_store::write(java, &pem));
+    let written = bundle::read(bundle, u64::MAX).and_then(|pem| java_store::write(java, &pem));
     if let Err(error) = written {
         report::no_java_store(&error);
     }
@@ -291,8 +299,6 @@ async fn answers(control: &Control) {
 
 /// What comes with [`ToProxy::Start`].
 struct Start {
-    digest: String,
-    policy: Policy,
     listeners: Listeners,
     sidecars: Vec<tokio::net::TcpListener>,
 }
@@ -307,23 +313,16 @@ struct Listeners {
 
 impl Start {
     /// In the order of [`ToProxy::Start`].
-    fn new(digest: String, fds: Vec<OwnedFd>) -> Result<Self> {
+    fn new(mut fds: Vec<OwnedFd>) -> Result<Self> {
         let count = fds.len();
-        let mut fds = fds.into_iter();
-        let policy = fds.next().map(File::from);
-        let Ok(listeners) =
-            <[OwnedFd; LISTENERS]>::try_from(fds.by_ref().take(LISTENERS).collect::<Vec<_>>())
-        else {
-            bail!("{count} descriptors came, not a policy and {LISTENERS} listeners");
+        let sidecars = fds.split_off(count.min(LISTENERS));
+        let Ok(listeners) = <[OwnedFd; LISTENERS]>::try_from(fds) else {
+            bail!("{count} listeners came, not {LISTENERS}: out of descriptors?");
         };
-        let sidecars = fds.map(|fd| tcp_listener("sidecar", fd)).collect::<Result<_>>()?;
-        Ok(Self {
-            digest,
-            // The supervisor has compiled the same text.
-            policy: reload::compile(policy)?.policy,
-            listeners: Listeners::new(listeners)?,
-            sidecars,
-        })
+        let listeners = Listeners::new(listeners)?;
+        let sidecars = sidecars.into_iter().map(|fd| tcp_listener("sidecar", fd));
+        let sidecars = sidecars.collect::<Result<_>>()?;
+        Ok(Self { listeners, sidecars })
     }
 }
 

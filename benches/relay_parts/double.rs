@@ -80,16 +80,15 @@ fn supervise(control: &OwnedFd, directory: &Path) {
         tcp("10.200.0.1:15053"),
     ];
     let files = [file(&part), file(&directory.join("java.jks"))];
-    send(control, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd));
     let data = PolicyText { name: "policy.yaml".into(), text: POLICY.into() };
     let policy = NewPolicy { data, rules: None, upstream_ca: None, links: BTreeMap::new() };
     let policy_path = directory.join("policy.json");
     std::fs::write(&policy_path, serde_json::to_vec(&policy).expect("json")).expect("policy");
-    let policy = File::open(policy_path).expect("policy");
-    let mut beside = vec![policy.as_fd()];
-    beside.extend(listeners.iter().map(AsFd::as_fd));
-    send(control, &ToProxy::Start { digest: String::new() }, &beside);
-    assert_eq!(receive(control), Some(ToSupervisor::Bundled));
+    let policy = File::open(policy_path).expect("policy").into();
+    let begin = ToProxy::Begin { digest: String::new() };
+    send(control, &begin, &[&policy, &files[0], &files[1]].map(AsFd::as_fd));
+    assert_eq!(receive(control), Some(ToSupervisor::Prepared));
+    send(control, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
     std::fs::rename(part, directory.join("bundle.pem")).expect("bundle");
     let exe = File::open("/proc/self/exe").expect("this program");
     // A process has its share of connections only: each gets one of its own.

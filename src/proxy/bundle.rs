@@ -2,10 +2,11 @@
 //! operator added, and the sandbox CA.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 
+use anyhow::{Context as _, Result};
 use memchr::memmem;
 
 const BEGIN: &[u8] = b"-----BEGIN CERTIFICATE-----";
@@ -14,17 +15,20 @@ const END: &[u8] = b"-----END CERTIFICATE-----";
 const DASHES: &[u8] = b"-----";
 
 /// The most that is read of the image's store, in bytes.
-const MAX_STORE: u64 = 16 << 20;
+pub(crate) const MAX_STORE: u64 = 16 << 20;
 
 /// How much of a store is looked at in one piece, in bytes. A page of memory that is touched for the
 /// first time costs more than what is done to it, and every fence starts with this.
 const PIECE: usize = 32 << 10;
 
-/// Reads the image's trust store from its beginning, whoever else reads it.
-pub(crate) fn read(image_roots: &File) -> io::Result<Vec<u8>> {
-    let length = image_roots.metadata()?.len().min(MAX_STORE) as usize;
+/// What is written together at least, in bytes: a store may have a line between any two certificates.
+const TOGETHER: usize = 4 << 10;
+
+/// Reads a file from its beginning, whoever else reads it, at most `limit` bytes of it.
+pub(crate) fn read(file: &File, limit: u64) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(file.metadata()?.len().min(limit)).unwrap_or(0);
     let mut pem = Vec::with_capacity(length);
-    from_start(image_roots).read_to_end(&mut pem)?;
+    FromStart { file, at: 0 }.take(limit).read_to_end(&mut pem)?;
     Ok(pem)
 }
 
@@ -42,22 +46,22 @@ impl io::Read for FromStart<'_> {
     }
 }
 
-fn from_start(file: &File) -> io::Take<FromStart<'_>> {
-    FromStart { file, at: 0 }.take(MAX_STORE)
-}
-
 /// Writes the bundle: PEM, nothing but certificates, the sandbox CA's last.
 pub(crate) fn write(
     image_roots: Option<&File>,
     extra_roots_pem: &[u8],
     ca_pem: &str,
-    bundle: &mut impl Write,
-) -> io::Result<()> {
+    bundle: &mut File,
+) -> Result<()> {
+    let mut bundle = BufWriter::with_capacity(TOGETHER, bundle);
     if let Some(file) = image_roots {
-        copy_certificates(from_start(file), bundle, PIECE)?;
+        copy_certificates(FromStart { file, at: 0 }.take(MAX_STORE), &mut bundle, PIECE)
+            .context("cannot copy the image's certificates for the agent")?;
     }
-    copy_certificates(extra_roots_pem, bundle, PIECE)?;
-    bundle.write_all(ca_pem.as_bytes())
+    copy_certificates(extra_roots_pem, &mut bundle, PIECE)
+        .and_then(|()| bundle.write_all(ca_pem.as_bytes()))
+        .and_then(|()| bundle.flush())
+        .context("cannot write the agent's certificates")
 }
 
 /// What stands between the first and the last line of each certificate of a bundle.
@@ -218,13 +222,14 @@ mod tests {
         let certificate = |body: &str| format!("{B}\n{body}\n{E}\n");
         let image = file(&format!("# the image's\n{}", certificate("QUJD")));
         let extra = format!("{}SECRET\n", certificate("REVG"));
-        let mut bundle = Vec::new();
+        let mut bundle = file("");
         write(Some(&image), extra.as_bytes(), &certificate("R0hJ"), &mut bundle).expect("written");
+        let bundle = read(&bundle, u64::MAX).expect("read");
         let expected = ["QUJD", "REVG", "R0hJ"].map(certificate).concat();
         assert_eq!(String::from_utf8(bundle.clone()).expect("text"), expected);
         let found: Vec<_> = bodies(&bundle).map(<[u8]>::trim_ascii).collect();
         assert_eq!(found, [b"QUJD", b"REVG", b"R0hJ"]);
         // The image's is there to be read again.
-        assert!(read(&image).expect("read").starts_with(b"# the image's"));
+        assert!(read(&image, MAX_STORE).expect("read").starts_with(b"# the image's"));
     }
 }

@@ -23,26 +23,26 @@ pub const MAX_POLICY: u64 = 20 << 20;
 pub const LISTENERS: usize = 4;
 
 /// The most descriptors beside one message.
-pub const MAX_DESCRIPTORS: usize = 1 + LISTENERS + MAX_SIDECAR_PORTS;
+pub const MAX_DESCRIPTORS: usize = LISTENERS + MAX_SIDECAR_PORTS;
 
 /// From the supervisor to the proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToProxy {
-    /// Two descriptors: the files for the agent's certificates, PEM and for Java, empty, open for
-    /// reading and writing. Sent once, first: the proxy writes them while the network is built.
-    Files,
-    /// Five descriptors in this order, and what follows: a file with the first policy, a [`NewPolicy`] of at
-    /// most [`MAX_POLICY`] bytes, JSON; the gateway's sockets, made in the gateway's
+    /// Three descriptors: a file with the first policy, a [`NewPolicy`] of at most [`MAX_POLICY`] bytes, JSON;
+    /// the files for the agent's certificates, PEM and for Java, empty, open for reading and writing. Sent
+    /// once, first.
+    Begin {
+        /// Of the policy's files; for people.
+        digest: String,
+    },
+    /// Four descriptors in this order, and what follows: the gateway's sockets, made in the gateway's
     /// namespace, proxy (TCP, listening on 10.200.0.1:3128), captured TCP (`IP_TRANSPARENT`,
     /// listening on :15001), policy DNS over UDP (:15053), policy DNS over TCP (listening on
     /// :15053). Then any number of TCP sockets that listen on the fence's loopback, made in the
     /// fence's namespace, on the ports that lead to sidecars.
-    /// Sent once, second.
-    Start {
-        /// Of the policy's files; for people.
-        digest: String,
-    },
+    /// Sent once, when the agent is about to run.
+    Start,
     /// The answer to [`ToSupervisor::Identify`]. With `caller` comes one descriptor: the
     /// executable, opened read-only, to be hashed.
     Caller {
@@ -106,9 +106,9 @@ pub enum ToSupervisor {
         /// The sandbox CA's certificate, PEM. The key never leaves the proxy.
         ca_pem: String,
     },
-    /// The agent's certificates are written, but for Java's, and the proxy has the threads that it serves
-    /// with; sent once, after [`ToProxy::Files`].
-    Bundled,
+    /// The policy is compiled, the agent's certificates are written (but for Java's), the threads are there:
+    /// the agent may run. Sent once, after [`ToProxy::Begin`].
+    Prepared,
     /// Whose connection is this? Answered by [`ToProxy::Caller`].
     Identify {
         /// Chosen by the proxy, never used twice.

@@ -2,6 +2,7 @@
 //! passes on what the supervisor says by itself.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::SocketAddrV4;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{anyhow, ensure};
+use anyhow::bail;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendFlags, recvmsg, sendmsg,
@@ -187,21 +188,33 @@ pub(crate) fn ready(control: &OwnedFd, ca_pem: &str) -> Result<(), ControlError>
     Ok(send_packet(control, &serde_json::to_vec(&ready)?)?)
 }
 
-/// The first message from the supervisor, [`ToProxy::Files`]: the files for the agent's certificates;
-/// `None` at its end. Waited for while the socket still blocks.
-pub(crate) fn files(control: &OwnedFd) -> anyhow::Result<Option<[OwnedFd; 2]>> {
+/// What comes with [`ToProxy::Begin`].
+pub(crate) struct Begin {
+    pub(crate) digest: String,
+    pub(crate) policy: File,
+    pub(crate) bundle: File,
+    pub(crate) java: File,
+}
+
+/// The first message from the supervisor; `None` at its end. Waited for while the socket still blocks.
+pub(crate) fn begin(control: &OwnedFd) -> anyhow::Result<Option<Begin>> {
     let mut buffer = Vec::new();
     let Some((length, fds)) = receive_whole(control, &mut buffer)? else { return Ok(None) };
-    let message = serde_json::from_slice(&buffer[..length])?;
-    ensure!(matches!(message, ToProxy::Files), "the supervisor began with {message:?}");
+    let digest = match serde_json::from_slice(&buffer[..length])? {
+        ToProxy::Begin { digest } => digest,
+        other => bail!("the supervisor began with {other:?}"),
+    };
     let count = fds.len();
-    let files = fds.try_into();
-    Ok(Some(files.map_err(|_| anyhow!("{count} files came for certificates, not 2"))?))
+    let Ok([policy, bundle, java]) = <[OwnedFd; 3]>::try_from(fds) else {
+        bail!("{count} files came, not 3: out of descriptors?");
+    };
+    let [policy, bundle, java] = [policy, bundle, java].map(File::from);
+    Ok(Some(Begin { digest, policy, bundle, java }))
 }
 
 /// The second message: what the agent's start waits for is done. Sent while the socket still blocks.
-pub(crate) fn bundled(control: &OwnedFd) -> Result<(), ControlError> {
-    Ok(send_packet(control, &serde_json::to_vec(&ToSupervisor::Bundled)?)?)
+pub(crate) fn prepared(control: &OwnedFd) -> Result<(), ControlError> {
+    Ok(send_packet(control, &serde_json::to_vec(&ToSupervisor::Prepared)?)?)
 }
 
 fn send_packet(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {

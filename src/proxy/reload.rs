@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use tokio::runtime::Handle;
 
 use super::control::{MAX_POLICY, NewPolicy, PolicyText, ToProxy, ToSupervisor};
@@ -70,20 +70,37 @@ pub(crate) type Change = (ToProxy, Vec<OwnedFd>);
 /// The longest reason in characters, so that it fits into a message.
 const MAX_REASON: usize = 4_096;
 
-/// Does what the supervisor says of changes, one after the other, on a thread of its own: compiling
-/// takes what the policy makes it take, and an agent that has used up all processes of the pod must not
-/// keep a change away, so the thread is there before it.
-pub(crate) fn start(shared: &Arc<Shared>) -> Result<Sender<Change>> {
-    let (sender, changes) = channel::<Change>();
-    let (shared, runtime) = (Arc::clone(shared), Handle::current());
+/// The thread that does what the supervisor says of changes, one after the other: compiling takes what the
+/// policy makes it take.
+pub(crate) struct Follower {
+    shared: Sender<Arc<Shared>>,
+    changes: Sender<Change>,
+}
+
+/// Makes the thread, before the agent runs: one that has used up all processes of the pod must not keep a
+/// change away.
+pub(crate) fn start(runtime: Handle) -> Result<Follower> {
+    let (shared, begun) = channel::<Arc<Shared>>();
+    let (changes, changed) = channel::<Change>();
     // The stack that it has in the supervisor, which compiles the same first.
     let thread = std::thread::Builder::new().name("policy".into()).stack_size(8 << 20);
     let spawned = thread.spawn(move || {
-        for (change, fds) in changes {
+        let Ok(shared) = begun.recv() else { return };
+        for (change, fds) in changed {
             follow(&shared, &runtime, change, fds);
         }
     });
-    spawned.map(|_| sender).context("cannot start the thread that follows the policy")
+    spawned.context("cannot start the thread that follows the policy")?;
+    Ok(Follower { shared, changes })
+}
+
+impl Follower {
+    /// Follows from now on; where changes go.
+    pub(crate) fn begin(self, shared: Arc<Shared>) -> Sender<Change> {
+        // It waits for this: it is there.
+        let _ = self.shared.send(shared);
+        self.changes
+    }
 }
 
 fn follow(shared: &Shared, runtime: &Handle, change: ToProxy, fds: Vec<OwnedFd>) {
@@ -95,7 +112,8 @@ fn follow(shared: &Shared, runtime: &Handle, change: ToProxy, fds: Vec<OwnedFd>)
         _ => return,
     };
     let file = fds.into_iter().next().map(File::from);
-    let followed = compile(file).and_then(|compiled| {
+    let file = file.context("the policy's file did not come: out of descriptors");
+    let followed = file.and_then(|file| compile(&file)).and_then(|compiled| {
         let names = compiled.policy.names().map(str::to_owned).collect::<Vec<_>>();
         let last = shared.rules.load();
         let next = shared.reloader.next(&last, generation, bounded, compiled);
@@ -125,10 +143,7 @@ fn source(text: &PolicyText) -> Source<'_> {
 }
 
 /// Reads and compiles what the supervisor has compiled, too. `file` has a [`NewPolicy`].
-pub(crate) fn compile(file: Option<File>) -> Result<Compiled> {
-    let Some(file) = file else {
-        bail!("the policy's file did not come: out of descriptors");
-    };
+pub(crate) fn compile(file: &File) -> Result<Compiled> {
     let length = file.metadata().context("the policy's file")?.len();
     ensure!(length <= MAX_POLICY, "the policy's file has {length} bytes");
     let mut bytes = vec![0; usize::try_from(length)?];

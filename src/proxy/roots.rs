@@ -14,7 +14,8 @@ use super::bundle;
 pub(crate) fn store(image_roots: Option<&File>, extra_roots_pem: &[u8]) -> (RootCertStore, usize) {
     let mut store = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     // What cannot be read is one that is left out.
-    let image_roots_pem = image_roots.and_then(|file| bundle::read(file).ok()).unwrap_or_default();
+    let image_roots_pem =
+        image_roots.and_then(|file| bundle::read(file, bundle::MAX_STORE).ok()).unwrap_or_default();
     store.add_parsable_certificates(
         CertificateDer::pem_slice_iter(&image_roots_pem).filter_map(Result::ok),
     );

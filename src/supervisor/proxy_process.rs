@@ -56,7 +56,7 @@ pub struct ProxyConfig {
 }
 
 impl ProxyConfig {
-    /// From the supervisor's own arguments. The policy itself comes with [`hand_over`].
+    /// From the supervisor's own arguments. The policy itself is another parameter of [`start`].
     #[must_use]
     pub fn new(
         policy: &PolicyFiles,
@@ -80,12 +80,18 @@ impl ProxyConfig {
     }
 }
 
-/// Starts the proxy. `files` are those for the agent's certificates, PEM and for Java: it writes the first as
-/// soon as it has its own.
-pub fn start(config: &ProxyConfig, files: &[File; 2]) -> Result<(Pid, OwnedFd)> {
+/// Starts the proxy. It compiles `policy` as soon as it is locked, and writes the agent's certificates into
+/// `files`, PEM and for Java; see [`prepared`].
+pub fn start(
+    config: &ProxyConfig,
+    digest: String,
+    policy: &NewPolicy,
+    files: &[File; 2],
+) -> Result<(Pid, OwnedFd)> {
     let (ours, theirs) = packet::pair().context("cannot make the control socket")?;
-    packet::send(&ours, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd))
-        .context("cannot hand the agent's files to the proxy")?;
+    let (policy, [bundle, java]) = (policy_file(policy)?, files);
+    packet::send(&ours, &ToProxy::Begin { digest }, &[&policy, bundle, java].map(AsFd::as_fd))
+        .context("cannot give the policy to the proxy")?;
     let memfd = rustix::fs::memfd_create("ringfence-config", rustix::fs::MemfdFlags::CLOEXEC)
         .context("cannot make a memfd")?;
     let mut file = File::from(memfd);
@@ -201,20 +207,14 @@ pub fn ready(control: impl AsFd) -> Result<String> {
     }
 }
 
-/// Hands the first policy and the listeners to the proxy; this process keeps none of these.
-pub fn hand_over(
-    control: impl AsFd,
-    digest: String,
-    policy: &NewPolicy,
-    listeners: Listeners,
-) -> Result<()> {
-    let policy = policy_file(policy)?;
+/// Hands the listeners to the proxy, which serves from then on; this process keeps none.
+pub fn hand_over(control: impl AsFd, listeners: Listeners) -> Result<()> {
     let Listeners { proxy, captured, dns_udp, dns_tcp, sidecars } = listeners;
-    let mut descriptors = vec![policy.as_fd()];
-    descriptors.extend([&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd));
+    let mut descriptors = [&proxy, &captured, &dns_udp, &dns_tcp].map(AsFd::as_fd).to_vec();
     descriptors.extend(sidecars.iter().map(AsFd::as_fd));
-    packet::send(control, &ToProxy::Start { digest }, &descriptors)
-        .context("cannot hand the policy and the listeners to the proxy")
+    packet::send(control, &ToProxy::Start, &descriptors).context(
+        "cannot hand the listeners to the proxy (if it has ended, its own message is above)",
+    )
 }
 
 /// A file with a policy, as the proxy reads it.
@@ -263,13 +263,14 @@ impl AdminEndpoint {
     }
 }
 
-/// Waits until the proxy has written the agent's certificates and is able to serve.
-pub fn bundled(control: impl AsFd) -> Result<()> {
+/// Waits until the agent may run as far as the proxy is concerned: it has compiled the policy, written the agent's
+/// certificates and made its threads.
+pub fn prepared(control: impl AsFd) -> Result<()> {
     let packet = packet::receive(control)
         .context("cannot hear the proxy")?
-        .context("the proxy ended before it had written the agent's certificates")?;
+        .context("the proxy ended before it was able to serve; its own message is above")?;
     match packet.json().context("the proxy's second message")? {
-        ToSupervisor::Bundled => Ok(()),
+        ToSupervisor::Prepared => Ok(()),
         other => bail!("the proxy went on with {other:?}"),
     }
 }

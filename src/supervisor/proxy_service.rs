@@ -103,7 +103,7 @@ impl ProxyService {
                 return Ok(());
             }
             // Said once, before this thread began.
-            ToSupervisor::Ready { .. } | ToSupervisor::Bundled => return Ok(()),
+            ToSupervisor::Ready { .. } | ToSupervisor::Prepared => return Ok(()),
         };
         answered.or_else(|error| {
             let reason = error.to_string();

@@ -75,8 +75,8 @@ pub fn run(args: RunArgs) -> Result<i32> {
 
     // 4. The keeper, once it has made the fence's namespace, takes on the Landlock domain that all it forks
     //    inherit. Meanwhile a thread makes the gateway's namespace and the network between the two (veth,
-    //    addresses, routes, rules; read back), and the proxy drops, locks itself, makes the CA and writes
-    //    the agent's certificates.
+    //    addresses, routes, rules; read back), and the proxy drops, locks itself, makes the CA, writes the
+    //    agent's certificates and compiles the policy, too.
     let rules = filesystem::rules(policy.filesystem(), included, &dir.tls(), &volumes.rules);
     let paths = rules.as_slice().into();
     upstream_proxy::keep_from(&user.identity, &args, hard.then_some(rules.as_slice()))?;
@@ -92,8 +92,10 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let gateway = gateway::start(keeper.try_clone()?, args.sidecar_ports.clone())?;
     let addresses = (args::pod_ips(lookup), args::api_server(lookup));
     let config = ProxyConfig::new(&files, addresses, &args, upstream_proxy, level);
+    let (digest, first) = (files.digest(), files.to_proxy(links.found()));
     let (proxy_pid, proxy) =
-        proxy_process::start(&config, &agents.make(&dir)?).context("cannot start the proxy")?;
+        proxy_process::start(&config, digest.clone(), &first, &agents.make(&dir)?)
+            .context("cannot start the proxy")?;
 
     // 5. The agent is forked; it gives up everything and waits for our word before it executes.
     let namespace = signals.wait_for_thread(gateway.fence(), "the fence's namespace")??;
@@ -107,15 +109,11 @@ pub fn run(args: RunArgs) -> Result<i32> {
     signals.wait_for(&keeper, "the keeper")?;
     let Prepared { confinement, own_proc, sysctls, resolv_conf } = keeper.prepared()?;
     let setting = Setting { identity: user.identity.clone(), env, workdir };
-    let forked = match fork_agent(&mut keeper, &setting, &args.command, &agents_stderr) {
-        Ok(forked) => forked,
-        Err(error) => return not_run(error),
-    };
+    let forked = fork_agent(&mut keeper, &setting, &args.command, &agents_stderr);
     agents.write_settings(&dir, std::env::var_os("APT_CONFIG").as_deref())?;
     let sockets = sockets::check(&rules, policy.process().unix_sockets)?;
 
-    // 6. The network is there; what is lost is told; the proxy's certificate comes back, and the proxy is
-    //    seen to be locked.
+    // 6. The network is there; what is lost is told; the proxy's certificate comes back.
     let network = signals.wait_for_thread(gateway.built(), "the network")??;
     progress::created(namespace);
     progress::confined(&confinement, hard, volumes.rules.len());
@@ -128,23 +126,28 @@ pub fn run(args: RunArgs) -> Result<i32> {
         sockets: sockets.as_ref(),
     }
     .report();
+    let forked = match forked {
+        Ok(forked) => forked,
+        Err(error) => return not_run(error),
+    };
     signals.wait_for(&proxy, "the proxy's certificate")?;
     let certificate = proxy_process::ready(&proxy)?;
-    let proxy_threads = proxy_process::verify(proxy_pid)?;
     dir.write(&agents.ca, 0o644, certificate.as_bytes())?;
     progress::tls_enabled(&agents.ca);
     // From here on this process neither mounts nor makes namespaces.
     seccomp::install_everywhere(&seccomp::supervisor()).context("cannot install our own filter")?;
 
-    // 7. Seen from outside, attested, released. The proxy serves from here on: what the agent connects to
-    //    before it does waits at the listeners.
+    // 7. The agent and each thread of the proxy are seen from outside to be locked; attested; released. The proxy
+    //    serves from here on: what the agent connects to before it does waits at the listeners.
     if let Err(error) = keeper.verified(&forked) {
         return not_run(error);
     }
-    let digest = files.digest();
+    signals.wait_for(&proxy, "the policy and the agent's certificates")?;
+    proxy_process::prepared(&proxy)?;
+    let proxy_threads = proxy_process::verify(proxy_pid)?;
     let attestation = Attestation {
         version: env!("CARGO_PKG_VERSION"),
-        policy_digest: digest.clone(),
+        policy_digest: digest,
         live_policy: args.live_policy.is_some().then(LivePolicy::first),
         user: (&user).into(),
         network: NetworkRecord { namespace, nftables: network.rules },
@@ -163,10 +166,7 @@ pub fn run(args: RunArgs) -> Result<i32> {
     let record = dir.path().join(ATTESTATION);
     let attested = serde_json::to_value(&attestation)?;
     dir.write(&record, 0o600, &serde_json::to_vec_pretty(&attested)?)?;
-    signals.wait_for(&proxy, "the agent's certificates")?;
-    proxy_process::bundled(&proxy)?;
-    let first = files.to_proxy(links.found());
-    proxy_process::hand_over(&proxy, digest, &first, network.listeners)?;
+    proxy_process::hand_over(&proxy, network.listeners)?;
     progress::listening(&args.sidecar_ports);
     let admin = AdminEndpoint::new(&proxy, args.admin_port)?;
     let (diag, inbound) = (network.diag, args.inbound);

@@ -307,13 +307,12 @@ impl Rig {
         let listeners =
             [tcp(PROXY), caught, OwnedFd::from(UdpSocket::bind(DNS).expect("socket")), tcp(DNS)];
         let files = [file("bundle.pem"), file("java.jks")];
-        send(&ours, &ToProxy::Files, &files.each_ref().map(AsFd::as_fd));
-        let policy = policy_file(POLICY, None);
-        let mut beside = vec![policy.as_fd()];
-        beside.extend(listeners.iter().map(AsFd::as_fd));
-        send(&ours, &ToProxy::Start { digest: "sha256:first".into() }, &beside);
-        let (bundled, _) = receive(&ours).expect("bundled");
-        assert_eq!(bundled, ToSupervisor::Bundled);
+        let policy = policy_file(POLICY, None).into();
+        let begin = ToProxy::Begin { digest: "sha256:first".into() };
+        send(&ours, &begin, &[&policy, &files[0], &files[1]].map(AsFd::as_fd));
+        let (prepared, _) = receive(&ours).expect("prepared");
+        assert_eq!(prepared, ToSupervisor::Prepared);
+        send(&ours, &ToProxy::Start, &listeners.each_ref().map(AsFd::as_fd));
         let bundle_pem = std::fs::read_to_string(dir.path().join("bundle.pem")).expect("bundle");
         assert_eq!(bundle_pem, upstream_ca + &ca_pem);
         let curl = Who { exe: "/usr/bin/curl".into(), file: "/usr/bin/curl".into() };
@@ -630,7 +629,7 @@ fn answer(control: &OwnedFd, who: &Mutex<Option<Who>>, pid: &AtomicU32, changes:
             ToSupervisor::Policy { generation, refused } => {
                 let _ = changes.send((generation, refused));
             }
-            ToSupervisor::Ready { .. } | ToSupervisor::Bundled => panic!("ready twice"),
+            ToSupervisor::Ready { .. } | ToSupervisor::Prepared => panic!("ready twice"),
         }
     }
 }
@@ -647,7 +646,7 @@ fn policy_file(yaml: &str, upstream_ca: Option<String>) -> File {
 
 fn send(control: &OwnedFd, message: &ToProxy, fds: &[BorrowedFd<'_>]) {
     let bytes = serde_json::to_vec(message).expect("json");
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(5))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() {
         assert!(beside.push(SendAncillaryMessage::ScmRights(fds)));

@@ -194,6 +194,21 @@ pub fn certificates(rig: &Rig) {
     // The image's, the operator's (`--upstream-ca`), the sandbox CA.
     let all = image.matches("-----BEGIN CERTIFICATE-----").count() + 2;
     assert!(seen.starts_with(&format!("{all}\n0\n-rw-r--r--")), "{seen}{}", text(&output.stderr));
+    // Java's come a moment later: what they begin with, and that nothing is to come any more.
+    let output = rig.shell(
+        "store=$(dirname $SSL_CERT_FILE)/java.jks; \
+         for i in $(seq 500); do \
+             before=$(stat -c %s $store); sleep 0.02; \
+             test $before -gt 0 && test $before = $(stat -c %s $store) && break; \
+         done; \
+         head -c 12 $store | od -An -v -tu4 --endian=big; ls -l $store",
+    );
+    let seen = text(&output.stdout);
+    let (begin, rest) = seen.split_once('\n').unwrap_or_default();
+    let numbers: Vec<_> = begin.split_whitespace().collect();
+    assert_eq!(numbers[..2], [0xFEED_FEED_u32.to_string().as_str(), "2"], "{seen}");
+    assert_eq!(numbers[2], all.to_string(), "{seen}");
+    assert!(rest.starts_with("-rw-r--r--"), "{seen}");
 }
 
 pub fn image_files(rig: &Rig) {
