@@ -122,7 +122,7 @@ async fn what_is_in_the_way_of_a_followed_policy_is_named() {
         let found = place.api::<ConfigMap>().get_opt(&live).await.expect("an answer");
         assert!(found.is_none(), "{found:?}");
         place.rig.remove_policy(name).await;
-        let answer = place.refused(&place.agent_pod("agent", |_, _| {})).await;
+        let answer = place.refused_soon(&place.agent_pod("agent", |_, _| {})).await;
         assert!(answer.contains(name) && answer.contains("does not exist"), "{answer}");
     })
     .await;

@@ -150,6 +150,19 @@ impl Place {
         }
     }
 
+    /// The same where the webhook learns by a watch of what it refuses the pod for. Nothing is created.
+    pub async fn refused_soon(&self, pod: &Value) -> String {
+        let params = PostParams { dry_run: true, ..PostParams::default() };
+        for _ in 0..100 {
+            match self.api::<Pod>().create(&params, &typed(pod)).await {
+                Ok(_) => sleep(Duration::from_millis(100)).await,
+                Err(kube::Error::Api(status)) => return status.message.clone(),
+                Err(error) => panic!("no answer about a pod: {error}"),
+            }
+        }
+        panic!("still admitted: {pod}")
+    }
+
     /// A pod with one container `agent` of the agent's image, changed by `change`.
     pub fn agent_pod(&self, name: &str, change: impl FnOnce(&mut Value, &mut Value)) -> Value {
         let mut container = json!({"name": "agent", "image": self.rig.agent_image});
