@@ -328,5 +328,4 @@ impl Shared {
 }
 
 #[cfg(test)]
-#[path = "registry_tests.rs"]
 mod tests;
