@@ -69,7 +69,8 @@ mod volumes;
 pub use crate::image::Config as ImageConfig;
 pub use command::{SUPERVISOR, enter_prefix, supervisor_path};
 pub use inject::{
-    Cause, Injection, Outcome, PolicyRef, ephemeral, fenced_containers, inject, inject_into,
+    Cause, Injection, Outcome, PolicyRef, ephemeral, fenced_containers, fenced_mode, inject,
+    inject_into,
 };
 pub use namespace::{Mode, Namespace};
 pub use plan::{ImageNeed, Needs, is_fenced, is_live, needs, policy_name};

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::command::{self, Argv, Flags, Original};
 use super::env::Variables;
-use super::json::{containers, field, list, list_in, object, object_in, set, text};
+use super::json::{at, containers, field, list, list_in, object, object_in, set, text};
 use super::namespace::{Inbound, STATUS};
 use super::notes::{self, Notes};
 use super::pin::pin;
@@ -382,6 +382,15 @@ pub fn fenced_containers(pod: &Value) -> Vec<String> {
         |container: &&Value| supervisor_path(container).is_some() || shape::is_runner(container);
     let fenced = containers(pod).filter(is_fenced);
     fenced.filter_map(|container| text(container, "name").map(str::to_owned)).collect()
+}
+
+/// For which value of the namespace's label a pod says that it was fenced: for people, since anyone can
+/// write it into a pod that nobody has fenced.
+#[must_use]
+pub fn fenced_mode(pod: &Value) -> Option<String> {
+    let status = at(pod, &["metadata", "annotations", STATUS])?.as_str()?;
+    let status: Value = serde_json::from_str(status).ok()?;
+    text(&status, "mode").map(str::to_owned)
 }
 
 /// UPDATE of `pods/ephemeralcontainers`: never fenced, so warned about or refused.

@@ -187,8 +187,7 @@ impl Lookups {
         if needs.images.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let (credentials, notes) =
-            self.credentials(namespace, &needs.pull_secrets, deadline).await?;
+        let (credentials, notes) = self.credentials(namespace, needs, deadline).await?;
         // What is in the cache is there at once: only who really waits takes a place.
         let _waiting = Waiting::begin(&self.waiting, namespace)?;
         let architectures = match needs.architectures.as_slice() {
@@ -232,12 +231,12 @@ impl Lookups {
     async fn credentials(
         &self,
         namespace: &str,
-        names: &[String],
+        needs: &Needs,
         deadline: Deadline,
     ) -> Result<(Vec<credentials::Credential>, String), Refusal> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let (mut found, mut notes) = (Vec::new(), String::new());
-        for name in names {
+        for name in &needs.pull_secrets {
             let reading = deadline.run(api.get_opt(name)).await;
             let secret = match reading.map_err(|_| late(&format!("secret {name}")))? {
                 Ok(Some(secret)) => secret,
@@ -261,6 +260,14 @@ impl Lookups {
                     let _ = write!(notes, "; {error}");
                 }
             }
+        }
+        // The pod did not ask for this one: where it cannot be used, nothing is said and nothing waits.
+        if let Some(name) = &needs.added_secret
+            && let Ok(Ok(Some(secret))) = deadline.run(api.get_opt(name)).await
+        {
+            let data = secret.data.unwrap_or_default();
+            let value = |key: &str| data.get(key).map(|value| value.0.as_slice());
+            found.extend(credentials::parse(name, value).unwrap_or_default());
         }
         Ok((found, notes))
     }

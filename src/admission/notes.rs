@@ -111,8 +111,9 @@ pub(super) fn constraints(
     let Some(missing) = &ns.missing_constraints else { return Ok(()) };
     let (name, account) = (&ns.name, service_account(pod));
     let authors = if mode == Mode::Strict { "--strict" } else { "--trust-authors" };
+    // --service-account names all that may: others that have the right lose it where they are not named.
     let what = format!(
-        "namespace {name}: service account {account} may not use securitycontextconstraints {missing} (it may after: ringfence enable {name} --scc {authors})"
+        "namespace {name}: a pod's service account may not use securitycontextconstraints {missing} (it may after: ringfence enable {name} --scc {authors} --service-account {account}, with one more for each other that may)"
     );
     match setting {
         PodSecurity::Warn => notes.meet(Class::Constraints, mode, what),

@@ -7,18 +7,17 @@ use super::json::{at, field, list, text, word, yes};
 use super::namespace::Wishes;
 use super::notes::{self, Notes};
 use super::shape::Shape;
-use super::{
-    Class, Mode, Namespace, PolicyRef, Refusal, Settings, install, mounts, pull_secret, strict,
-    user,
-};
+use super::{Class, Mode, Namespace, PolicyRef, Refusal, Settings, install, mounts, strict, user};
 
 /// What has to be known of the images before [`super::inject()`] can run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Needs {
     /// One entry a container whose image has to be read.
     pub images: Vec<ImageNeed>,
-    /// Names of the pod's pull secrets.
+    /// Names of the pod's own pull secrets.
     pub pull_secrets: Vec<String>,
+    /// One more that it is given, for the fence's image; a kubelet tries it for all.
+    pub added_secret: Option<String>,
     /// The pod's service account, `default` where it names none.
     pub service_account: String,
     /// Values of `kubernetes.io/arch` (Go's names) that the pod allows; empty: any.
@@ -211,13 +210,14 @@ pub fn needs(
         return Ok(Needs::default());
     };
     let spec = field(pod, "spec").unwrap_or(&Value::Null);
-    let mut pull_secrets = list(spec, "imagePullSecrets")
-        .iter()
-        .filter_map(|secret| word(secret, "name").map(str::to_owned))
-        .collect();
-    pull_secret::join(&mut pull_secrets, settings);
+    let added = settings.pull_secret().map(str::to_owned);
     let mut needs = Needs {
-        pull_secrets,
+        pull_secrets: list(spec, "imagePullSecrets")
+            .iter()
+            .filter_map(|secret| word(secret, "name").map(str::to_owned))
+            .filter(|name| added.as_ref() != Some(name))
+            .collect(),
+        added_secret: added,
         service_account: word(spec, "serviceAccountName").unwrap_or("default").to_owned(),
         architectures: architectures(spec),
         images: Vec::new(),

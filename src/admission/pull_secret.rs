@@ -18,7 +18,7 @@ const KEY: &str = "pullSecret";
 
 /// Has the pod name the secret, where it does not yet.
 pub(super) fn apply(spec: &mut Map<String, Value>, settings: &Settings) -> Result<(), Refusal> {
-    let Some(name) = &settings.pull_secret else { return Ok(()) };
+    let Some(name) = settings.pull_secret() else { return Ok(()) };
     let secrets = list_in(spec, FIELD)?;
     if !secrets.iter().any(|secret| text(secret, "name") == Some(name)) {
         secrets.push(json!({"name": name}));
@@ -26,18 +26,9 @@ pub(super) fn apply(spec: &mut Map<String, Value>, settings: &Settings) -> Resul
     Ok(())
 }
 
-/// Adds it to the names that the images of the pod are read with: the kubelet tries it for all of them.
-pub(super) fn join(names: &mut Vec<String>, settings: &Settings) {
-    if let Some(name) = &settings.pull_secret
-        && !names.contains(name)
-    {
-        names.push(name.clone());
-    }
-}
-
 /// Writes down which it was, for [`of`].
 pub(super) fn write(status: &mut Map<String, Value>, settings: &Settings) {
-    if let Some(name) = &settings.pull_secret {
+    if let Some(name) = settings.pull_secret() {
         status.insert(KEY.into(), json!(name));
     }
 }

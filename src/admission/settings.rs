@@ -119,6 +119,13 @@ pub struct Settings {
     pub default_policy: String,
 }
 
+impl Settings {
+    /// The pull secret that pods are given for the fence's image.
+    pub(super) fn pull_secret(&self) -> Option<&str> {
+        self.pull_secret.as_deref().filter(|name| !name.is_empty())
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

@@ -32,9 +32,8 @@ const PAGE: u32 = 250;
 pub(super) struct Enable {
     #[command(flatten)]
     place: Place,
-    /// Guard against the author of pods too: the label's value is strict.
-    #[arg(long)]
-    strict: bool,
+    #[command(flatten)]
+    guard: Guard,
     /// Let the webhook read the pull secrets of the namespace, for images that need a login: makes the
     /// `RoleBinding` `RELEASE-pull-secrets`.
     #[arg(long)]
@@ -47,6 +46,17 @@ pub(super) struct Enable {
     constraints: Constraints,
     #[command(flatten)]
     test: confirm::Test,
+}
+
+/// Against whom.
+#[derive(Debug, clap::Args)]
+struct Guard {
+    /// Guard against the author of pods too: the label's value is strict.
+    #[arg(long)]
+    strict: bool,
+    /// Trust the authors of pods from now on, where the label's value is strict.
+    #[arg(long, conflicts_with = "strict")]
+    loosen: bool,
 }
 
 /// What an `OpenShift` needs beside the label.
@@ -104,12 +114,17 @@ async fn set_up(
         );
     }
     let Constraints { scc, trust_authors, service_accounts } = &args.constraints;
-    if *scc && !args.strict && !trust_authors {
+    if *scc && !args.guard.strict && !trust_authors {
         bail!(
             "namespace {namespace}: with --scc whoever may make pods there may also make an init container or sidecar that is uid 0 with SYS_ADMIN, and only --strict fences these: add --strict, or --trust-authors where they may be trusted with that"
         );
     }
     is_installed(client, release).await?;
+    if !args.guard.strict && !args.guard.loosen && is_strict(client, namespace).await? {
+        bail!(
+            "namespace {namespace} is guarded against the authors of its pods ({INJECT_LABEL}=strict), and would no longer be: add --strict to keep it so, or --loosen"
+        );
+    }
     // Grants before the label: with it and without them pods would be refused.
     if *scc {
         grants::scc(client, &args.place, service_accounts).await?;
@@ -120,7 +135,7 @@ async fn set_up(
     if args.image_pull_secret {
         image_secret::copy(client, &args.place).await?;
     }
-    let value = if args.strict { "strict" } else { "enabled" };
+    let value = if args.guard.strict { "strict" } else { "enabled" };
     let labels = label(client, namespace, json!(value)).await?;
     println!("namespace {namespace} is labelled {INJECT_LABEL}={value}");
     if let Some(level) = enforced_level(&labels) {
@@ -128,14 +143,19 @@ async fn set_up(
             "warning: it enforces the Pod Security level {level}, which refuses fenced pods unless the API server exempts them: kubectl label namespace {namespace} pod-security.kubernetes.io/enforce=privileged --overwrite"
         );
     }
-    let confirmed = confirm::fenced(connect, &args.place, &args.test).await;
+    let account = service_accounts.first().map(String::as_str);
+    let wanted = confirm::Wanted { place: &args.place, mode: value, account };
+    let confirmed = confirm::fenced(connect, wanted, &args.test).await;
     // Afterwards, so that those are counted that were made before the label was looked at.
-    let (fenced, bare) = pods(client, namespace).await?;
-    if bare > 0 {
-        println!(
+    match pods(client, namespace).await {
+        Ok((_, 0)) => {}
+        Ok((fenced, bare)) => println!(
             "{bare} of {} pods run as they were made, outside a fence; make them anew, as in: kubectl -n {namespace} rollout restart deployment",
             fenced + bare
-        );
+        ),
+        Err(error) => {
+            eprintln!("warning: pods that run outside a fence were not counted: {error:#}");
+        }
     }
     confirmed
 }
@@ -202,6 +222,15 @@ async fn webhook(client: &Client, place: &Place) -> anyhow::Result<Option<Contai
 /// Whether an object with these labels was made here.
 fn is_ours(labels: &BTreeMap<String, String>) -> bool {
     labels.get(MANAGED_BY.0).is_some_and(|by| by == MANAGED_BY.1)
+}
+
+/// Whether the label says so now.
+async fn is_strict(client: &Client, namespace: &str) -> anyhow::Result<bool> {
+    let api: Api<Namespace> = Api::all(client.clone());
+    let found = api.get_metadata_opt(namespace).await;
+    let found = found.map_err(|error| failed(&format!("read namespace {namespace}"), &error))?;
+    let labels = found.and_then(|found| found.metadata.labels).unwrap_or_default();
+    Ok(labels.get(INJECT_LABEL).is_some_and(|value| value == "strict"))
 }
 
 /// A label that nobody looks at would be taken for a fence.

@@ -5,7 +5,7 @@ use kube::api::PostParams;
 use kube::{Api, Client};
 use serde_json::json;
 
-use crate::admission::fenced_containers;
+use crate::admission::{fenced_containers, fenced_mode};
 use crate::api_text::api_text;
 
 /// The name of its container.
@@ -16,8 +16,11 @@ const COMMAND: &str = "/ringfence-selftest";
 /// What the API server made of the pod.
 #[derive(Debug)]
 pub(super) enum Seen {
-    /// It came back fenced.
-    Fenced,
+    /// It came back fenced; and for which value of the namespace's label, where it says so.
+    Fenced {
+        /// `enabled` or `strict`.
+        mode: Option<String>,
+    },
     /// It came back, and nobody had fenced it.
     Bare,
     /// It was not admitted, or nobody answered.
@@ -33,11 +36,19 @@ pub(super) enum Seen {
 /// has to be able to read that one; it is not pulled and nothing of it is run.
 ///
 /// As it is written the pod meets every Pod Security level, so that none refuses it unless it was fenced.
-pub(super) async fn ask(client: &Client, namespace: &str, image: &str) -> anyhow::Result<Seen> {
+///
+/// `account`: the service account that it names; `None`: none.
+pub(super) async fn ask(
+    client: &Client,
+    namespace: &str,
+    image: &str,
+    account: Option<&str>,
+) -> anyhow::Result<Seen> {
     let pod: Pod = serde_json::from_value(json!({
         "metadata": {"generateName": "ringfence-selftest-"},
         "spec": {
             "restartPolicy": "Never",
+            "serviceAccountName": account,
             "automountServiceAccountToken": false,
             "containers": [{
                 "name": CONTAINER,
@@ -63,5 +74,5 @@ pub(super) async fn ask(client: &Client, namespace: &str, image: &str) -> anyhow
         }
     };
     let fenced = fenced_containers(&admitted) == [CONTAINER];
-    Ok(if fenced { Seen::Fenced } else { Seen::Bare })
+    Ok(if fenced { Seen::Fenced { mode: fenced_mode(&admitted) } } else { Seen::Bare })
 }

@@ -46,8 +46,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 async fn check(client: &Client, args: &Args) -> anyhow::Result<()> {
     let namespace = &args.namespace;
-    match probe::ask(client, namespace, &args.image).await? {
-        Seen::Fenced => Ok(()),
+    match probe::ask(client, namespace, &args.image, None).await? {
+        Seen::Fenced { .. } => Ok(()),
         Seen::Refused { text, .. } => bail!("the test pod was refused: {text}"),
         Seen::Bare => bail!(
             "the test pod came back without {SUPERVISOR} as its command: is namespace {namespace} labelled ringfence.dev/inject, and does the webhook configuration select it?"

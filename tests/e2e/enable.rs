@@ -1,6 +1,6 @@
 //! `ringfence enable` and `disable`.
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Pod, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, RoleBinding};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
@@ -86,6 +86,9 @@ async fn a_namespace_is_enabled_and_disabled_by_hand() {
         // Twice is once, and the value can be changed.
         let done = verb("enable", &["--strict"]).await;
         assert_eq!((done.code, label().await.as_deref()), (0, Some("strict")), "{done:?}");
+        let done = verb("enable", &["--pull-secrets"]).await;
+        assert!(done.code == 1 && done.text.contains("--loosen"), "{done:?}");
+        assert_eq!(label().await.as_deref(), Some("strict"));
 
         let done = verb("disable", &[]).await;
         assert_eq!((done.code, label().await, bound().await), (0, None, None), "{done:?}");
@@ -142,6 +145,9 @@ async fn the_use_of_constraints_is_granted_by_hand() {
             "resourceNames": ["ringfence"], "verbs": ["use"]}]});
         let role = serde_json::from_value(role).expect("a role");
         roles.create(&PostParams::default(), &role).await.expect("made");
+        let runner =
+            json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "runner"}});
+        place.create::<ServiceAccount>(&runner).await.expect("made");
         let done = verb("enable", &["--scc", "--strict", "--service-account", "runner"]).await;
         assert_eq!(done.code, 0, "{done:?}");
         assert_eq!(label().await.as_deref(), Some("strict"));

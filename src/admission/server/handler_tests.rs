@@ -307,8 +307,8 @@ async fn what_an_openshift_will_refuse_is_said_or_by_value_refused() {
         serde_json::from_slice::<Value>(&answer.body).expect("JSON")
     };
     let said = [
-        "service account runner may not use securitycontextconstraints ringfence",
-        "ringfence enable agents --scc --strict",
+        "service account may not use securitycontextconstraints ringfence",
+        "ringfence enable agents --scc --strict --service-account runner",
     ];
     let warned = answer(true, PodSecurity::Warn).await;
     assert_eq!(warned["response"]["allowed"], true, "{warned}");

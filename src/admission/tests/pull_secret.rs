@@ -49,11 +49,14 @@ fn the_secret_is_added_to_what_the_pod_has_and_once() {
         let (ns, images, policy) = (namespace(&[]), images(&pod), policy());
         verify(None, &done, &ns, &settings(), &images, &policy).expect("a fixed point");
         // It is tried for the images of both passes alike.
-        let read = |pod| needs(pod, &ns, &settings(), &policy).expect("needs").pull_secrets;
-        assert_eq!(read(&pod), read(&done));
-        assert!(read(&pod).contains(&"fence-pull".to_owned()));
+        let read = |pod| needs(pod, &ns, &settings(), &policy).expect("needs");
+        assert_eq!(read(&pod).pull_secrets, read(&done).pull_secrets);
+        assert_eq!(read(&pod).added_secret.as_deref(), Some("fence-pull"));
+        assert_eq!(read(&pod).added_secret, read(&done).added_secret);
         assert_eq!(made(&pod, &Settings::default())["spec"].get(FIELD), pod["spec"].get(FIELD));
     }
+    let unnamed = Settings { pull_secret: Some(String::new()), ..Settings::default() };
+    assert_eq!(made(&pod(&Value::Null), &unnamed)["spec"].get(FIELD), None);
     let mut null = pod(&Value::Null);
     null["spec"][FIELD] = Value::Null;
     assert_eq!(made(&null, &settings())["spec"][FIELD], json!([ours]));

@@ -19,6 +19,10 @@ const IN_A_ROW: usize = 3;
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(300);
 
+/// After so long a refusal by Ringfence is its last word: it learns by watches, too, of what was just
+/// mended.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// How a refusal by the mutating webhook for new pods begins.
 const OURS: &str = "\"pods.ringfence.dev\" denied the request: ringfence: ";
 /// In what the API server's quotas say.
@@ -31,20 +35,34 @@ pub(super) struct Test {
     /// read. Default: that of the release's Deployment.
     #[arg(long, value_name = "REFERENCE")]
     image: Option<String>,
-    /// Seconds to wait until the API server looks at the label.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// Seconds to wait until the API server looks at the label; 0: it is not tried.
+    #[arg(long, value_name = "SECONDS", default_value_t = 15,
+        value_parser = clap::value_parser!(u64).range(0..=3600))]
     within: u64,
+}
+
+/// What test pods are to show.
+pub(super) struct Wanted<'a> {
+    pub(super) place: &'a Place,
+    /// The label's value.
+    pub(super) mode: &'static str,
+    /// The service account of the test pod; `None`: the namespace's default.
+    pub(super) account: Option<&'a str>,
 }
 
 /// Waits until pods that are made in the labelled namespace come back fenced, and says what was seen.
 pub(super) async fn fenced(
     connect: &impl Fn() -> anyhow::Result<Client>,
-    place: &Place,
+    wanted: Wanted<'_>,
     test: &Test,
 ) -> anyhow::Result<()> {
-    let namespace = &place.namespace;
+    let namespace = &wanted.place.namespace;
+    if test.within == 0 {
+        not_checked(namespace, "--within 0");
+        return Ok(());
+    }
     let until = Instant::now() + Duration::from_secs(test.within);
-    let Ok(asking) = timeout_at(until, Asking::prepare(&connect()?, place, test)).await else {
+    let Ok(asking) = timeout_at(until, Asking::prepare(&connect()?, wanted, test)).await else {
         bail!("{}", unconfirmed(namespace, "the API server does not answer"));
     };
     let asking = match asking {
@@ -55,6 +73,7 @@ pub(super) async fn fenced(
         }
     };
     let mut in_a_row = 0;
+    let mut settled: Option<Instant> = None;
     let mut last = Answer::Refused(
         "no test pod was answered in time (by a registry that is silent? --image names another image, --within gives more time)".to_owned(),
     );
@@ -72,7 +91,11 @@ pub(super) async fn fenced(
             continue;
         }
         in_a_row = 0;
-        if is_settled || Instant::now() + PAUSE >= until {
+        let since = is_settled.then(|| settled.unwrap_or_else(Instant::now));
+        settled = since;
+        let is_last_word = since.is_some_and(|since| since.elapsed() >= SETTLED)
+            || matches!(last, Answer::OfTheImage(_));
+        if is_last_word || Instant::now() + PAUSE >= until {
             break;
         }
         sleep(PAUSE).await;
@@ -97,7 +120,7 @@ pub(super) async fn fenced(
 
 fn unconfirmed(namespace: &str, why: &str) -> String {
     format!(
-        "namespace {namespace} has the label and keeps it, but it was not confirmed that new pods are fenced: {why}; mend that, then run `ringfence enable` again, or take the label away by `ringfence disable {namespace}`"
+        "namespace {namespace} has the label and keeps it, but it was not confirmed that new pods are fenced: {why}; mend that, then run `ringfence enable` again as before, or take the label away by `ringfence disable {namespace}`"
     )
 }
 
@@ -119,7 +142,7 @@ enum Answer {
 }
 
 struct Asking<'a> {
-    place: &'a Place,
+    wanted: Wanted<'a>,
     image: String,
     /// It was named by the person.
     named: bool,
@@ -127,13 +150,14 @@ struct Asking<'a> {
 
 impl<'a> Asking<'a> {
     /// Or why it cannot be checked.
-    async fn prepare(client: &Client, place: &'a Place, test: &Test) -> Result<Self, String> {
+    async fn prepare(client: &Client, wanted: Wanted<'a>, test: &Test) -> Result<Self, String> {
+        let place = wanted.place;
         let Place { namespace, release, release_namespace } = place;
         if !may_create(client, namespace).await {
             return Err("you may not create pods there".to_owned());
         }
         if let Some(image) = test.image.clone() {
-            return Ok(Self { place, image, named: true });
+            return Ok(Self { wanted, image, named: true });
         }
         let image = webhook(client, place).await.ok().flatten().and_then(|found| found.image);
         let image = image.ok_or_else(|| {
@@ -141,14 +165,19 @@ impl<'a> Asking<'a> {
                 "the image of deployment {release_namespace}/{release} could not be read for a test pod: name one by --image"
             )
         })?;
-        Ok(Self { place, image, named: false })
+        Ok(Self { wanted, image, named: false })
     }
 
     /// One test pod; and whether another one would fare no better.
     async fn once(&self, client: &Client) -> anyhow::Result<(Answer, bool)> {
-        let Place { namespace, release, .. } = self.place;
-        let (code, text) = match probe::ask(client, namespace, &self.image).await? {
-            Seen::Fenced => return Ok((Answer::Fenced, false)),
+        let Wanted { place: Place { namespace, release, .. }, mode: wanted, account } = self.wanted;
+        let (code, text) = match probe::ask(client, namespace, &self.image, account).await? {
+            // The webhook learns of the value by a watch of its own.
+            Seen::Fenced { mode: Some(mode) } if (mode == "strict") != (wanted == "strict") => {
+                let why = format!("a test pod came back fenced for the label's value {mode}");
+                return Ok((Answer::Refused(why), false));
+            }
+            Seen::Fenced { .. } => return Ok((Answer::Fenced, false)),
             Seen::Bare => {
                 let why = format!(
                     "a test pod came back without a fence; see that mutatingwebhookconfiguration {release} selects the namespace, and that the namespace's ringfence.dev/unfenced-containers does not exempt every container"

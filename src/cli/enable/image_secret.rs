@@ -36,6 +36,10 @@ pub(super) async fn copy(client: &Client, place: &Place) -> anyhow::Result<()> {
             TYPES[0]
         );
     }
+    // Whatever else is in it is nobody's there.
+    let key = if kind == TYPES[0] { ".dockerconfigjson" } else { ".dockercfg" };
+    let mut data = source.data.unwrap_or_default();
+    data.retain(|name, _| name == key);
     let to: Api<Secret> = Api::namespaced(client.clone(), namespace);
     let found = to.get_metadata_opt(&name).await;
     let found =
@@ -48,7 +52,7 @@ pub(super) async fn copy(client: &Client, place: &Place) -> anyhow::Result<()> {
     let copy = json!({
         "apiVersion": "v1", "kind": "Secret",
         "metadata": {"name": name, "labels": {MANAGED_BY.0: MANAGED_BY.1}},
-        "type": kind, "data": source.data,
+        "type": kind, "data": data,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
     let applied = to.patch(&name, &params, &Patch::Apply(&copy)).await;

@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) pods: Vec<TestPod>,
     /// How many were made.
     pub(super) asked: usize,
+    /// The service account of the last one.
+    account: Option<String>,
     /// Nobody may make any.
     pub(super) no_pods: bool,
     /// Connections made.
@@ -32,6 +34,8 @@ pub(super) struct State {
 #[derive(Clone, Copy)]
 pub(super) enum TestPod {
     Fenced,
+    /// With the label's value that it says.
+    FencedFor(&'static str),
     Bare,
     Refused(u16, &'static str),
 }
@@ -123,10 +127,16 @@ impl State {
     fn test_pod(&mut self, mut pod: Value) -> (u16, Value) {
         let turn = self.asked.min(self.pods.len().saturating_sub(1));
         self.asked += 1;
-        match self.pods.get(turn).copied().unwrap_or(TestPod::Fenced) {
+        let made = self.pods.get(turn).copied().unwrap_or(TestPod::Fenced);
+        if let TestPod::FencedFor(mode) = made {
+            let status = json!({"mode": mode}).to_string();
+            pod["metadata"]["annotations"] = json!({"ringfence.dev/status": status});
+        }
+        self.account = pod["spec"]["serviceAccountName"].as_str().map(str::to_owned);
+        match made {
             TestPod::Refused(code, message) => return failure(code, message),
             TestPod::Bare => {}
-            TestPod::Fenced => {
+            TestPod::Fenced | TestPod::FencedFor(_) => {
                 let container = &mut pod["spec"]["containers"][0];
                 let supervisor = "/ringfence/d/d/d/d/d/d/bin/ringfence-supervisor";
                 container["command"] = json!([supervisor, "--no-env", "--", "x"]);
@@ -185,6 +195,8 @@ async fn the_constraints_are_granted_before_the_namespace_is_labelled() {
     let subjects = cluster.state().writes[0].2["subjects"].clone();
     let account = |name: &str| json!({"kind": "ServiceAccount", "name": name, "namespace": "ns"});
     assert_eq!(subjects, json!([account("a"), account("b")]));
+    // Others could not be what the test pod is.
+    assert_eq!(cluster.state().account.as_deref(), Some("a"));
     // Nobody is granted anything by it alone.
     assert!(Line::try_parse_from(["enable", "ns", "--service-account=a"]).is_err());
 }
@@ -293,6 +305,24 @@ async fn a_secret_that_is_none_or_somebody_elses_is_not_copied() {
         let error = format!("{:#}", error.expect_err("refused"));
         assert!(error.contains(words_of), "{error}");
         assert_eq!(cluster.writes(), [], "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_strict_namespace_is_loosened_by_its_own_flag_alone() {
+    let strict = json!({"metadata": {"labels": {INJECT_LABEL: "strict"}}});
+    let objects = [&[(NAMESPACE, strict)], &with_secret("kubernetes.io/dockercfg")[..]].concat();
+    let cluster = Cluster::new(&objects);
+    // As one does it again for a secret that has changed.
+    let error = set_up(&cluster.connect(), &words(&["--image-pull-secret"])).await;
+    let error = error.expect_err("refused").to_string();
+    assert!(error.contains("--strict") && error.contains("--loosen"), "{error}");
+    assert_eq!(cluster.writes(), []);
+    for (flag, value) in [("--strict", "strict"), ("--loosen", "enabled")] {
+        let cluster = Cluster::new(&objects);
+        set_up(&cluster.connect(), &words(&[flag])).await.expect("enabled");
+        let label = cluster.state().writes[0].2["metadata"]["labels"][INJECT_LABEL].clone();
+        assert_eq!(label, value);
     }
 }
 
