@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use k8s_openapi::api::core::v1::{LimitRange, Namespace as ApiNamespace, Pod, Secret};
@@ -39,6 +40,9 @@ const WAITING_PER_NAMESPACE: usize = 32;
 
 /// Images of one pod that are read at once: one with thousands takes no more than its part.
 const READS_PER_POD: usize = 8;
+
+/// For the read of a secret that a pod is given beside its own.
+const ADDED_SECRET: Duration = Duration::from_secs(1);
 
 /// Reads what the answer depends on.
 pub struct Lookups {
@@ -261,9 +265,11 @@ impl Lookups {
                 }
             }
         }
-        // The pod did not ask for this one: where it cannot be used, nothing is said and nothing waits.
+        // The pod did not ask for this one: where it cannot be used nothing is said, and it takes no more
+        // than its part of the pod's time.
         if let Some(name) = &needs.added_secret
-            && let Ok(Ok(Some(secret))) = deadline.run(api.get_opt(name)).await
+            && let reading = tokio::time::timeout(ADDED_SECRET, api.get_opt(name))
+            && let Ok(Ok(Ok(Some(secret)))) = deadline.run(reading).await
         {
             let data = secret.data.unwrap_or_default();
             let value = |key: &str| data.get(key).map(|value| value.0.as_slice());
@@ -329,7 +335,6 @@ mod tests {
     async fn images_that_never_come_hold_up_one_namespace_only() {
         use futures_util::poll;
         use std::task::Poll;
-        use std::time::Duration;
         // Accepts by its backlog, and never says a word.
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let registry = silent.local_addr().expect("an address").to_string();
@@ -375,5 +380,27 @@ mod tests {
         assert!(poll!(&mut read("hostile", last)).is_pending());
         drop(waiting);
         assert!(lookups.waiting.lock().expect("sound").is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_the_pod_did_not_ask_for_refuses_nobody() {
+        let mute =
+            tower::service_fn(|request: axum::http::Request<kube::client::Body>| async move {
+                if request.uri().path().ends_with("/slow") {
+                    std::future::pending::<()>().await;
+                }
+                Err::<axum::http::Response<kube::client::Body>, _>(std::io::Error::other("nobody"))
+            });
+        let images = Images::new(crate::image::ImagesConfig::default()).expect("a configuration");
+        let (lookups, _) = Lookups::new(Client::new(mute, "default"), "release".into(), images);
+        let deadline = Deadline::after(Duration::from_secs(600));
+        for name in ["fence-pull", "slow"] {
+            let added = Needs { added_secret: Some(name.into()), ..Needs::default() };
+            let found = lookups.credentials("ns", &added, deadline).await.expect("not refused");
+            assert!(found.0.is_empty() && found.1.is_empty());
+        }
+        // One that it names itself has to be read.
+        let own = Needs { pull_secrets: vec!["fence-pull".into()], ..Needs::default() };
+        assert!(lookups.credentials("ns", &own, deadline).await.is_err());
     }
 }
